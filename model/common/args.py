@@ -1,0 +1,158 @@
+"""Flags that every method has, defined once; names are Spec-Bench's where it has them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from model.common.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _number(convert, low, high, words):
+    def parse(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: {words}")
+        return value
+
+    return parse
+
+
+def at_least(low: int):
+    """Argument type: an integer from `low` on."""
+    return _number(int, low, 2**62, f"an integer of at least {low} is needed")
+
+
+def between(low: float, high: float):
+    """Argument type: a number in [low, high]."""
+    return _number(float, low, high, f"a number from {low:g} to {high:g} is needed")
+
+
+def make_parser(method: str, doc: str, add_args) -> Parser:
+    """The parser of a method's script; add_args(group) adds the flags that only it has."""
+    parser = Parser(
+        prog=f"inference_{method}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group(f"{method}'s own")
+    add_args(group)
+    _add_model(parser.add_argument_group("model and device"))
+    _add_questions(parser.add_argument_group("questions and answers"))
+    _add_decoding(parser.add_argument_group("decoding"))
+    return parser
+
+
+def _add_model(group):
+    group.add_argument("--model-path", required=True, help="target: model directory or hub id")
+    group.add_argument(
+        "--model-id", help="name in file names and tables (default: made from the run)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, default="float16", help="target's precision")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--runtime",
+        choices=("eager", "compile", "cudagraph"),
+        default="eager",
+        help="how a step's forward is run",
+    )
+    group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
+    group.add_argument(
+        "--num-gpus-per-model", type=at_least(1), default=1, help="GPUs one target is spread over"
+    )
+    group.add_argument(
+        "--num-gpus-total",
+        type=at_least(1),
+        default=1,
+        help="GPUs in all; more than one model's: Ray",
+    )
+
+
+def _add_questions(group):
+    group.add_argument(
+        "--bench-name", default="mini_bench", help="folder under data/ with questions"
+    )
+    group.add_argument("--question-file", help="questions elsewhere than data/BENCH/question.jsonl")
+    group.add_argument("--question-begin", type=at_least(0), help="first question, counted from 0")
+    group.add_argument("--question-end", type=at_least(0), help="question to stop before")
+    group.add_argument("--question-ids", help="only these ids, separated by commas")
+    group.add_argument(
+        "--categories", help="only these categories (mt_bench = all two-turn topics)"
+    )
+    group.add_argument("--limit-per-category", type=at_least(1), help="questions per category")
+    group.add_argument("--template", help="FastChat template, or plain (default: the tokenizer's)")
+    group.add_argument("--history", help="answer file whose answers stand in later turns' prompts")
+    group.add_argument("--answer-file", help="default: data/BENCH/model_answer/MODEL_ID.jsonl")
+    group.add_argument("--overwrite", action="store_true", help="replace another run's answer file")
+    group.add_argument("--num-choices", type=at_least(1), default=1, help="answers per question")
+    group.add_argument("--num-runs", type=at_least(1), help="repeat into run_1 ... run_N")
+    group.add_argument(
+        "--paired",
+        action="store_true",
+        help="decode each question with the empty draft too, in alternating order",
+    )
+
+
+def _add_decoding(group):
+    group.add_argument("--max-new-tokens", type=at_least(1), default=1024, help="per turn (tokens)")
+    group.add_argument("--temperature", type=between(0, 100), default=0.0, help="0 is greedy")
+    group.add_argument("--top-p", type=between(1e-6, 1), default=1.0, help="nucleus mass")
+    group.add_argument("--top-k", type=at_least(0), default=0, help="best k tokens; 0 = all")
+    group.add_argument("--seed", type=at_least(0), default=0, help="of the sampled tokens")
+    group.add_argument(
+        "--warmup", type=at_least(0), default=3, help="untimed decodings of the first question"
+    )
+    group.add_argument("--batch-size", type=at_least(1), default=1, help="questions at a time")
+
+
+def check(args) -> None:
+    """Refuse flags that exclude each other."""
+    if args.temperature == 0 and (args.top_p < 1 or args.top_k):
+        raise BadInput("--top-p and --top-k need --temperature above 0")
+    if args.num_gpus_total % args.num_gpus_per_model:
+        raise BadInput(
+            f"--num-gpus-total {args.num_gpus_total} is no multiple of "
+            f"--num-gpus-per-model {args.num_gpus_per_model}"
+        )
+    if args.num_gpus_total > 1 and args.device == "cpu":
+        raise BadInput("--num-gpus-total above 1 and --device cpu exclude each other")
+    if args.num_runs and args.answer_file:
+        raise BadInput("--num-runs chooses the files; it cannot go with --answer-file")
+
+
+def default_model_id(method: str, args) -> str:
+    """NAME-METHOD-DTYPE-temperature-T, in the manner of Spec-Bench's file names."""
+    name = Path(args.model_path.rstrip("/")).name
+    return f"{name}-{method}-{args.dtype}-temperature-{args.temperature}"
+
+
+def answer_path(args, run: int | None = None) -> Path:
+    """Where a run's answers go."""
+    if args.answer_file:
+        return Path(args.answer_file)
+    folder = ROOT / "data" / args.bench_name / "model_answer"
+    if run is not None:
+        folder = folder / f"run_{run}"
+    return folder / f"{args.model_id}.jsonl"
+
+
+def question_path(args) -> Path:
+    """The question file of the bench."""
+    if args.question_file:
+        return Path(args.question_file)
+    return ROOT / "data" / args.bench_name / "question.jsonl"

@@ -1,0 +1,109 @@
+"""Masks for tree rows, and attention that does not copy grouped keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUPED = "specgauge_grouped"  # name in transformers' attention registry
+
+
+def grouped_attention(
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    **kwargs,
+):
+    """SDPA with the query heads of a key-value group folded into rows: [B, H, r, D] -> [B, Hkv, G
+    r, D].
+
+    transformers' own repeats K and V for every group when there is a mask. Masks are per row, [B,
+    1, r, K].
+    """
+    batch, heads, num_rows, dim = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1:
+        query = query.reshape(batch, key.shape[1], groups * num_rows, dim)
+        attention_mask = attention_mask.repeat(1, 1, groups, 1) if num_rows > 1 else attention_mask
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return out.reshape(batch, heads, num_rows, -1).transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make GROUPED known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(GROUPED, grouped_attention)
+    AttentionMaskInterface.register(GROUPED, sdpa_mask)
+
+
+def rows_mask(
+    length: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    known: Tensor | None,
+    view: int,
+    window: int | None,
+) -> Tensor:
+    """Which columns each row may read, [B, r, view] bool: the committed ones, its ancestors and
+    itself.
+
+    length [B] committed columns; slots [B, r] columns of the rows; positions [B, r];
+    known [.., r, r] ancestors, None = a chain; window: sliding attention, measured in positions.
+    """
+    columns = torch.arange(view, device=length.device)
+    if known is None:
+        allowed = columns <= slots.unsqueeze(-1)
+        column_positions = columns.expand(length.shape[0], view)
+    else:
+        num_rows = slots.shape[1]
+        before = columns < length.unsqueeze(-1)  # [B, view]
+        node = columns - length.unsqueeze(-1)
+        inside = (node >= 0) & (node < num_rows)
+        node = node.clamp(0, num_rows - 1)
+        index = node.unsqueeze(1).expand(-1, num_rows, -1)
+        ancestor = known.expand(length.shape[0], num_rows, num_rows).gather(2, index)
+        allowed = before.unsqueeze(1) | (inside.unsqueeze(1) & ancestor)
+        column_positions = torch.where(before, columns, positions.gather(1, node))
+    if window is not None:
+        distance = positions.unsqueeze(-1) - column_positions.unsqueeze(1)
+        allowed = allowed & (distance < window)
+    return allowed
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, r, view] bool -> [B, 1, r, view] additive in the model's dtype.
+
+    Eager attention adds its mask, and SDPA would convert a boolean one again in every layer.
+    """
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, float("-inf")).unsqueeze(1)
+
+
+def mask_kinds(config) -> dict[str, int | None]:
+    """Attention kinds of a model and their windows: {"full_attention": None, "sliding_attention":
+    512}.
+
+    A single entry is passed as one tensor, several as the dict that hybrid models take.
+    """
+    from model.common.errors import BadInput
+
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None)
+    unknown = kinds - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise BadInput(
+            f"model type {config.model_type}: {', '.join(sorted(unknown))} is not supported"
+        )
+    if "sliding_attention" in kinds:
+        return {"full_attention": None, "sliding_attention": window}
+    if kinds or window is None:
+        return {"full_attention": None}
+    return {"sliding_attention": window}

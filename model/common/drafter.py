@@ -1,0 +1,213 @@
+"""The contract between the decoding loop and a method: Draft, Step, Drafter.
+
+A method only guesses: it proposes a tree of candidate tokens and learns from what the target said
+about every row of it. The loop (decode.py) times, accepts, counts and judges.
+
+Row 0 of a step is the root, the last committed token, whose successor is asked for; node i of the
+draft is row i + 1. A chain [a, b] is parents [-1, 0]; two candidates for the next token are parents
+[-1, -1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=512)
+def chain_parents(num_nodes: int, device: torch.device) -> Tensor:
+    """Parents of a chain, [-1, 0, 1, ...]; one object per length, so that `is` tells a chain."""
+    return torch.arange(-1, num_nodes - 1, device=device)
+
+
+@dataclass
+class Draft:
+    """A tree of candidates for the tokens after the last committed one.
+
+    tokens   [B, n] long. -1 is an inert row: it attends as its parents say, never matches, is not
+             counted
+    parents  [n] (one static tree for all rows and steps: pass the same tensor) or [B, n] long;
+             index of the node it continues, -1 = the root. Parents stand before their children.
+    depth    host int, bound on the deepest node that can be committed
+    probs    [B, n, V] or None: the distribution each node was sampled from, given the siblings
+             before it (rejection rules); None = the nodes are point guesses (token matching)
+    probe    [n] bool or None: rows the target reads and that are never committed
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depth: int
+    probs: Tensor | None = None
+    probe: Tensor | None = None
+
+    @classmethod
+    def chain(cls, tokens: Tensor, probs: Tensor | None = None) -> Draft:
+        """One path: tokens [B, n], each continuing the one before. n = 0 is the empty draft."""
+        num_nodes = tokens.shape[1]
+        return cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
+        num_nodes = self.tokens.shape[1]
+        chain = self.parents.dim() == 1 and self.parents is chain_parents(
+            num_nodes, self.tokens.device
+        )
+        return chain and self.probe is None
+
+
+@dataclass
+class Step:
+    """What the target said about the rows of one forward, and what was committed.
+
+    A prefill is a Step too: tokens and path are the right-padded prompt, count its lengths, logits
+    None.
+
+    tokens      [B, 1+n]   root first; inert nodes are -1
+    logits      [B, 1+n, V] (None for a prefill)
+    hidden      {"last": [B, 1+n, H], layer: [B, 1+n, H], ...}, only what Drafter.needs asks for
+    path        [B, 1+depth] committed rows, root first, -1 padded; all -1 for a finished sequence
+    count       [B]        tokens committed by this step, the bonus included; 0 for a finished
+                           sequence
+    next_token  [B]        the new root
+    new_tokens  [B, 1+depth] successor of each committed row; -1 beyond count
+    host_ids    the committed ids as lists, read from the device once per step by the loop
+    max_committed  host int: the longest sequence's committed length, root included
+    prompt_topk [B, P, k]  best k ids after every prompt position (prefill, when asked for)
+    """
+
+    tokens: Tensor
+    logits: Tensor | None
+    hidden: dict
+    path: Tensor
+    count: Tensor
+    next_token: Tensor
+    new_tokens: Tensor
+    host_ids: list[list[int]]
+    max_committed: int
+    prompt_topk: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a drafter reads of the target; nothing else is computed.
+
+    hidden       names of hidden states: "last" (after the final norm) or i (the input of decoder
+                 layer i)
+    prompt_topk  best k next ids after every prompt position
+    """
+
+    hidden: tuple = ()
+    prompt_topk: int = 0
+
+
+class Drafter:
+    """One method for B sequences. It never measures time, decodes text or decides acceptance.
+
+    reads_per_step  device-to-host copies inside propose(); more than 0 has to be declared here
+    """
+
+    needs = Needs()
+    reads_per_step = 0
+
+    def start(self, prefill: Step, max_lengths: list[int], sampler) -> None:
+        """Forget the previous sequences; max_lengths bound prompt + answer of each (tokens)."""
+
+    def warm(self, capacity: int) -> None:
+        """Compile or capture its own models' shapes for a run of this many columns."""
+
+    def propose(self) -> Draft:
+        """Guess what follows the root of each sequence."""
+        raise NotImplementedError
+
+    def observe(self, step: Step) -> None:
+        """Learn from a step: all rows' logits and hidden states, and what was committed."""
+
+
+class EmptyDrafter(Drafter):
+    """Guesses nothing: with it the loop is the autoregressive baseline."""
+
+    def start(self, prefill, max_lengths, sampler):
+        self.draft = Draft.chain(prefill.tokens.new_empty(prefill.tokens.shape[0], 0))
+
+    def propose(self):
+        return self.draft
+
+
+@dataclass
+class Guess:
+    """A draft of one sequence as lists; parents None = a chain, depth = the deepest node's."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] | None = None
+    depth: int = 0
+
+
+class SequenceDrafter:
+    """A method that works on the token lists of one sequence; PerSequence lifts it to B."""
+
+    def start(self, ids: list[int]) -> None:
+        """A new sequence: the prompt's ids and the first generated one."""
+
+    def propose(self) -> list[int] | Guess:
+        """A chain as a list, or a tree as a Guess."""
+        raise NotImplementedError
+
+    def observe(self, ids: list[int]) -> None:
+        """Ids committed by the last step."""
+
+
+class PerSequence(Drafter):
+    """Lifts one-sequence drafters to a batch: one object per row, one copy to the device per step.
+
+    pad_to: nodes per non-empty draft, for runtimes that want static shapes; None = as many as there
+    are.
+    """
+
+    def __init__(self, make, pad_to: int | None = None):
+        self.make = make
+        self.pad_to = pad_to
+        self.rows: list[SequenceDrafter] = []
+
+    def start(self, prefill, max_lengths, sampler):
+        self.device = prefill.tokens.device
+        while len(self.rows) < len(prefill.host_ids):
+            self.rows.append(self.make())
+        self.active = self.rows[: len(prefill.host_ids)]
+        for row, ids in zip(self.active, prefill.host_ids):
+            row.start(ids)
+
+    def propose(self):
+        guesses = [self._as_guess(row.propose()) for row in self.active]
+        num_nodes = max(len(guess.tokens) for guess in guesses)
+        if num_nodes and self.pad_to:
+            num_nodes = max(num_nodes, self.pad_to)
+        tokens = [guess.tokens + [-1] * (num_nodes - len(guess.tokens)) for guess in guesses]
+        tokens = torch.tensor(tokens, dtype=torch.long, device=self.device)
+        tokens = tokens.view(len(guesses), num_nodes)
+        if all(guess.parents is None for guess in guesses):
+            return Draft.chain(tokens)
+        parents = [self._padded_parents(guess, num_nodes) for guess in guesses]
+        parents = torch.tensor(parents, dtype=torch.long, device=self.device)
+        return Draft(tokens, parents, max(guess.depth for guess in guesses))
+
+    def observe(self, step):
+        for row, ids in zip(self.active, step.host_ids):
+            if ids:
+                row.observe(ids)
+
+    @staticmethod
+    def _as_guess(proposal) -> Guess:
+        if isinstance(proposal, Guess):
+            return proposal
+        return Guess(proposal, None, len(proposal))
+
+    @staticmethod
+    def _padded_parents(guess: Guess, num_nodes: int) -> list[int]:
+        parents = guess.parents
+        if parents is None:
+            parents = list(range(-1, len(guess.tokens) - 1))
+        return parents + [-1] * (num_nodes - len(parents))

@@ -1,0 +1,115 @@
+"""Keys and values of all layers in one preallocated tensor.
+
+A step writes its rows after the committed ones; committing a path is one gather over the whole
+tensor, and none where the path is a prefix of the rows. Views have bucketed lengths so that shapes
+repeat.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.common.errors import BadInput
+
+
+class KVCache:
+    """What a transformers model sees as past_key_values: it calls update() once per layer.
+
+    length  [B] committed rows per sequence, on the device
+    slots   [B, r] where the forward in progress writes
+    view    how many columns it attends to
+    """
+
+    def __init__(self, layer_devices: list, batch: int, capacity: int):
+        self.batch, self.capacity = batch, capacity
+        self.layer_devices = layer_devices
+        self.storage: list[Tensor] = []  # one per device, [layers there, 2, B, H, capacity, D]
+        self.place: list[tuple[int, int]] = []  # layer -> (storage, index in it)
+        self.length = torch.zeros(batch, dtype=torch.long, device=layer_devices[0])
+        self.slots, self.view = None, 0
+
+    def _allocate(self, key: Tensor, value: Tensor, layer: int) -> None:
+        if key.shape != value.shape:
+            raise BadInput(
+                f"layer {layer}: keys {tuple(key.shape)} and values {tuple(value.shape)} differ in "
+                "shape; such attention is not supported"
+            )
+        devices = list(dict.fromkeys(self.layer_devices))
+        counts = [0] * len(devices)
+        for device in self.layer_devices:
+            which = devices.index(device)
+            self.place.append((which, counts[which]))
+            counts[which] += 1
+        _, heads, _, dim = key.shape
+        shape = (2, self.batch, heads, self.capacity, dim)
+        self.storage = [
+            torch.zeros((count, *shape), dtype=key.dtype, device=device)
+            for count, device in zip(counts, devices)
+        ]
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
+        """Write rows [B, H, r, D] at their slots; return the layer's viewed keys and values."""
+        if not self.storage:
+            self._allocate(key, value, layer)
+        which, index = self.place[layer]
+        keys, values = self.storage[which][index].unbind(0)
+        slots = self.slots if self.slots.device == key.device else self.slots.to(key.device)
+        if self.batch == 1:
+            keys.index_copy_(2, slots[0], key)
+            values.index_copy_(2, slots[0], value)
+        else:
+            batch = torch.arange(self.batch, device=key.device).view(-1, 1, 1)
+            heads = torch.arange(key.shape[1], device=key.device).view(1, -1, 1)
+            place = (batch, heads, slots.unsqueeze(1))
+            keys.index_put_(place, key)
+            values.index_put_(place, value)
+        return keys[:, :, : self.view], values[:, :, : self.view]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Unused by what we compute (masks and positions are given), but asked for."""
+        return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        return self.view, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self.layer_devices)
+
+    def commit(self, path: Tensor, count: Tensor, moves: bool = True) -> None:
+        """Keep the rows of path [B, m] (-1 padded) behind the committed ones; count [B] of them.
+
+        moves=False: the path is 0, 1, 2, ..., its rows stand where they belong.
+        """
+        if moves:
+            target = self.length.unsqueeze(1) + torch.arange(path.shape[1], device=path.device)
+            source = torch.where(path >= 0, self.length.unsqueeze(1) + path, target)
+            for storage in self.storage:
+                self._move(storage, source.to(storage.device), target.to(storage.device))
+        self.length.add_(count)
+
+    def _move(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
+        if self.batch == 1:
+            storage.index_copy_(4, target[0], storage.index_select(4, source[0]))
+            return
+        rows = torch.arange(self.batch, device=storage.device).unsqueeze(1)
+        by_slot = storage.permute(2, 4, 0, 1, 3, 5)  # [B, capacity, ...]
+        by_slot[rows, target] = by_slot[rows, source]
+
+    def reset(self) -> None:
+        """Forget everything; zeroed, because a NaN behind the mask would leak through 0 * NaN."""
+        self.length.zero_()
+        for storage in self.storage:
+            storage.zero_()
+
+    def grow(self, capacity: int) -> None:
+        """Make room for at least `capacity` columns, keeping what is there."""
+        old, self.capacity = self.capacity, capacity
+        for i, storage in enumerate(self.storage):
+            grown = storage.new_zeros((*storage.shape[:4], capacity, storage.shape[5]))
+            grown[..., :old, :] = storage
+            self.storage[i] = grown

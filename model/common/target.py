@@ -1,0 +1,243 @@
+"""The target (and any draft model): transformers' own class behind one forward over tree rows.
+
+The model class is unmodified; it is given a 4-D mask, explicit positions and our cache. The runtime
+decides how a step's forward is run: eager, torch.compile, or captured in CUDA graphs. A prefill is
+always eager.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from model.common import tree
+from model.common.attention import additive, mask_kinds, rows_mask
+from model.common.drafter import Draft, Needs
+from model.common.errors import BadInput
+from model.common.kv_cache import KVCache
+from model.common.runtime import make_runtime
+
+PREFILL_CHUNK = 2048  # rows per prefill forward
+EAGER_BUCKET = 64  # columns: views are multiples of it
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+STATIC_BUCKET = 256  # columns: views are powers of two from it
+
+
+class Prefilled(NamedTuple):
+    """logits [B, V] after each prompt; hidden {name: [B, P, H]}; topk [B, P, k] or None."""
+
+    logits: Tensor
+    hidden: dict
+    topk: Tensor | None
+
+
+class Target:
+    """A causal language model that reads chains and trees of rows after a cached prefix."""
+
+    def __init__(self, model, runtime: str = "eager"):
+        self.model = model.eval()
+        self.config = model.config.get_text_config()
+        self.device = model.device
+        self.dtype = model.dtype
+        self.vocab_size = self.config.vocab_size
+        self.kinds = mask_kinds(self.config)
+        self.runtime = make_runtime(runtime, self._rows)
+        self.cache: KVCache | None = None
+        self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether a new row count or view costs a compilation or capture."""
+        return self.runtime.static_shapes
+
+    @property
+    def context(self) -> int | None:
+        """Positions the model was built for, None = unbounded."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def view(self, needed: int) -> int:
+        """Columns to attend to when `needed` are in use: the bucket above."""
+        if not self.static_shapes:
+            return min(-(-needed // EAGER_BUCKET) * EAGER_BUCKET, self.cache.capacity)
+        bucket = STATIC_BUCKET
+        while bucket < needed:
+            bucket *= 2
+        return min(bucket, self.cache.capacity)
+
+    def _new_cache(self, batch: int, capacity: int) -> KVCache:
+        devices = [self.device] * self.config.num_hidden_layers
+        if getattr(self.model, "hf_device_map", None):
+            layers = self.model.get_decoder().layers
+            devices = [next(layer.parameters()).device for layer in layers]
+        return KVCache(devices, batch, capacity)
+
+    def reserve(self, batch: int, capacity: int) -> None:
+        """Have a cache of at least this size; kept between questions: a new one recompiles."""
+        capacity = -(-capacity // STATIC_BUCKET) * STATIC_BUCKET
+        if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
+            self.cache = None  # free before allocating
+            self.cache = self._new_cache(batch, capacity)
+            self.runtime.forget()
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor, lengths: list[int], capacity: int, needs: Needs) -> Prefilled:
+        """Read right-padded prompts ids [B, P] into an emptied cache of `capacity` columns."""
+        batch, longest = ids.shape
+        self.reserve(batch, max(capacity, longest))
+        cache = self.cache
+        cache.reset()
+        logits = ids.new_empty(0)
+        pieces, best = [], []
+        for begin in range(0, longest, PREFILL_CHUNK):
+            chunk = ids[:, begin : begin + PREFILL_CHUNK]
+            end = begin + chunk.shape[1]
+            cache.length.fill_(begin)
+            last = [n - 1 - begin if begin < n <= end else 0 for n in lengths]
+            rows = "all" if needs.prompt_topk else torch.tensor(last, device=self.device)
+            scores, hidden = self._rows(
+                chunk, None, None, end, rows if needs.prompt_topk else rows.unique(), needs.hidden
+            )
+            if needs.prompt_topk:
+                best.append(scores.topk(needs.prompt_topk, dim=-1).indices)
+                picked = torch.tensor(last, device=self.device)
+            else:
+                picked = torch.searchsorted(rows.unique(), rows)
+            scores = scores[torch.arange(batch, device=self.device), picked]
+            here = torch.tensor([begin < n <= end for n in lengths], device=self.device)
+            logits = scores if begin == 0 else torch.where(here.unsqueeze(1), scores, logits)
+            pieces.append(hidden)
+        cache.length.copy_(torch.tensor(lengths))
+        joined = {name: torch.cat([piece[name] for piece in pieces], 1) for name in needs.hidden}
+        return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
+
+    @torch.inference_mode()
+    def forward(self, root: Tensor, draft: Draft, max_committed: int, hidden: tuple = ()):
+        """Read root [B] and the draft's rows after the cached prefix.
+
+        max_committed: host int, the longest sequence's length with its root.
+        Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}); with CUDA graphs both are
+        overwritten by the next forward of the same shape.
+        """
+        tokens = torch.cat([root.unsqueeze(1), draft.tokens.clamp(min=0)], 1)
+        known = depths = None
+        if not draft.is_chain:
+            _, known, depths = tree.layout(draft)
+        return self.read(tokens, known, depths, max_committed - 1 + tokens.shape[1], hidden)
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor, known, depths, needed: int, hidden: tuple = ()):
+        """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns."""
+        if needed > self.cache.capacity:
+            self.cache.grow(-(-needed // STATIC_BUCKET) * STATIC_BUCKET)
+            self.runtime.forget()
+        if self.static_shapes:
+            shape = (tokens.shape, known is None or known.shape, hidden)
+            self.seen.setdefault(shape, (tokens, known, depths, hidden))
+        return self.runtime(tokens, known, depths, self.view(needed), "all", hidden)
+
+    @torch.inference_mode()
+    def warm(self, capacity: int) -> None:
+        """Compile or capture every shape seen so far in every bucket up to `capacity` columns."""
+        for tokens, known, depths, hidden in self.seen.values():
+            view = 0
+            while view < min(self.view(capacity), self.cache.capacity):
+                view = self.view(view + 1)
+                self.cache.length.zero_()
+                self.runtime(tokens, known, depths, view, "all", hidden)
+
+    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple):
+        """The forward itself. keep: "all" rows' logits, or a tensor of row indices."""
+        cache = self.cache
+        num_rows = tokens.shape[1]
+        offsets = torch.arange(num_rows, device=tokens.device)
+        cache.slots = cache.length.unsqueeze(1) + offsets
+        cache.view = view
+        positions = cache.slots if depths is None else cache.length.unsqueeze(1) + depths
+        masks = {
+            kind: additive(
+                rows_mask(cache.length, cache.slots, positions, known, view, window), self.dtype
+            )
+            for kind, window in self.kinds.items()
+        }
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if isinstance(keep, str) else keep,
+            output_hidden_states=bool(hidden),
+        )
+        states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
+        return out.logits, states
+
+
+def load_target(path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1) -> Target:
+    """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map."""
+    model = load_model(path, dtype, device, num_gpus)
+    return Target(model, runtime)
+
+
+def torch_device(name: str) -> torch.device:
+    """Device of auto, cpu, cuda or cuda:1; CUDA asked for and absent is bad input."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"--device {name}: this PyTorch sees no CUDA device")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def attention_name(config) -> str:
+    """Grouped SDPA, or eager attention where soft caps or sinks rule SDPA out."""
+    from model.common.attention import GROUPED
+
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) or text.model_type in ("gpt_oss",):
+        return "eager"
+    return GROUPED
+
+
+def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
+    """transformers' AutoModelForCausalLM; every failure is one line of BadInput."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from model.common.attention import register
+
+    check_model_path(path)
+    where = torch_device(device)
+    register()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        place = {"": where} if num_gpus == 1 else "auto"
+        if num_gpus > 1:
+            limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention_name(config),
+            device_map=place,
+            max_memory=limits if num_gpus > 1 else None,
+        )
+    except LOAD_ERRORS as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise BadInput(f"{path}: cannot be loaded: {lines[0] if lines else error!r}") from error
+    return model.eval()
+
+
+def check_model_path(path: str) -> None:
+    """Refuse a missing path or one without config.json before transformers asks a hub."""
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")):
+            raise BadInput(f"{path}: not a model directory (no config.json)")
+    elif os.path.exists(path):
+        raise BadInput(f"{path}: not a directory")
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise BadInput(f"{path}: no such model directory")

@@ -1,0 +1,148 @@
+"""A draft model's chain. Its cache trails the committed sequence by two tokens.
+
+After a full accept the draft model has not read its own last token, else only the new root is
+unread; so every proposal begins by reading the last two committed tokens, which keeps the shapes
+the same.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from model.common.drafter import Draft, Drafter, Needs, chain_parents
+from model.common.errors import BadInput
+from model.common.sampling import draw
+from model.common.target import Target, load_target
+
+
+class SpSDrafter(Drafter):
+    """Draft length per row: constant, heuristic (+2 / -1, reset each turn) or by confidence.
+
+    draft        the draft model as a Target, on any device
+    confidence   the schedule ends a row's draft after the first token whose draft probability is
+                 below it; that token stays in the draft, so the choice to go on never looks at the
+                 token it admits
+    """
+
+    def __init__(
+        self, draft: Target, target: Target, schedule: str, num_draft: int, confidence: float
+    ):
+        self.draft, self.schedule = draft, schedule
+        self.num_draft, self.confidence = num_draft, confidence
+        self.vocab_size = target.vocab_size
+        self.static_shapes = target.static_shapes
+        self.reads_per_step = num_draft if schedule == "confidence" else 0
+
+    def start(self, prefill, max_lengths, sampler):
+        self.sampler = sampler
+        self.device = prefill.tokens.device
+        ids = prefill.tokens.clamp(min=0).to(self.draft.device)
+        lengths = [len(row) - 1 for row in prefill.host_ids]
+        self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, Needs())
+        self.length = self.draft.cache.length - 1  # of what is read and stays read, [B]
+        pairs = [row[-2:] for row in prefill.host_ids]
+        self.last_two = torch.tensor(pairs, device=self.draft.device)
+        self.planned = [self.num_draft] * len(pairs)
+        self.committed = prefill.max_committed
+        self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
+
+    def warm(self, capacity):
+        self.draft.warm(capacity + self.num_draft)
+
+    def propose(self):
+        self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
+        longest = max(self.planned if self.static_shapes else self.lengths)
+        cache = self.draft.cache
+        cache.length.copy_(self.length)
+        tokens, probs = [], []
+        unread = self.last_two
+        alive = None  # rows whose draft goes on, confidence schedule only
+        for node in range(longest):
+            logits, _ = self.draft.read(unread, None, None, self.committed + node)
+            cache.length.add_(unread.shape[1])
+            token, distribution, sure = self._choose(logits[:, -1], node)
+            tokens.append(token if alive is None else token.masked_fill(~alive, -1))
+            probs.append(distribution)
+            unread = token.unsqueeze(1)
+            if self.schedule == "confidence":
+                alive = sure if alive is None else alive & sure
+                if not alive.any():
+                    break
+        return self._as_draft(tokens, probs)
+
+    def _choose(self, logits, node: int):
+        """(token [B], its distribution [B, V] or None, whether it is likely enough [B])."""
+        logits = _to_width(logits, self.vocab_size)
+        if self.sampler.greedy:
+            token, distribution = logits.argmax(-1), None
+            likely = logits.float().softmax(-1) if self.schedule == "confidence" else None
+        else:
+            distribution = likely = self.sampler.warp(logits)
+            uniform = self.sampler.uniform(1, 1, first=node).squeeze(1).to(logits.device)
+            token = draw(distribution, uniform)
+        sure = None
+        if self.schedule == "confidence":
+            sure = likely.gather(1, token.unsqueeze(1)).squeeze(1) >= self.confidence
+        return token, distribution, sure
+
+    def _as_draft(self, tokens, probs) -> Draft:
+        """Rows shorter than the longest end in inert nodes; static runtimes round the length up."""
+        batch, num_nodes = len(self.lengths), len(tokens)
+        if not tokens:
+            return Draft.chain(torch.empty(batch, 0, dtype=torch.long, device=self.device))
+        chain = torch.stack(tokens, 1).to(self.device)
+        if min(self.lengths) < num_nodes:
+            limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
+            chain = chain.masked_fill(torch.arange(num_nodes, device=self.device) >= limits, -1)
+        width = num_nodes
+        if self.static_shapes and self.schedule != "constant":
+            width = 1 << (num_nodes - 1).bit_length()
+            chain = torch.nn.functional.pad(chain, (0, width - num_nodes), value=-1)
+        if probs[0] is None:
+            return Draft.chain(chain)
+        stacked = torch.stack(probs, 1).to(self.device)
+        stacked = torch.nn.functional.pad(stacked, (0, 0, 0, width - num_nodes))
+        return Draft(chain, chain_parents(width, chain.device), width, stacked)
+
+    def observe(self, step):
+        count = step.count.to(self.draft.device)
+        new = step.new_tokens.to(self.draft.device)
+        self.length = (self.length + count) * (count > 0)  # a finished row stays at column 0
+        line = torch.cat([self.last_two[:, 1:], new], 1)  # root, then the committed tokens
+        place = torch.stack([count - 1, count], 1).clamp(min=0)
+        pair = line.gather(1, place)
+        self.last_two = torch.where((count > 0).unsqueeze(1), pair, self.last_two)
+        self.committed = step.max_committed
+        for row, ids in enumerate(step.host_ids):
+            self.room[row] -= len(ids)
+            if self.schedule == "heuristic" and ids:
+                full = len(ids) - 1 == self.lengths[row]
+                planned = self.planned[row]
+                self.planned[row] = planned + 2 if full else max(1, planned - 1)
+
+
+def _to_width(logits, width: int):
+    """Cut or pad with -inf to the target's vocabulary (padded vocabularies differ)."""
+    missing = width - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :width]
+    return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
+
+
+def load_draft_model(args, target: Target) -> Target:
+    """The draft model in the target's dtype and runtime; one with other token ids is refused."""
+    from model.common.prompts import load_tokenizer
+    from model.common.target import check_model_path
+
+    check_model_path(args.drafter_path)
+    own = load_tokenizer(args.drafter_path).get_vocab()
+    wanted = load_tokenizer(args.model_path).get_vocab()
+    if own != wanted:
+        token = next(t for t in {**wanted, **own} if own.get(t) != wanted.get(t))
+        raise BadInput(
+            f"--drafter-path: the vocabulary of {args.drafter_path} ({len(own)} tokens) is not "
+            f"that of {args.model_path} ({len(wanted)} tokens): {token!r} is {own.get(token)} in "
+            f"the first and {wanted.get(token)} in the second"
+        )
+    device = args.drafter_device or str(target.device)
+    return load_target(args.drafter_path, args.dtype, device, args.runtime)

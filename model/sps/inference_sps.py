@@ -1,0 +1,42 @@
+"""SpS: a small draft model proposes a chain, the target verifies it.
+
+Source: Leviathan, Kalman, Matias, arXiv 2211.17192; Chen et al., arXiv 2302.01318
+Run:    python -m model.sps.inference_sps --model-path lmsys/vicuna-7b-v1.3 --drafter-path
+        double7/vicuna-68m
+"""
+
+from model.common.args import at_least, between
+from model.common.eval import main
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    parser.add_argument("--drafter-path", required=True, help="draft model: directory or hub id")
+    parser.add_argument(
+        "--drafter-device", help="where the draft model sits (default: the target's)"
+    )
+    parser.add_argument(
+        "--num-draft", type=at_least(1), default=5, help="draft length, the first one or the bound"
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=("constant", "heuristic", "confidence"),
+        default="heuristic",
+        help="constant: num-draft; heuristic: +2 after a full accept, else -1, anew each turn; "
+        "confidence: stop after a token below the threshold",
+    )
+    parser.add_argument(
+        "--confidence", type=between(0, 1), default=0.4, help="threshold of the confidence schedule"
+    )
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.sps.drafter import SpSDrafter, load_draft_model
+
+    draft = load_draft_model(args, target)
+    return SpSDrafter(draft, target, args.schedule, args.num_draft, args.confidence)
+
+
+if __name__ == "__main__":
+    main("sps", __doc__, add_args, build)

@@ -1,0 +1,85 @@
+"""transformers' generate() as an engine, the baseline of most published speedups."""
+
+from __future__ import annotations
+
+import torch
+
+from model.common.clock import now
+from model.common.decode import StopRules, Turn, check_lengths
+from model.common.errors import BadInput
+
+
+def check(args) -> None:
+    """Refuse what generate() cannot do the same way."""
+    if args.batch_size != 1:
+        raise BadInput("--engine hf decodes one sequence at a time; --batch-size must be 1")
+    if args.runtime != "eager":
+        raise BadInput("--engine hf runs transformers as it is; --runtime must be eager")
+    if args.paired:
+        raise BadInput(
+            "--engine hf cannot be --paired: the baseline would be timed by another loop"
+        )
+
+
+class _Times:
+    """A stopping criterion that never stops; its first call tells when the first token stood."""
+
+    def __init__(self, device):
+        self.device, self.first = device, None
+
+    def __call__(self, ids, scores, **_):
+        if self.first is None:
+            self.first = now(self.device)
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+
+@torch.inference_mode()
+def generate(
+    target, drafter, prompts, sampler, seeds, stop: StopRules, max_new_tokens, typical=None
+):
+    """decode.generate's signature over model.generate; phases are not known, a token is a step."""
+    from transformers import StoppingCriteriaList
+
+    model, device = target.model, target.device
+    target.model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    turns = []
+    for ids, seed in zip(prompts, seeds):
+        limit = check_lengths(target, [ids], [max_new_tokens])[0]
+        inputs = torch.tensor([ids], device=device)
+        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if not sampler.greedy:
+            torch.manual_seed(seed)
+            options = {
+                "do_sample": True,
+                "temperature": sampler.temperature,
+                "top_p": sampler.top_p,
+                "top_k": sampler.top_k,
+            }
+        times = _Times(device)
+        begin = now(device)
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=limit,
+            eos_token_id=sorted(stop.eos_ids) or None,
+            pad_token_id=min(stop.eos_ids, default=0),
+            stopping_criteria=StoppingCriteriaList([times]),
+            **options,
+        )
+        end = now(device)
+        new = output[0, len(ids) :].tolist()
+        kept, reason = stop.cut(new, len(new), limit)
+        steps = kept - 1
+        turns.append(
+            Turn(
+                output_ids=new[:kept],
+                finish_reason=reason or "length",
+                prefill_s=(times.first or end) - begin,
+                wall_s=end - begin,
+                accept_lengths=[1] * steps,
+                drafted=[0] * steps,
+                depth=[0] * steps,
+                phase_s={},
+            )
+        )
+    return turns
