@@ -87,6 +87,38 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~allowed, float("-inf")).unsqueeze(1)
 
 
+class SuffixMasks:
+    """Masks of one sequence whose length the host knows: zeros, then the rows' own block.
+
+    The block of a chain or of a static tree is kept, so that a step's mask is one operation. slack:
+    most columns that a view has beyond the rows.
+    """
+
+    def __init__(self, dtype: torch.dtype, slack: int):
+        self.dtype, self.slack = dtype, slack
+        # rows of a chain, or id of a static tree's ancestors -> (those, block)
+        self.blocks: dict = {}
+
+    def __call__(self, known, num_rows: int, start: int, view: int, device) -> Tensor:
+        """Mask [1, 1, r, view] of rows from column start on; known as in rows_mask."""
+        key = num_rows if known is None else id(known)
+        found = self.blocks.get(key)
+        if found is None or found[0] is not known:
+            found = (known, self._block(known, num_rows, device))
+            if known is None or known.dim() == 2:
+                if len(self.blocks) >= 256:
+                    self.blocks.clear()
+                self.blocks[key] = found
+        block = found[1][..., : view - start]
+        return torch.nn.functional.pad(block, (start, 0))
+
+    def _block(self, known, num_rows: int, device) -> Tensor:
+        if known is None:
+            known = torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril()
+        allowed = known.reshape(1, num_rows, num_rows)
+        return additive(torch.nn.functional.pad(allowed, (0, self.slack)), self.dtype)
+
+
 def mask_kinds(config) -> dict[str, int | None]:
     """Attention kinds of a model and their windows: {"full_attention": None, "sliding_attention":
     512}.

@@ -8,6 +8,7 @@ the drafter observes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -140,7 +141,10 @@ def generate(
     typical: (epsilon, delta) of the lossy rule; None = the exact rule that fits sampler and draft.
     """
     device = target.device
-    limits = check_lengths(target, prompts, [max_new_tokens] * len(prompts))
+    num_idle = target.idle_rows(len(prompts))
+    limits = check_lengths(target, prompts, [max_new_tokens] * len(prompts)) + [1] * num_idle
+    prompts = prompts + [[0]] * num_idle  # ends with the prefill's token
+    seeds = seeds + [0] * num_idle
     rows = _Rows(prompts, limits, stop)
     target.reserve(len(prompts), max(rows.max_lengths) + 1)
     begin = now(device)
@@ -169,7 +173,7 @@ def generate(
     for turn in rows.turns:
         steps = len(turn.accept_lengths)
         turn.phase_s = {phase: times[:steps] for phase, times in seconds.items()}
-    return rows.turns
+    return rows.turns[: len(prompts) - num_idle]
 
 
 def _prefill(target, drafter, rows: _Rows, sampler) -> torch.Tensor:
@@ -212,48 +216,60 @@ def _step(target, drafter, rows: _Rows, sampler, clock, root, alive, typical) ->
     logits, hidden = target.forward(root, draft, rows.longest(), drafter.needs.hidden)
     clock.mark("commit")
     accepted = verify.choose(sampler, draft, typical)(logits)
-    path, tokens, count = accepted
+    following = accepted.last
     if alive is not None:
-        count = torch.where(alive, count, 0)
-        path = path.masked_fill(~alive.unsqueeze(1), -1)
-        tokens = tokens.masked_fill(~alive.unsqueeze(1), -1)
-    target.cache.commit(path, count, moves=not draft.is_chain)
-    sampler.advance(count)
-    last = tokens.gather(1, (count - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
-    following = torch.where(count > 0, last, root)
-    host_ids = _record(rows, draft, count, tokens)
+        accepted = accepted.only(alive)
+        following = torch.where(alive, following, root)
+    path = None if draft.is_chain else accepted.path
+    target.cache.commit(path, accepted.count)
+    sampler.advance(accepted.count)
+    host_ids = _record(rows, draft, accepted)
     if any(rows.alive):
         clock.mark("draft")
         drafter.observe(
-            Step(
-                tokens=torch.cat([root.unsqueeze(1), draft.tokens], 1),
-                logits=logits,
-                hidden=hidden,
-                path=path,
-                count=count,
-                next_token=following,
-                new_tokens=tokens,
-                host_ids=host_ids,
-                max_committed=rows.longest(),
-            )
+            LoopStep(root, draft, logits, hidden, accepted, following, host_ids, rows.longest())
         )
     clock.end_step()
     return following
 
 
-def _record(rows: _Rows, draft: Draft, count, tokens) -> list[list[int]]:
+class LoopStep(Step):
+    """A Step whose padded tensors are made when a drafter asks for them."""
+
+    def __init__(
+        self, root, draft, logits, hidden, accepted, next_token, host_ids, max_committed: int
+    ):
+        self.root, self.draft, self.accepted = root, draft, accepted
+        self.logits, self.hidden, self.count = logits, hidden, accepted.count
+        self.next_token, self.host_ids, self.max_committed = next_token, host_ids, max_committed
+        self.prompt_topk = None
+
+    @cached_property
+    def tokens(self):
+        return torch.cat([self.root.unsqueeze(1), self.draft.tokens], 1)
+
+    @cached_property
+    def path(self):
+        return self.accepted.path
+
+    @cached_property
+    def new_tokens(self):
+        return self.accepted.tokens
+
+
+def _record(rows: _Rows, draft: Draft, accepted) -> list[list[int]]:
     """The step's one copy to the host: committed ids per row, cut by the stop rules."""
-    real = draft.tokens >= 0
-    if draft.probe is not None:
-        real = real & ~draft.probe
-    packed = torch.cat([count.unsqueeze(1), real.sum(1, keepdim=True), tokens], 1).tolist()
+    nodes = draft.tokens if draft.probe is None else draft.tokens.masked_fill(draft.probe, -1)
+    packed = torch.cat([accepted.count.unsqueeze(1), accepted.successors, nodes], 1).tolist()
+    width = accepted.successors.shape[1]
     host_ids = []
-    for row, (committed, drafted, *ids) in enumerate(packed):
+    for row, (committed, *ids) in enumerate(packed):
+        nodes = ids[width:]
         ids = ids[:committed]
         host_ids.append(ids)
         if rows.alive[row]:
             turn = rows.turns[row]
             turn.accept_lengths.append(rows.add(row, ids))
-            turn.drafted.append(drafted)
+            turn.drafted.append(len(nodes) - nodes.count(-1))
             turn.depth.append(draft.depth)
     return host_ids

@@ -52,11 +52,8 @@ class Draft:
     @property
     def is_chain(self) -> bool:
         """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
-        num_nodes = self.tokens.shape[1]
-        chain = self.parents.dim() == 1 and self.parents is chain_parents(
-            num_nodes, self.tokens.device
-        )
-        return chain and self.probe is None
+        parents = chain_parents(self.tokens.shape[1], self.tokens.device)
+        return self.parents is parents and self.probe is None
 
 
 @dataclass
@@ -116,6 +113,10 @@ class Drafter:
     def start(self, prefill: Step, max_lengths: list[int], sampler) -> None:
         """Forget the previous sequences; max_lengths bound prompt + answer of each (tokens)."""
 
+    def shapes(self) -> list[tuple[int, Tensor | None]]:
+        """(nodes, static parents or None for a chain) of the drafts to compile or capture ahead."""
+        return []
+
     def warm(self, capacity: int) -> None:
         """Compile or capture its own models' shapes for a run of this many columns."""
 
@@ -129,6 +130,9 @@ class Drafter:
 
 class EmptyDrafter(Drafter):
     """Guesses nothing: with it the loop is the autoregressive baseline."""
+
+    def shapes(self):
+        return [(0, None)]
 
     def start(self, prefill, max_lengths, sampler):
         self.draft = Draft.chain(prefill.tokens.new_empty(prefill.tokens.shape[0], 0))
@@ -171,6 +175,9 @@ class PerSequence(Drafter):
         self.make = make
         self.pad_to = pad_to
         self.rows: list[SequenceDrafter] = []
+
+    def shapes(self):
+        return [(0, None), (self.pad_to, None)] if self.pad_to else []
 
     def start(self, prefill, max_lengths, sampler):
         self.device = prefill.tokens.device

@@ -29,6 +29,9 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
         message = " ".join(str(error).split())
         print(f"{parser.prog}: {message}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(130)
     if failed:
         print(
             f"{parser.prog}: {failed} questions failed, see `error` in the answers", file=sys.stderr
@@ -90,6 +93,7 @@ class Bench:
         self.target = load_target(
             args.model_path, args.dtype, args.device, args.runtime, args.num_gpus_per_model
         )
+        self.target.static_batch = args.batch_size
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
         self.sampler = Sampler(args.temperature, args.top_k, args.top_p)
         self.drafter = build(args, self.target)
@@ -151,10 +155,11 @@ class Bench:
                         drafter, [q["turns"] for q in group], [[]] * len(group), [0] * len(group)
                     )
             if self.args.warmup and self.target.static_shapes:
-                self.target.warm(capacity + 1)
-                self.drafter.warm(capacity + 1)
-        except BadInput:
-            return  # the question will fail, and be recorded, when its turn comes
+                for drafter in filter(None, (self.drafter, self.baseline)):
+                    self.target.warm(capacity + 1, drafter.shapes(), drafter.needs.hidden)
+                    drafter.warm(capacity + 1)
+        except Exception:  # the question fails again when its turn comes, and is recorded then
+            return
 
     def _decode(self, drafter, turns, answers, seeds) -> list:
         prompts = [self.prompter.render(t, a) for t, a in zip(turns, answers)]

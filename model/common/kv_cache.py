@@ -80,12 +80,12 @@ class KVCache:
     def is_sliding(self) -> list[bool]:
         return [False] * len(self.layer_devices)
 
-    def commit(self, path: Tensor, count: Tensor, moves: bool = True) -> None:
+    def commit(self, path: Tensor | None, count: Tensor) -> None:
         """Keep the rows of path [B, m] (-1 padded) behind the committed ones; count [B] of them.
 
-        moves=False: the path is 0, 1, 2, ..., its rows stand where they belong.
+        path None: it is 0, 1, 2, ..., whose rows stand where they belong.
         """
-        if moves:
+        if path is not None:
             target = self.length.unsqueeze(1) + torch.arange(path.shape[1], device=path.device)
             source = torch.where(path >= 0, self.length.unsqueeze(1) + path, target)
             for storage in self.storage:

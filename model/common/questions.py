@@ -76,7 +76,7 @@ def select(questions: list[dict], args) -> list[dict]:
             names |= set(MT_BENCH)
         chosen = [question for question in chosen if question["category"] in names]
     if args.limit_per_category:
-        chosen = _limited(chosen, args.limit_per_category)
+        chosen = per_category(chosen, args.limit_per_category)
     if not chosen:
         raise BadInput("no question is left by --question-begin, --question-end and the like")
     return chosen
@@ -87,7 +87,8 @@ def group_of(category: str) -> str:
     return "mt_bench" if category in MT_BENCH else category
 
 
-def _limited(questions: list[dict], limit: int) -> list[dict]:
+def per_category(questions: list[dict], limit: int) -> list[dict]:
+    """The first `limit` questions of each of the six categories."""
     taken: dict[str, int] = {}
     chosen = []
     for question in questions:

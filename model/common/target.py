@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.common import tree
-from model.common.attention import additive, mask_kinds, rows_mask
+from model.common.attention import SuffixMasks, additive, mask_kinds, rows_mask
 from model.common.drafter import Draft, Needs
 from model.common.errors import BadInput
 from model.common.kv_cache import KVCache
@@ -48,6 +48,8 @@ class Target:
         self.kinds = mask_kinds(self.config)
         self.runtime = make_runtime(runtime, self._rows)
         self.cache: KVCache | None = None
+        self.static_batch = 1  # sequences per step where shapes are static
+        self.suffix_masks = SuffixMasks(self.dtype, EAGER_BUCKET)
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
 
     @property
@@ -59,6 +61,10 @@ class Target:
     def context(self) -> int | None:
         """Positions the model was built for, None = unbounded."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    def idle_rows(self, batch: int) -> int:
+        """Rows to fill a batch up with, so that a static runtime sees one batch size."""
+        return max(self.static_batch - batch, 0) if self.static_shapes else 0
 
     def view(self, needed: int) -> int:
         """Columns to attend to when `needed` are in use: the bucket above."""
@@ -138,30 +144,46 @@ class Target:
         if self.static_shapes:
             shape = (tokens.shape, known is None or known.shape, hidden)
             self.seen.setdefault(shape, (tokens, known, depths, hidden))
-        return self.runtime(tokens, known, depths, self.view(needed), "all", hidden)
+        start = None
+        if self.cache.batch == 1 and not self.static_shapes:
+            start = needed - tokens.shape[1]
+        return self.runtime(tokens, known, depths, self.view(needed), "all", hidden, start)
 
     @torch.inference_mode()
-    def warm(self, capacity: int) -> None:
-        """Compile or capture every shape seen so far in every bucket up to `capacity` columns."""
-        for tokens, known, depths, hidden in self.seen.values():
+    def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
+        """Compile or capture every shape seen so far, and `shapes`, in all buckets to `capacity`.
+
+        shapes: Drafter.shapes(). Without this a compilation would fall into a timed step.
+        """
+        batch = self.cache.batch
+        for num_nodes, parents in shapes:
+            tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
+            draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
+            self.cache.length.zero_()
+            self.forward(tokens.new_zeros(batch), draft, 1, hidden)
+        for tokens, known, depths, wanted in list(self.seen.values()):
             view = 0
-            while view < min(self.view(capacity), self.cache.capacity):
+            while tokens.shape[0] == batch and view < self.view(capacity):
                 view = self.view(view + 1)
                 self.cache.length.zero_()
-                self.runtime(tokens, known, depths, view, "all", hidden)
+                self.runtime(tokens, known, depths, view, "all", wanted, None)
 
-    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple):
-        """The forward itself. keep: "all" rows' logits, or a tensor of row indices."""
+    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple, start=None):
+        """The forward itself. keep: "all" rows' logits, or a tensor of row indices.
+
+        start: the committed length where the host knows it (one sequence, eager), else None.
+        """
         cache = self.cache
-        num_rows = tokens.shape[1]
-        offsets = torch.arange(num_rows, device=tokens.device)
-        cache.slots = cache.length.unsqueeze(1) + offsets
         cache.view = view
-        positions = cache.slots if depths is None else cache.length.unsqueeze(1) + depths
+        if start is None:
+            offsets = torch.arange(tokens.shape[1], device=tokens.device)
+            cache.slots = cache.length.unsqueeze(1) + offsets
+            positions = cache.slots if depths is None else cache.length.unsqueeze(1) + depths
+        else:
+            cache.slots = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+            positions = cache.slots if depths is None else (depths + start).view(1, -1)
         masks = {
-            kind: additive(
-                rows_mask(cache.length, cache.slots, positions, known, view, window), self.dtype
-            )
+            kind: self._mask(positions, known, view, window, start)
             for kind, window in self.kinds.items()
         }
         out = self.model(
@@ -175,6 +197,14 @@ class Target:
         )
         states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
         return out.logits, states
+
+    def _mask(self, positions, known, view: int, window: int | None, start: int | None):
+        """The additive mask of the rows of one attention kind, [B, 1, r, view]."""
+        if start is not None and window is None:
+            return self.suffix_masks(known, positions.shape[1], start, view, positions.device)
+        cache = self.cache
+        allowed = rows_mask(cache.length, cache.slots, positions, known, view, window)
+        return additive(allowed, self.dtype)
 
 
 def load_target(path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1) -> Target:

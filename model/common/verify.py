@@ -18,8 +18,6 @@ logits [B, 1+n, V]; uniforms [B, 1+depth], float64; nodes and rows as in tree.py
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -28,17 +26,42 @@ from model.common.drafter import Draft
 from model.common.sampling import draw
 
 
-class Accepted(NamedTuple):
-    """What a rule commits.
+class Accepted:
+    """What a rule commits. What a step rarely needs is worked out when it is asked for.
 
-    path    [B, 1+depth] rows, root first, -1 padded
-    tokens  [B, 1+depth] successor of each row of the path, the last one the bonus; -1 padded
-    count   [B]          1 + accepted nodes
+    count       [B]          1 + accepted nodes
+    successors  [B, 1+depth] successor of each row of the path, the last one the bonus; count are
+                valid
+    path        [B, 1+depth] rows, root first, -1 padded
+    tokens      [B, 1+depth] successors, -1 padded
     """
 
-    path: Tensor
-    tokens: Tensor
-    count: Tensor
+    def __init__(self, count: Tensor, successors: Tensor, path: Tensor | None = None):
+        self.count, self.successors, self._path = count, successors, path
+
+    @property
+    def path(self) -> Tensor:
+        """The rows 0, 1, 2, ... if the rule left it open, which is a chain's path."""
+        if self._path is None:
+            rows = torch.arange(self.successors.shape[1], device=self.count.device)
+            self._path = _pad(rows.expand_as(self.successors), self.count)
+        return self._path
+
+    @property
+    def tokens(self) -> Tensor:
+        return _pad(self.successors, self.count)
+
+    def only(self, alive: Tensor) -> Accepted:
+        """Nothing for the rows that are not alive [B]."""
+        path = self.path.masked_fill(~alive.unsqueeze(1), -1)
+        return Accepted(torch.where(alive, self.count, 0), self.successors, path)
+
+    @property
+    def last(self) -> Tensor:
+        """The bonus token, [B]."""
+        if self.successors.shape[1] == 1:
+            return self.successors.squeeze(1)
+        return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
 
 
 def choose(sampler, draft: Draft, typical: tuple[float, float] | None = None):
@@ -68,12 +91,6 @@ def _pad(values: Tensor, count: Tensor) -> Tensor:
     return values.masked_fill(beyond, -1)
 
 
-def _chain_result(tokens: Tensor, count: Tensor) -> Accepted:
-    """A chain's path is its first rows; tokens [B, 1+n] are their successors."""
-    rows = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return Accepted(_pad(rows, count), _pad(tokens, count), count)
-
-
 def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
     """The path to `row` [B]: its own tokens shifted by one, then the bonus [B]."""
     _, known, depths = tree.layout(draft)
@@ -83,15 +100,17 @@ def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
     rows = torch.cat([root, draft.tokens], dim=1)
     following = path.roll(-1, 1).clamp(min=0)
     tokens = rows.gather(1, following).scatter(1, count.unsqueeze(1) - 1, bonus.unsqueeze(1))
-    return Accepted(path, _pad(tokens, count), count)
+    return Accepted(count, tokens, path)
 
 
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
     """Keep the longest path whose every token is the target's first best at its parent."""
     best = logits.argmax(-1)  # [B, 1+n]
     if draft.is_chain:
+        if draft.depth == 0:
+            return Accepted(torch.ones_like(best[:, 0]), best)
         match = draft.tokens == best[:, :-1]
-        return _chain_result(best, 1 + match.long().cumprod(1).sum(1))
+        return Accepted(1 + match.cumprod(1).sum(1), best)
     return _longest(draft, best, _candidates(draft) == best.gather(1, _parents(draft)))
 
 
@@ -137,7 +156,7 @@ def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Acce
         row = torch.where(walking, child.int().argmax(1) + 1, row)
         if _nobody(walking):
             break
-    return Accepted(path, drawn, (path >= 0).sum(1))
+    return Accepted((path >= 0).sum(1), drawn, path)
 
 
 def _nobody(mask: Tensor) -> bool:
@@ -183,7 +202,7 @@ def rejection(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepted:
         uniform = torch.where(refused, again, uniform)
     bonus = draw(stop, uniform)
     tokens = torch.cat([draft.tokens, bonus.unsqueeze(1)], dim=1)
-    return _chain_result(tokens.scatter(1, kept.unsqueeze(1), bonus.unsqueeze(1)), kept + 1)
+    return Accepted(kept + 1, tokens.scatter(1, kept.unsqueeze(1), bonus.unsqueeze(1)))
 
 
 def multi_round(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepted:

@@ -14,6 +14,8 @@ from model.common.errors import BadInput
 from model.common.sampling import draw
 from model.common.target import Target, load_target
 
+SHORTEST = 4  # nodes; static runtimes round varying draft lengths up to powers of two from here
+
 
 class SpSDrafter(Drafter):
     """Draft length per row: constant, heuristic (+2 / -1, reset each turn) or by confidence.
@@ -45,6 +47,11 @@ class SpSDrafter(Drafter):
         self.planned = [self.num_draft] * len(pairs)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
+
+    def shapes(self):
+        if self.schedule == "constant":
+            return [(self.num_draft, None)]
+        return [(width, None) for width in (SHORTEST, 2 * SHORTEST, 4 * SHORTEST)]
 
     def warm(self, capacity):
         self.draft.warm(capacity + self.num_draft)
@@ -96,7 +103,7 @@ class SpSDrafter(Drafter):
             chain = chain.masked_fill(torch.arange(num_nodes, device=self.device) >= limits, -1)
         width = num_nodes
         if self.static_shapes and self.schedule != "constant":
-            width = 1 << (num_nodes - 1).bit_length()
+            width = max(SHORTEST, 1 << (num_nodes - 1).bit_length())
             chain = torch.nn.functional.pad(chain, (0, width - num_nodes), value=-1)
         if probs[0] is None:
             return Draft.chain(chain)

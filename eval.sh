@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Runs methods over a bench, then prints the speedup table and the equality verdicts.
+#
+#   ./eval.sh                      all methods on the mini models that come with the project: CPU, minutes
+#   ./eval.sh pld sps              some of them (vanilla, the baseline, always runs)
+#   TARGET=lmsys/vicuna-7b-v1.3 BENCH=spec_bench ./eval.sh pld
+#                                  a published target on Spec-Bench's 480 questions: one A100 or H100,
+#                                  about an hour a method
+#   ./eval.sh --setup              only prepare .venv and print its python
+#
+# Settings from the environment, with their defaults:
+#   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
+#   BENCH   mini_bench                 DTYPE float32 (another target: float16)
+#   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
+#   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS (PyTorch's)   OVERWRITE (set: start anew)
+#   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
+#   PYTHON  an existing environment's interpreter, used as it is
+set -euo pipefail
+cd "$(dirname "$0")"
+
+setup() {  # makes .venv when it is missing or requirements.txt changed; prints the interpreter
+    if [ -n "${PYTHON:-}" ]; then
+        echo "$PYTHON"
+        return
+    fi
+    local stamp=.venv/.requirements wanted
+    wanted=$(cat requirements.txt requirements-dev.txt)
+    if [ ! -x .venv/bin/python ] || [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
+        echo "setting up .venv" >&2
+        local base
+        base=$(command -v python3.12 || command -v python3.11 || command -v python3.10 || echo python3)
+        "$base" -m venv .venv >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt >&2
+        echo "$wanted" > $stamp
+    fi
+    echo .venv/bin/python
+}
+
+PYTHON=$(setup)
+if [ "${1:-}" = --setup ]; then
+    echo "$PYTHON"
+    exit
+fi
+
+MINI=data/mini_models/target
+TARGET=${TARGET:-$MINI}
+if [ "$TARGET" = $MINI ]; then
+    SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
+else
+    SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
+fi
+BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
+NAME=$(basename "$TARGET")
+ANSWERS=data/$BENCH/model_answer
+answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
+
+run() {  # run METHOD FLAG...: one method with the flags that all share
+    local method=$1
+    shift
+    echo "== $method" >&2
+    "$PYTHON" -m "model.$method.inference_$method" \
+        --model-path "$TARGET" --model-id "$NAME-$method-$DTYPE-temperature-$TEMPERATURE" \
+        --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
+        --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
+        --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" \
+        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${ARGS:-} "$@"
+}
+
+run_method() {
+    case $1 in
+        vanilla) run vanilla ;;
+        pld) run pld ;;
+        sps) run sps --drafter-path "$SPS" ;;
+        *)
+            echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
+            exit 2
+            ;;
+    esac
+}
+
+ALL=(vanilla pld sps)
+failed=0
+FILES=()
+for method in vanilla "${@:-${ALL[@]:1}}"; do
+    [ ${#FILES[@]} -eq 0 ] || [ "$method" != vanilla ] || continue
+    run_method "$method" || { [ $? -eq 1 ] && failed=1; } || exit 2
+    FILES+=("$(answers_of "$method")")
+done
+BASE=${FILES[0]} FILES=("${FILES[@]:1}")
+
+"$PYTHON" evaluation/speed.py --file-path "${FILES[@]:-$BASE}" --base-path "$BASE"
+status=0
+"$PYTHON" evaluation/equal.py "$BASE" "${FILES[@]:-$BASE}" || status=$?
+if [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; then
+    [ $status -ne 1 ] || status=0  # half precision flips near-ties, sampling draws other tokens
+fi
+exit $((status > failed ? status : failed))

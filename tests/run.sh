@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up the environment when it is missing, then checks the style and runs the tests (CPU, offline).
+#   ./tests/run.sh             everything
+#   ./tests/run.sh -k pld      arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=$(./eval.sh --setup)
+if "$PYTHON" -m ruff --version > /dev/null 2>&1; then
+    "$PYTHON" -m ruff check --quiet .
+    "$PYTHON" -m ruff format --quiet --check .
+fi
+exec "$PYTHON" -m pytest -q "$@"
