@@ -1,4 +1,4 @@
-"""Tiny random models of several families, a tokenizer and a question file, made once per test run."""
+"""Tiny random models of several families, a tokenizer and a question file, made once a run."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def make_prompts(num=4, seed=0, vocab_size=97):
 
 
 def make_tokenizer(words=()):
-    """A byte-level tokenizer with <s>, </s> and a chat template; extra words are tokens of their own."""
+    """A byte-level tokenizer with <s>, </s> and a chat template; words are tokens of their own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

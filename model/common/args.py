@@ -120,6 +120,21 @@ def _add_decoding(group):
     group.add_argument("--batch-size", type=at_least(1), default=1, help="questions at a time")
 
 
+def add_state(parser) -> None:
+    """--state, for methods that can carry what they learned from one question to the next."""
+    parser.add_argument(
+        "--state",
+        choices=("cold", "warm"),
+        default="cold",
+        help="cold: forget after every question; warm: keep, so that speed depends on order",
+    )
+
+
+def is_warm(args) -> bool:
+    """Whether the run carries state between questions."""
+    return getattr(args, "state", "cold") == "warm"
+
+
 def check(args) -> None:
     """Refuse flags that exclude each other."""
     if args.temperature == 0 and (args.top_p < 1 or args.top_k):
@@ -131,6 +146,8 @@ def check(args) -> None:
         )
     if args.num_gpus_total > 1 and args.device == "cpu":
         raise BadInput("--num-gpus-total above 1 and --device cpu exclude each other")
+    if is_warm(args) and args.num_gpus_total > args.num_gpus_per_model:
+        raise BadInput("--state warm needs one worker; --num-gpus-total must be one model's GPUs")
     if args.num_runs and args.answer_file:
         raise BadInput("--num-runs chooses the files; it cannot go with --answer-file")
 

@@ -7,6 +7,7 @@ the drafter observes.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -95,6 +96,13 @@ class _Rows:
             self.alive[row] = False
         return kept
 
+    def finish(self, running: list[bool], begin: float, device) -> None:
+        """Wall time of the rows that have just ended; the last one waits for the device."""
+        end = time.perf_counter() if any(self.alive) else now(device)
+        for turn, before, after in zip(self.turns, running, self.alive):
+            if before and not after:
+                turn.wall_s = end - begin
+
     def longest(self) -> int:
         """Committed length of the longest unfinished sequence."""
         lengths = [
@@ -151,29 +159,29 @@ def generate(
     sampler.start(seeds, max(limits) + 1, device)
     root = _prefill(target, drafter, rows, sampler)
     prefilled = now(device)
+    for turn in rows.turns:
+        turn.prefill_s = turn.wall_s = prefilled - begin
     clock = Clock(device)
-    for turn, alive in zip(rows.turns, rows.alive):
-        turn.prefill_s = prefilled - begin
-        turn.wall_s = prefilled - begin if not alive else 0.0
-    running = rows.alive[:]
-    alive = None if all(running) else torch.tensor(running, device=device)
+    alive, running = _running(target, rows), rows.alive[:]
     while any(rows.alive):
         root = _step(target, drafter, rows, sampler, clock, root, alive, typical)
         if rows.alive != running:
-            finished = now(device) if not any(rows.alive) else now(torch.device("cpu"))
-            for row, (before, after) in enumerate(zip(running, rows.alive)):
-                if before and not after:
-                    rows.turns[row].wall_s = finished - begin
-            running = rows.alive[:]
-            alive = torch.tensor(running, device=device)
-            target.cache.length.mul_(
-                alive
-            )  # a finished row goes on at column 0, never past the end
+            rows.finish(running, begin, device)
+            alive, running = _running(target, rows), rows.alive[:]
     seconds = clock.seconds()
     for turn in rows.turns:
         steps = len(turn.accept_lengths)
         turn.phase_s = {phase: times[:steps] for phase, times in seconds.items()}
     return rows.turns[: len(prompts) - num_idle]
+
+
+def _running(target, rows: _Rows) -> torch.Tensor | None:
+    """Which rows go on, [B] bool; None = all. A finished row stays at column 0 of the cache."""
+    if all(rows.alive):
+        return None
+    alive = torch.tensor(rows.alive, device=target.device)
+    target.cache.length.mul_(alive)
+    return alive
 
 
 def _prefill(target, drafter, rows: _Rows, sampler) -> torch.Tensor:

@@ -120,6 +120,13 @@ class Drafter:
     def warm(self, capacity: int) -> None:
         """Compile or capture its own models' shapes for a run of this many columns."""
 
+    def facts(self) -> dict:
+        """What a report should say of the method beside its row, read when a run ends.
+
+        Sizes in bytes, times in seconds, by name: {"datastore_bytes": 123, "build_s": 4.5}.
+        """
+        return {}
+
     def propose(self) -> Draft:
         """Guess what follows the root of each sequence."""
         raise NotImplementedError
@@ -167,13 +174,13 @@ class SequenceDrafter:
 class PerSequence(Drafter):
     """Lifts one-sequence drafters to a batch: one object per row, one copy to the device per step.
 
-    pad_to: nodes per non-empty draft, for runtimes that want static shapes; None = as many as there
-    are.
+    make    builds one row's drafter; called again when a larger batch comes
+    pad_to  nodes per non-empty draft, for runtimes that want static shapes; None = as they are
+    facts   a function for Drafter.facts()
     """
 
-    def __init__(self, make, pad_to: int | None = None):
-        self.make = make
-        self.pad_to = pad_to
+    def __init__(self, make, pad_to: int | None = None, facts=dict):
+        self.make, self.pad_to, self.facts = make, pad_to, facts
         self.rows: list[SequenceDrafter] = []
 
     def shapes(self):

@@ -125,8 +125,9 @@ class Bench:
                 self._warm_up()
                 warm = True
             failed += self._answer(groups, files)
-            for file in opened:
-                file.finish([question["question_id"] for question in self.questions])
+            order = [question["question_id"] for question in self.questions]
+            for drafter, file in files:
+                file.finish(order, drafter.facts() if drafter else None)
         return failed
 
     def _groups(self, files) -> list[tuple[int, list[dict]]]:
@@ -182,7 +183,7 @@ class Bench:
             for number, group in groups:
                 order = files if number % 2 == 0 else files[::-1]
                 for drafter, file in order:
-                    for record in self._answer_group(drafter, number, group, file.meta["model_id"]):
+                    for record in self._answer_group(drafter, group, file.meta["model_id"]):
                         file.add(record)
                         if drafter is self.drafter:
                             progress.add(record)
@@ -191,14 +192,14 @@ class Bench:
                             progress.say(f"question {record['question_id']}: {record['error']}")
         return failed
 
-    def _answer_group(self, drafter, number: int, group: list[dict], model_id: str) -> list[dict]:
+    def _answer_group(self, drafter, group: list[dict], model_id: str) -> list[dict]:
         """Records of a batch of questions; what fails is recorded with its reason."""
         from model.common.record import answer_record
 
         choices = {question["question_id"]: [] for question in group}
         errors: dict[int, str] = {}
         for index in range(self.args.num_choices):
-            for question, answer in zip(group, self._conversations(drafter, number, group, index)):
+            for question, answer in zip(group, self._conversations(drafter, group, index)):
                 if isinstance(answer, str):
                     errors[question["question_id"]] = answer
                 else:
@@ -213,10 +214,11 @@ class Bench:
             for question in group
         ]
 
-    def _conversations(self, drafter, number: int, group: list[dict], index: int) -> list:
+    def _conversations(self, drafter, group: list[dict], index: int) -> list:
         """All turns of a batch: a choice record per question, or its error."""
         from model.common.record import choice_record
 
+        batch = group[0]["question_id"]
         state = [Conversation(q, self.history.get(q["question_id"])) for q in group]
         for turn in range(max(len(question["turns"]) for question in group)):
             active = [c for c in state if c.error is None and turn < len(c.turns)]
@@ -237,7 +239,7 @@ class Bench:
                 conversation.add(result, self.prompter.text(result.output_ids, self.stop))
         return [
             c.error
-            or choice_record(index, c.texts, c.results, c.prompt_tokens, [number] * len(c.results))
+            or choice_record(index, c.texts, c.results, c.prompt_tokens, [batch] * len(c.results))
             for c in state
         ]
 

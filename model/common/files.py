@@ -28,6 +28,7 @@ def open_answers(method: str, args, questions: list[dict], path: Path) -> list[A
         "prompts_sha256": sha256_text(json.dumps(prompts)),
     }
     meta = make_meta(method, args, hashes, model_folder(args.model_path), prompter.name)
+    meta["num_questions"] = len(questions)
     files = [AnswerFile(path, meta, args.overwrite)]
     if args.paired:
         exact = "greedy" if args.temperature == 0 else "exact sampling"

@@ -98,6 +98,7 @@ class AnswerFile:
             if path.exists() and not overwrite:
                 self._check_same_run()
                 self.records = _whole_lines(path)
+                self._check_resumable()
             _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
             self._rewrite()
         except OSError as error:
@@ -119,6 +120,12 @@ class AnswerFile:
                 f"{self.path}: answers of another run ({field}); --overwrite replaces them"
             )
 
+    def _check_resumable(self) -> None:
+        """A warm method's state is gone with its process, so its run cannot go on."""
+        asked = self.meta["method_args"].get("state") == "warm"
+        if asked and 0 < len(self.records) < self.meta["num_questions"]:
+            raise BadInput(f"{self.path}: a --state warm run cannot be resumed; use --overwrite")
+
     def _rewrite(self) -> None:
         lines = [json.dumps(record, ensure_ascii=False) for record in self.records.values()]
         _write_atomic(self.path, "".join(line + "\n" for line in lines))
@@ -134,8 +141,11 @@ class AnswerFile:
             out.flush()
             os.fsync(out.fileno())
 
-    def finish(self, order: list[int]) -> None:
-        """Put the lines into the questions' order."""
+    def finish(self, order: list[int], facts: dict | None = None) -> None:
+        """Put the lines into the questions' order; note the method's facts in the meta."""
+        if facts:
+            self.meta["method_facts"] = facts
+            _write_atomic(meta_path(self.path), json.dumps(self.meta, indent=1) + "\n")
         if list(self.records) != [i for i in order if i in self.records]:
             self.records = {i: self.records[i] for i in order if i in self.records}
             self._rewrite()

@@ -1,0 +1,200 @@
+"""Do methods give the baseline's output? Compare answer files token by token, with a verdict each.
+
+The first file is the baseline; each following file is compared with it. Ids are compared where both
+files have them, texts otherwise. How the target was run (dtype, runtime, batch size, device,
+versions) may differ and is printed; what it was asked (weights, questions, template, sampling) may
+not. The last line of stdout is the report as one JSON document.
+
+Run:  python evaluation/equal.py ANSWERS/vanilla.jsonl ANSWERS/pld.jsonl ANSWERS/eagle2.jsonl
+      python evaluation/equal.py --file-path ANSWERS --jsonfile1 vanilla.jsonl --jsonfile2 pld.jsonl
+
+Exit status: 0 all equal, 1 a file differs, 2 a file could not be compared.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
+
+from evaluation.answers import read_answers  # noqa: E402
+from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.meta import (  # noqa: E402
+    AnswerError,
+    check_shared,
+    describe,
+    find_field,
+    is_execution_field,
+)
+from evaluation.verdict import file_verdicts  # noqa: E402
+
+
+def parse_args(argv=None):
+    """The command line; `args.paths` holds the baseline's file and the others."""
+    parser = Parser(__doc__)
+    parser.add_argument("paths", nargs="*", metavar="FILE", help="baseline, then files to compare")
+    parser.add_argument("--file-path", help="folder of --jsonfile1 and --jsonfile2")
+    parser.add_argument("--jsonfile1", help="the baseline's file in that folder")
+    parser.add_argument("--jsonfile2", help="the file to compare in that folder")
+    parser.add_argument("--tokenizer-path", help="show the differing tokens as this tokenizer does")
+    parser.add_argument(
+        "--allow",
+        type=field_list,
+        default=[],
+        metavar="FIELD[,FIELD]",
+        help="shared settings (dotted names) that may differ; the report says so",
+    )
+    parser.add_argument(
+        "--max-print", type=int, default=20, help="differences printed for each file"
+    )
+    args = parser.parse_args(argv)
+    named = (args.file_path, args.jsonfile1, args.jsonfile2)
+    if args.paths and any(named):
+        parser.error("name the files either as arguments or with --jsonfile1 and --jsonfile2")
+    if not args.paths:
+        if not (args.jsonfile1 and args.jsonfile2):
+            parser.error("name two answer files, or give --jsonfile1 and --jsonfile2")
+        folder = Path(args.file_path or ".")
+        args.paths = [folder / args.jsonfile1, folder / args.jsonfile2]
+    if len(args.paths) < 2:
+        parser.error("one file alone; name the baseline and at least one file to compare")
+    return args
+
+
+def compare_files(base, other, allow, decode):
+    """Everything found about one file, as a dict: verdict, counts, notes, records."""
+    passed = check_shared(other, base, allow, is_execution_field)
+    verdicts = file_verdicts(base, other, decode)
+    compared = [v for v in verdicts if not v.both_failed]
+    if not compared:
+        raise AnswerError(f"{other.path}: every question failed on both sides, nothing to compare")
+    differences = [asdict(d) for verdict in verdicts for d in verdict.differences]
+    return {
+        "label": label_in_file(other),
+        "file": str(other.path),
+        "lossy": other.lossy,
+        "equal": all(verdict.equal for verdict in compared),
+        "questions": len(compared),
+        "questions_equal": sum(verdict.equal for verdict in compared),
+        "questions_failed_on_both_sides": len(verdicts) - len(compared),
+        "turns": sum(verdict.turns for verdict in compared),
+        "turns_equal": sum(v.turns for v in compared)
+        - sum(d["turn"] is not None for d in differences),
+        "turns_compared_by_text": sum(verdict.by_text for verdict in compared),
+        "tokens_equal": sum(verdict.tokens for verdict in compared),
+        "notes": notes(base, other, passed),
+        "differences": differences,
+    }
+
+
+def label_in_file(answers):
+    """The method's label; with the file's name where that is another, to tell two runs apart."""
+    same = answers.path.stem == answers.model_id
+    return answers.label if same else f"{answers.label} [{answers.path.name}]"
+
+
+def notes(base, other, passed):
+    """What a reader of the verdict should know."""
+    lines = [f"differs in {describe(field)}" for field in passed]
+    temperature = find_field(other.meta, "temperature") or 0
+    if isinstance(temperature, (int, float)) and temperature > 0:
+        lines.append(
+            f"temperature {temperature:g}: answers are sampled, so equal ids are not expected even"
+            " of a method that keeps the target's distribution"
+        )
+    if other.lossy:
+        lines.append(f"acceptance {other.meta['acceptance']}: equality is not claimed (lossy)")
+    if base.lossy:
+        lines.append(f"the baseline {base.label} is lossy itself")
+    return lines
+
+
+def verdict_line(result):
+    """'EQUAL: mini-pld-float32: 76 of 76 questions, 92 of 92 turns, 9120 tokens (token ids)'."""
+    by_text, turns = result["turns_compared_by_text"], result["turns"]
+    basis = "token ids"
+    if by_text:
+        basis = "texts, no token ids" if by_text == turns else f"texts in {by_text} turns, else ids"
+    failed = result["questions_failed_on_both_sides"]
+    return (
+        f"{'EQUAL' if result['equal'] else 'NOT EQUAL'}: {result['label']}:"
+        f" {result['questions_equal']} of {result['questions']} questions,"
+        f" {result['turns_equal']} of {turns} turns, {result['tokens_equal']} tokens ({basis})"
+        + (f"; {failed} failed on both sides, not compared" if failed else "")
+    )
+
+
+def shown(value, text):
+    """A token, character or end of an answer, with its text."""
+    value = "end of answer" if value is None else repr(value)
+    return value if text is None else f"{value} {json.dumps(text, ensure_ascii=False)}"
+
+
+def difference_line(record):
+    """One difference in one line."""
+    where = f"question {record['question_id']} ({record['category']})"
+    kind = record["kind"]
+    if kind == "missing":
+        return f"{where}: missing in this file"
+    if kind == "extra":
+        return f"{where}: not in the baseline"
+    if kind == "error":
+        side = "the baseline" if record["base"] else "this file"
+        error = " ".join((record["base"] or record["other"]).split())
+        return f"{where}: failed in {side} only: {error}"
+    if kind == "choices":
+        return f"{where}: choices {record['other']}, baseline {record['base']}"
+    where += f" choice {record['choice']}"
+    if kind == "turns":
+        return f"{where}: {record['other']} turns, baseline {record['base']}"
+    unit = "token" if kind == "tokens" else "character"
+    finish = record["other_finish"], record["base_finish"]
+    return (
+        f"{where} turn {record['turn']} {unit} {record['position']}:"
+        f" {shown(record['other'], record['other_text'])},"
+        f" baseline {shown(record['base'], record['base_text'])}"
+        + (f"; finish {finish[0]}, baseline {finish[1]}" if any(finish) else "")
+        + ("; an earlier turn differs" if record["after_difference"] else "")
+    )
+
+
+def print_result(result, max_print):
+    """The verdict line, the notes and the first differences of one file."""
+    print(verdict_line(result))
+    for note in result["notes"]:
+        print(f"  note: {note}")
+    for record in result["differences"][:max_print]:
+        print(f"  {difference_line(record)}")
+    if len(result["differences"]) > max_print:
+        print(f"  ... and {len(result['differences']) - max_print} more differences")
+
+
+def main():
+    """Compare, print, and return the exit status."""
+    args = parse_args()
+    decode = load_tokenizer(args.tokenizer_path).decode if args.tokenizer_path else None
+    base = read_answers(args.paths[0])
+    for message in base.warnings:
+        warn(message)
+    results, refused = [], []
+    for path in args.paths[1:]:
+        try:
+            other = read_answers(path)
+            for message in other.warnings:
+                warn(message)
+            results.append(compare_files(base, other, args.allow, decode))
+        except AnswerError as error:
+            print(f"equal.py: error: {error}", file=sys.stderr)
+            refused.append(str(error))
+            continue
+        print_result(results[-1], args.max_print)
+    document = {"tool": "equal", "schema": 1, "baseline": base.label, "file": str(base.path)}
+    print(json.dumps({**document, "results": results, "not_compared": refused}))
+    if refused:
+        return 2
+    return 0 if all(result["equal"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    run(main)

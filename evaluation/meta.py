@@ -1,0 +1,130 @@
+"""The `.meta.json` beside an answer file: read it, and hold two of them to the same footing.
+
+Its `shared` part is everything that must be equal for two files to be comparable. Nested parts are
+named with dots: {"target": {"sha256": ...}} is `target.sha256`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+SCHEMA = 1
+ABSENT = "(absent)"
+# Words in a field's name that say how the target was run, not what it was asked; these may change
+# a speed and, in half precision, flip near-ties, but not what the exact answer is.
+EXECUTION_WORDS = frozenset(
+    "attention attn batch blas clocks code cuda cudnn device driver dtype gpu gpus harness host"
+    " numpy python runtime threads torch transformers version versions warmup".split()
+)
+
+
+class AnswerError(Exception):
+    """Input that cannot be used. The message is one line that names the file, line or flag."""
+
+
+def meta_path(answer_path):
+    """NAME.meta.json for NAME.jsonl."""
+    answer_path = Path(answer_path)
+    return answer_path.with_name(answer_path.name.removesuffix(".jsonl") + ".meta.json")
+
+
+def read_meta(answer_path):
+    """The meta of an answer file as a dict, or None where there is none beside it."""
+    path = meta_path(answer_path)
+    try:
+        meta = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AnswerError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise AnswerError(f"{path}: broken JSON: {error}") from None
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
+        raise AnswerError(f"{path}: schema {found!r}, this tool reads schema {SCHEMA}")
+    kinds = {"method": str, "model_id": str, "acceptance": str, "lossy": bool, "shared": dict}
+    for name, kind in kinds.items():
+        if not isinstance(meta.get(name), kind):
+            raise AnswerError(f"{path}: {name} is missing or no {kind.__name__}")
+    return meta
+
+
+def flatten(nested, prefix=""):
+    """{"a": {"b": 1}} -> {"a.b": 1}; anything that is not a non-empty dict is a value."""
+    flat = {}
+    for name, value in nested.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{dotted}."))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def find_field(meta, *names):
+    """The first value whose (last) name is one of `names`, in order of preference; else None."""
+    if meta is None:
+        return None
+    for name in names:
+        for part in ("shared", "environment", "method_args"):
+            for dotted, value in flatten(meta.get(part) or {}).items():
+                if dotted == name or dotted.endswith(f".{name}"):
+                    return value
+    return None
+
+
+def is_execution_field(dotted):
+    """Whether a shared field says how the target was run, not what it was asked.
+
+    `batch_size`, `runtime`, `versions.torch` do; `target.sha256`, `temperature`, `template` do not.
+    """
+    return not EXECUTION_WORDS.isdisjoint(re.split(r"[._\-]", dotted.lower()))
+
+
+def differing_fields(meta, base_meta):
+    """[(dotted name, value, baseline's value)] of the shared fields that differ."""
+    ours, theirs = flatten(meta["shared"]), flatten(base_meta["shared"])
+    names = list(theirs) + [name for name in ours if name not in theirs]
+    pairs = ((name, ours.get(name, ABSENT), theirs.get(name, ABSENT)) for name in names)
+    return [(name, value, base) for name, value, base in pairs if value != base]
+
+
+def covers(allowed, dotted):
+    """`target` and `target.sha256` both allow the field `target.sha256`."""
+    return dotted == allowed or dotted.startswith(f"{allowed}.")
+
+
+def check_shared(method, base, allow=(), harmless=lambda dotted: False):
+    """Refuse two AnswerFiles whose shared fields differ; return the differences let pass.
+
+    A difference passes where `allow` names it, where `harmless(dotted)` holds, and where the
+    method's history is the baseline's own file: then both saw the same prompts. Without a meta on
+    both sides there is nothing to compare, and the reader has said so. Returns
+    [{"field", "method", "baseline"}].
+    """
+    if method.meta is None or base.meta is None:
+        return []
+    known = [*flatten(method.meta["shared"]), *flatten(base.meta["shared"])]
+    for name in allow:
+        if not any(covers(name, dotted) for dotted in known):
+            raise AnswerError(f"--allow {name}: no such field in the metas' shared part")
+    passed, refused = [], []
+    for dotted, value, base_value in differing_fields(method.meta, base.meta):
+        difference = {"field": dotted, "method": value, "baseline": base_value}
+        same_history = dotted == "history_sha256" and value == base.sha256
+        named = any(covers(name, dotted) for name in allow)
+        allowed = named or same_history or harmless(dotted)
+        (passed if allowed else refused).append(difference)
+    if refused:
+        listed = "; ".join(describe(difference) for difference in refused)
+        raise AnswerError(f"{method.path} and {base.path} are not comparable: {listed}")
+    return passed
+
+
+def describe(difference):
+    """'temperature: 1.0, baseline 0.0' for one differing field."""
+    value, base = (
+        value if value == ABSENT else json.dumps(value, ensure_ascii=False)
+        for value in (difference["method"], difference["baseline"])
+    )
+    return f"{difference['field']}: {value}, baseline {base}"

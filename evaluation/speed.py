@@ -1,0 +1,147 @@
+"""Speedups, accepted tokens and the time identity of methods against a baseline.
+
+Everything is computed from the answer files; metrics.py defines each number. Files whose metas
+differ in a shared setting are refused. The last line of stdout is the report as one JSON document.
+
+Run:  python evaluation/speed.py --file-path ANSWERS/pld.jsonl --base-path ANSWERS/vanilla.jsonl
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
+
+from evaluation import report, runs  # noqa: E402
+from evaluation.answers import read_answers  # noqa: E402
+from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.comparison import compare  # noqa: E402
+from evaluation.meta import check_shared  # noqa: E402
+
+NEEDS_TOKENIZER = (
+    "spec-bench-compat: not computed; --tokenizer-path is missing, and the published formula counts"
+    " the baseline's texts with the target's tokenizer"
+)
+
+
+def parse_args(argv=None):
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--file-path", nargs="+", required=True, help="answer files of the methods")
+    parser.add_argument("--base-path", required=True, help="answer file of the baseline")
+    parser.add_argument(
+        "--tokenizer-path", help="the target's tokenizer; only --spec-bench-compat needs it"
+    )
+    parser.add_argument(
+        "--mean-report",
+        action="store_true",
+        help="mean and standard deviation over repeated runs: files of, or beside, run_1 ... run_N",
+    )
+    parser.add_argument(
+        "--allow",
+        type=field_list,
+        default=[],
+        metavar="FIELD[,FIELD]",
+        help="shared settings (dotted names) that may differ; the report says so",
+    )
+    parser.add_argument(
+        "--common", action="store_true", help="compare the questions that both files have"
+    )
+    parser.add_argument(
+        "--detail", action="store_true", help="add total ratio and geometric mean of the speedups"
+    )
+    parser.add_argument(
+        "--spec-bench-compat",
+        action="store_true",
+        help="add Spec-Bench's speedup as published (needs --tokenizer-path)",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print rows for Leaderboard.md")
+    parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    args = parser.parse_args(argv)
+    if args.resamples < 1 or args.seed < 0:
+        parser.error("--resamples must be 1 or more and --seed 0 or more")
+    if args.markdown and args.mean_report:
+        parser.error("--markdown prints rows of one run, drop --mean-report")
+    return args
+
+
+def token_counter(args):
+    """text -> number of input ids, special tokens included; None where not asked or possible."""
+    if not args.spec_bench_compat:
+        if args.tokenizer_path:
+            warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
+        return None
+    if not args.tokenizer_path:
+        return None
+    tokenizer = load_tokenizer(args.tokenizer_path)
+    return lambda text: len(tokenizer(text).input_ids)
+
+
+def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
+    """Read the files, compare each method with the baseline; returns (baseline, results).
+
+    first_base: the baseline of the first of several runs, whose shared settings this one must have.
+    """
+    base = read_answers(base_path)
+    check_shared(base, first_base or base, args.allow)
+    for message in base.warnings:
+        warn(message)
+    results = []
+    for path in file_paths:
+        method = base if Path(path) == Path(base_path) else read_answers(path)
+        for message in method.warnings if method is not base else ():
+            warn(message)
+        results.append(
+            compare(method, base, args.resamples, args.seed, args.allow, args.common, count_tokens)
+        )
+    return base, results
+
+
+def single_report(args, count_tokens):
+    """Print the tables of one run; return the JSON document's content."""
+    _, results = compare_files(args.file_path, args.base_path, args, count_tokens)
+    if args.markdown:
+        print("\n".join(report.markdown_lines(results)))
+    else:
+        print("\n".join(report.definition_lines(results[0]["bootstrap"])))
+        for result in results:
+            print("\n".join(report.report_lines(result, args.detail)) + "\n")
+        if len(results) > 1:
+            print("\n".join(report.summary_lines(results)) + "\n")
+    return {"results": results}
+
+
+def mean_report(args, count_tokens):
+    """Print every run and the averages over the runs; return the JSON document's content."""
+    folders, by_run, first_base = [], [], None
+    for methods, base_path in runs.expand(args.file_path, args.base_path):
+        base, results = compare_files(methods, base_path, args, count_tokens, first_base)
+        first_base = first_base or base
+        folders.append(base_path.parent)
+        by_run.append(results)
+    print("\n".join(report.definition_lines(by_run[0][0]["bootstrap"])))
+    for folder, results in zip(folders, by_run):
+        print(f"== {folder}")
+        for result in results:
+            print("\n".join(report.report_lines(result, args.detail)) + "\n")
+    averages = [runs.average(results) for results in zip(*by_run)]
+    for averaged in averages:
+        print("\n".join(runs.average_lines(averaged)) + "\n")
+    return {"runs": by_run, "mean_report": averages}
+
+
+def main():
+    """Report, and print the same as one JSON line."""
+    args = parse_args()
+    count_tokens = token_counter(args)
+    document = (mean_report if args.mean_report else single_report)(args, count_tokens)
+    if args.spec_bench_compat and count_tokens is None:
+        print(NEEDS_TOKENIZER)
+        document["spec_bench_compat"] = NEEDS_TOKENIZER
+    print(json.dumps({"tool": "speed", "schema": 1, **document}, allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

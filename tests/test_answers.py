@@ -1,0 +1,127 @@
+"""Answer files and their pairing: what is read, what is refused and with which words."""
+
+import pytest
+from answer_samples import (
+    base_lines,
+    compared,
+    failed,
+    meta,
+    method_lines,
+    task,
+    write,
+    write_pair,
+)
+
+from evaluation.answers import read_answers
+from evaluation.meta import AnswerError
+
+
+def test_order_of_lines_does_not_matter(tmp_path):
+    method, base = write_pair(tmp_path)
+    turned = write(tmp_path / "t" / "m.jsonl", method_lines()[::-1], meta("m"))
+    assert compared(turned, base)["tasks"] == compared(method, base)["tasks"]
+
+
+def test_failed_questions_are_left_out_on_both_sides(tmp_path):
+    lines = [method_lines()[0], failed(2, "qa")]
+    method = write(tmp_path / "m.jsonl", lines, meta("m"))
+    base = write(tmp_path / "base.jsonl", base_lines(), meta("base"))
+    result = compared(method, base)
+    assert result["left_out"]["failed_in_method"] == [2] and result["questions"] == 1
+    assert "1 question: 2 (first error: CUDA out of memory second line)" in result["notes"][0]
+    assert task(result, "overall")["base_tokens_per_s"] == pytest.approx(2)
+    write(method, [failed(1, "writing"), failed(2, "qa")])
+    with pytest.raises(AnswerError, match="no question was answered"):
+        compared(method, base)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda q: q.update(category="rag"), "category rag, in the baseline qa"),
+        (lambda q: q["choices"].append({**q["choices"][0], "index": 1}), "number of choices"),
+        (lambda q: q["choices"][0].update(prompt_tokens=[12]), "prompt of 12 tokens"),
+    ],
+)
+def test_foreign_question_files_are_refused(tmp_path, change, message):
+    lines = method_lines()
+    change(lines[1])
+    base = write(tmp_path / "base.jsonl", base_lines())
+    with pytest.raises(AnswerError, match=message):
+        compared(write(tmp_path / "m.jsonl", lines), base)
+
+
+def test_history_of_the_baselines_answers_is_the_same_footing(tmp_path):
+    base = write(tmp_path / "b.jsonl", base_lines(), meta("base", history_sha256=None))
+    digest = read_answers(base).sha256
+    method = write(tmp_path / "m.jsonl", method_lines(), meta("m", history_sha256=digest))
+    assert compared(method, base)["allowed"][0]["field"] == "history_sha256"
+    write(method, method_lines(), meta("m", history_sha256="of another file"))
+    with pytest.raises(AnswerError, match="history_sha256"):
+        compared(method, base)
+
+
+def broken(text, old, new):
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda text: "", "no answers in it"),
+        (lambda text: text[:-40], r"line 2: half-written last line"),
+        (lambda text: broken(text, '"index": 0', '"index" 0'), "line 1: broken JSON"),
+        (lambda text: "[1]\n", "line 1: not a JSON object"),
+        (lambda text: text + text, "line 3: question_id 1 stands on line 1 already"),
+        (lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": [NaN]'), "line 1: .*NaN"),
+        (lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": [-1.5]'), "negative"),
+        (lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": [0]'), "wall_time of 0 s"),
+        (lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": [1e999]'), "infinite"),
+        (
+            lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": [0.4]'),
+            "prefill_s is longer",
+        ),
+        (
+            lambda text: broken(text, '"wall_time": [1.5]', '"wall_time": "1.5"'),
+            "no list of 1 turns",
+        ),
+        (
+            lambda text: broken(text, '"new_tokens": [5]', '"new_tokens": [6]'),
+            "new_tokens is 6, but",
+        ),
+        (lambda text: broken(text, '"decoding_steps": [3]', '"decoding_steps": [2]'), "line 1"),
+        (lambda text: broken(text, "[7, 8, 9, 10, 11]", "[7, 8]"), "no list of 5 ids"),
+        (lambda text: broken(text, '"commit_s"', '"commits"'), "commit_s is missing"),
+        (lambda text: broken(text, '"question_id": 1,', ""), "question_id is missing"),
+        (lambda text: broken(text, '"model_id": "m"', '"model_id": "n"'), "several model_ids"),
+        (
+            lambda text: broken(text, '"choices": [{', '"choices": [], "old": [{'),
+            "no choices and no",
+        ),
+    ],
+)
+def test_broken_files_are_refused_with_a_place(tmp_path, edit, message):
+    path = write(tmp_path / "m.jsonl", method_lines())
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(AnswerError, match=message) as refusal:
+        read_answers(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_spec_bench_variants_are_read(tmp_path):
+    lines = method_lines()
+    for record in lines:
+        first = record["choices"][0]
+        for name in list(first):
+            if name not in ("index", "turns", "decoding_steps", "new_tokens", "wall_time"):
+                del first[name]
+        first["idxs"] = first.pop("decoding_steps")
+        first["accept_lengths:"] = [2] * sum(first["idxs"])
+    answers = read_answers(write(tmp_path / "m.jsonl", lines))
+    assert answers.questions[1].choices[0].accept_lengths == [2, 2, 2]
+    assert any("'idxs'" in warning for warning in answers.warnings)
+    for record in lines:
+        del record["choices"][0]["accept_lengths:"]
+    bare = write(tmp_path / "m.jsonl", lines)
+    assert task(compared(bare, bare), "overall")["mean_accepted"] is None

@@ -1,0 +1,138 @@
+"""Every method that has a folder keeps the target's greedy ids in float32, whatever it drafts."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, make_prompts, save_model
+
+from model.common import args as arguments
+from model.common.decode import StopRules, generate
+from model.common.prompts import Prompter, load_tokenizer
+from model.common.questions import per_category, read_questions
+from model.common.sampling import Sampler
+from model.common.target import Target, load_target
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "data" / "mini_models"
+METHODS = sorted(path.parent.name for path in (ROOT / "model").glob("*/inference_*.py"))
+# flags that a method cannot do without: on tiny random models, on the mini models
+TINY_FLAGS = {"sps": lambda paths: ["--drafter-path", paths["draft"]]}
+MINI_FLAGS = {"sps": ["--drafter-path", str(MINI / "sps")]}
+
+
+def build(method: str, model_path: str, target, flags):
+    """The method's drafter as its command builds it."""
+    script = importlib.import_module(f"model.{method}.inference_{method}")
+    parser = arguments.make_parser(method, script.__doc__, script.add_args)
+    args = parser.parse_args(["--model-path", model_path, "--dtype", "float32", *flags])
+    return script.build(args, target)
+
+
+def decode(target, drafter, prompts, stop, limit, batch=1, sampler=None):
+    """Ids and accept lengths of all prompts, decoded `batch` at a time."""
+    turns = []
+    for begin in range(0, len(prompts), batch):
+        part = prompts[begin : begin + batch]
+        seeds = list(range(begin, begin + len(part)))
+        turns += generate(target, drafter, part, sampler or Sampler(), seeds, stop, limit)
+    return [turn.output_ids for turn in turns], [turn.accept_lengths for turn in turns]
+
+
+def transformers_ids(model, prompts, limit, eos=None):
+    """transformers' own greedy answers, eos cut off where it stops."""
+    answers = []
+    for ids in prompts:
+        inputs = torch.tensor([ids])
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=0,
+        )
+        answers.append(output[0, len(ids) :].tolist())
+    return answers
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """A tiny target and draft with one vocabulary."""
+    target = save_model(tmp_path_factory.mktemp("tiny_target"))
+    draft = save_model(tmp_path_factory.mktemp("tiny_draft"), seed=5, num_hidden_layers=1)
+    return {"target": target, "draft": draft}
+
+
+def test_every_method_is_in_eval_sh_and_readme():
+    script = (ROOT / "eval.sh").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for method in METHODS:
+        assert f"{method}) run {method}" in script
+        assert f"| `{method}` |" in readme
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("method", METHODS)
+def test_tiny_random_models(method, family, paths):
+    tokenizer = load_tokenizer(paths["target"])
+    target = Target(make_model(family, seed=3, vocab_size=len(tokenizer)))
+    flags = TINY_FLAGS.get(method, lambda _: [])(paths)
+    drafter = build(method, paths["target"], target, flags)
+    prompts = make_prompts(4)
+    vanilla = build("vanilla", paths["target"], target, [])
+    expected, _ = decode(target, vanilla, prompts, StopRules(), 24)
+    assert len({tuple(ids) for ids in expected}) == 4
+    for batch in (1, 4):
+        ids, accepted = decode(target, drafter, prompts, StopRules(), 24, batch)
+        assert ids == expected
+        assert [1 + sum(lengths) for lengths in accepted] == [24] * 4
+
+
+class Mini:
+    """The mini target, some held-out prompts and transformers' answers to them."""
+
+    def __init__(self):
+        path = str(MINI / "target")
+        self.target = load_target(path, "float32", "cpu", "eager")
+        self.prompter = Prompter(load_tokenizer(path))
+        self.stop = self.prompter.stop_rules(self.target.model.generation_config)
+        questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
+        self.prompts = [
+            self.prompter.render(question["turns"], []) for question in per_category(questions, 2)
+        ]
+        plain = load_target(path, "float32", "cpu", "eager").model
+        plain.set_attn_implementation("sdpa")
+        self.expected = transformers_ids(plain, self.prompts, 80, sorted(self.stop.eos_ids))
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return Mini()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_mini_models(method, batch, mini):
+    drafter = build(method, str(MINI / "target"), mini.target, MINI_FLAGS.get(method, []))
+    ids, accepted = decode(mini.target, drafter, mini.prompts, mini.stop, 80, batch)
+    assert ids == mini.expected
+    steps = [length for lengths in accepted for length in lengths]
+    mean = sum(steps) / len(steps)
+    assert mean == 1.0 if method == "vanilla" else mean > 1.2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_point_guesses_sample_the_baselines_ids(method, mini):
+    """Seeds fix the answers in any batch; without draft distributions they are vanilla's own."""
+    drafter = build(method, str(MINI / "target"), mini.target, MINI_FLAGS.get(method, []))
+    vanilla = build("vanilla", str(MINI / "target"), mini.target, [])
+    sampler = Sampler(temperature=0.8, top_p=0.95)
+    runs = [
+        decode(mini.target, each, mini.prompts[:4], mini.stop, 40, batch, sampler)[0]
+        for each, batch in ((vanilla, 1), (drafter, 1), (drafter, 4))
+    ]
+    assert runs[1] == runs[2]
+    if method != "sps":  # its drafts come with distributions, so other tokens are drawn
+        assert runs[0] == runs[1]
