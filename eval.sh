@@ -71,6 +71,9 @@ run_method() {
         vanilla) run vanilla ;;
         pld) run pld ;;
         sps) run sps --drafter-path "$SPS" ;;
+        lookahead) run lookahead ;;
+        recycling) run recycling --state "${STATE:-cold}" --prompt-seeds ;;
+        nasd) run nasd --state "${STATE:-cold}" ;;
         *)
             echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
             exit 2
