@@ -12,7 +12,9 @@
 #   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
 #   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
-#   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS (PyTorch's)   OVERWRITE (set: start anew)
+#   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
+#   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2)
+#   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd)
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
 #   PYTHON  an existing environment's interpreter, used as it is
 set -euo pipefail
@@ -44,7 +46,8 @@ fi
 
 MINI=data/mini_models/target
 TARGET=${TARGET:-$MINI}
-if [ "$TARGET" = $MINI ]; then
+if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for more
+    NUM_THREADS=${NUM_THREADS:-1}
     SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
 else
     SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
@@ -52,6 +55,8 @@ fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 NAME=$(basename "$TARGET")
 ANSWERS=data/$BENCH/model_answer
+INDEX=data/$BENCH/index/$NAME
+REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
 run() {  # run METHOD FLAG...: one method with the flags that all share
@@ -66,14 +71,31 @@ run() {  # run METHOD FLAG...: one method with the flags that all share
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${ARGS:-} "$@"
 }
 
+index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
+    [ ! -e "$2/manifest.json" ] || return 0
+    if [ -z "${CORPUS:-}" ]; then
+        CORPUS=$INDEX/corpus.jsonl
+        mkdir -p "$INDEX"
+        [ -e "$CORPUS" ] || "$PYTHON" data/mini_bench/generate.py corpus --num-conversations 20000 \
+            --seed 2 --output "$CORPUS" >&2
+    fi
+    "$PYTHON" -m "model.$1" --model-path "$TARGET" --input "$CORPUS" --output "$2" >&2
+}
+
 run_method() {
     case $1 in
         vanilla) run vanilla ;;
         pld) run pld ;;
         sps) run sps --drafter-path "$SPS" ;;
         lookahead) run lookahead ;;
-        recycling) run recycling --state "${STATE:-cold}" --prompt-seeds ;;
+        recycling) run recycling --state "${STATE:-cold}" ;;
         nasd) run nasd --state "${STATE:-cold}" ;;
+        rest)
+            index rest.build_datastore "$REST"
+            run rest --datastore-path "$REST" ;;
+        samd)
+            index samd.build_sam "$SAM"
+            run samd --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
         *)
             echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
             exit 2
@@ -81,7 +103,7 @@ run_method() {
     esac
 }
 
-ALL=(vanilla pld sps)
+ALL=(vanilla pld sps lookahead rest recycling nasd samd)
 failed=0
 FILES=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do

@@ -69,7 +69,7 @@ def test_every_method_is_in_eval_sh_and_readme():
     script = (ROOT / "eval.sh").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for method in METHODS:
-        assert f"{method}) run {method}" in script
+        assert f"run {method}" in script
         assert f"| `{method}` |" in readme
 
 

@@ -187,9 +187,10 @@ class Trainer:
     def report(self):
         """Print a progress line."""
         done = self.done
+        share = done["tokens"] / self.phase.num_tokens
         loss = held_out_loss(self.model, self.held_out, self.tokenizer.pad_token_id, self.device)
         print(
-            f"step {done['steps']} tokens {done['tokens']:,} ({done['tokens'] / self.phase.num_tokens:.0%}) "
+            f"step {done['steps']} tokens {done['tokens']:,} ({share:.0%}) "
             f"loss {done['loss']:.4f} held-out {loss:.4f} {done['seconds']:.0f} s "
             f"{done['tokens'] / done['seconds']:.0f} tokens/s",
             flush=True,

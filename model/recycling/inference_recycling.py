@@ -1,0 +1,38 @@
+"""Token Recycling: a tree read from a matrix of best successors, which every step refills.
+
+Source: Luo et al., arXiv 2408.08696, github.com/Luowaterbi/TokenRecycling (its runs: --state warm);
+        github.com/smpanaro/token-recycling (its cold runs: --state cold --prompt-seeds)
+Run:    python -m model.recycling.inference_recycling --model-path lmsys/vicuna-7b-v1.3
+"""
+
+from model.common.args import add_state, is_warm
+from model.common.eval import main
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    add_state(parser)
+    parser.add_argument(
+        "--prompt-seeds",
+        action="store_true",
+        help="the prompt's logits fill the matrix before the first step",
+    )
+    parser.add_argument(
+        "--tree",
+        default="2.2.2",
+        help="2.2.2 (80 nodes, depth 6) or a JSON file: a list of paths, each a list of ranks",
+    )
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.recycling.drafter import RecyclingDrafter, read_tree
+
+    tree = read_tree(args.tree, target.vocab_size)
+    return RecyclingDrafter(
+        tree, target.vocab_size, target.device, is_warm(args), args.prompt_seeds
+    )
+
+
+if __name__ == "__main__":
+    main("recycling", __doc__, add_args, build)

@@ -1,0 +1,164 @@
+"""Host cost of the drafters that need no weights, at growing context lengths.
+
+For each method and context length: microseconds per propose() and per observe() through the Drafter
+interface (list methods lifted by PerSequence, tensors made, B = 1), median over the steps of one
+sequence. The text is a stream of Zipf tokens that repeats itself now and then; every step commits
+what the stream says next, as many tokens as the draft guessed right plus one. Tensor methods get
+random logits of the given vocabulary, so their cost includes the top-k or argmax over it.
+
+Run:    .venv/bin/python tests/bench_drafters.py
+        .venv/bin/python tests/bench_drafters.py --vocab-size 32000 --steps 300 --methods pld,samd
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+CONTEXTS = (256, 2048, 8192, 32768)
+
+
+def stream(num_tokens: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """Zipf tokens; one time in forty the next 5 to 40 are copied from earlier text."""
+    rng = random.Random(seed)
+    ids: list[int] = []
+    while len(ids) < num_tokens:
+        if len(ids) > 100 and rng.random() < 1 / 40:
+            begin = rng.randrange(len(ids) - 50)
+            ids += ids[begin : begin + rng.randint(5, 40)]
+        else:
+            ids.append(min(int(vocab_size * rng.random() ** 4), vocab_size - 1))
+    return ids[:num_tokens]
+
+
+def make_drafters(args, names) -> dict:
+    """Drafters by name, with their published defaults."""
+    import torch
+
+    from model.common.drafter import PerSequence
+    from model.lookahead.drafter import LookaheadDrafter
+    from model.nasd.drafter import NASDDrafter
+    from model.pld.drafter import PLDDrafter
+    from model.recycling.drafter import RecyclingDrafter, read_tree
+    from model.samd.drafter import SamRow, SamRows, Settings
+
+    device = torch.device("cpu")
+    makers = {
+        "pld": lambda: PerSequence(PLDDrafter),
+        "lookahead": lambda: LookaheadDrafter(7, 5, 7, device),
+        "recycling": lambda: RecyclingDrafter(
+            read_tree("2.2.2", args.vocab_size), args.vocab_size, device
+        ),
+        "nasd": NASDDrafter,
+        "samd": lambda: SamRows(lambda: SamRow(Settings())),
+        "rest": lambda: rest_drafter(args),
+    }
+    return {name: makers[name]() for name in names}
+
+
+def rest_drafter(args):
+    """REST on a datastore of args.store_tokens Zipf tokens, built in a temporary folder."""
+    from rest_store import synthetic_drafter
+
+    return synthetic_drafter(stream(args.store_tokens, args.vocab_size, seed=1), args.vocab_size)
+
+
+def measure(drafter, context: int, args) -> dict:
+    """Median microseconds of propose() and observe() after `context` tokens."""
+    import torch
+
+    from model.common.drafter import Step
+    from model.common.sampling import Sampler
+
+    text = stream(context + 12 * args.steps + 100, args.vocab_size)
+    ids = text[:context]
+    prompt = torch.tensor([ids[:-1]])
+    drafter.start(prefill(prompt, ids), [len(text)], Sampler())
+    end, spent = context, {"propose": [], "observe": []}
+    logits = torch.randn(1, 512, args.vocab_size)
+    for _ in range(args.steps):
+        begin = time.perf_counter()
+        draft = drafter.propose()
+        spent["propose"].append(time.perf_counter() - begin)
+        new = text[end : end + 1 + right_tokens(draft, text[end:])]
+        tokens = torch.cat([torch.tensor([[text[end - 1]]]), draft.tokens], 1)
+        step = Step(
+            tokens=tokens,
+            logits=logits[:, : tokens.shape[1]],
+            hidden={},
+            path=torch.arange(len(new))[None],
+            count=torch.tensor([len(new)]),
+            next_token=torch.tensor([new[-1]]),
+            new_tokens=torch.tensor([new]),
+            host_ids=[new],
+            max_committed=end + len(new),
+        )
+        begin = time.perf_counter()
+        drafter.observe(step)
+        spent["observe"].append(time.perf_counter() - begin)
+        end += len(new)
+    return {name: 1e6 * statistics.median(times) for name, times in spent.items()}
+
+
+def prefill(prompt, ids):
+    """The Step of a prompt whose first generated token is the last of ids."""
+    import torch
+
+    from model.common.drafter import Step
+
+    root = torch.tensor([ids[-1]])
+    return Step(
+        tokens=prompt,
+        logits=None,
+        hidden={},
+        path=torch.arange(prompt.shape[1])[None],
+        count=torch.tensor([prompt.shape[1]]),
+        next_token=root,
+        new_tokens=torch.cat([prompt[:, 1:], root[:, None]], 1),
+        host_ids=[ids],
+        max_committed=len(ids),
+    )
+
+
+def right_tokens(draft, text) -> int:
+    """Tokens of the text that the draft guessed right, at most 10."""
+    tokens, parents = draft.tokens[0].tolist(), draft.parents.reshape(-1).tolist()
+    probes = draft.probe.tolist() if draft.probe is not None else [False] * len(tokens)
+    at, right = -1, 0
+    for node, (token, parent) in enumerate(zip(tokens, parents)):
+        if right < 10 and parent == at and token == text[right] and not probes[node]:
+            at, right = node, right + 1
+    return right
+
+
+def main():
+    """Print the table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--vocab-size", type=int, default=32000)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--store-tokens", type=int, default=10_000_000, help="of REST's datastore")
+    parser.add_argument("--methods", default="pld,nasd,samd,lookahead,recycling,rest")
+    parser.add_argument("--num-threads", type=int, default=1)
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.num_threads)
+    rows = []
+    print(f"{'us per call':12}{'':10}" + "".join(f"{n:>10}" for n in CONTEXTS))
+    for name, drafter in make_drafters(args, args.methods.split(",")).items():
+        cells = [measure(drafter, context, args) for context in CONTEXTS]
+        for call in ("propose", "observe"):
+            values = [round(cell[call], 1) for cell in cells]
+            rows.append({"method": name, "call": call, "us": dict(zip(CONTEXTS, values))})
+            print(f"{name:12}{call:10}" + "".join(f"{value:>10}" for value in values))
+    print(json.dumps({"tool": "bench_drafters", "vocab_size": args.vocab_size, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What cannot be used ends with code 2 and one line that names it; nothing is overwritten."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from harness_runs import COMMON, answer, questions_of, read, refusal, run, write
+
+from model.common import args as arguments
+
+
+@pytest.fixture
+def paths(model_dir, draft_dir, question_file, tmp_path):
+    """Names that the flags below are filled with."""
+    return {"model": model_dir, "draft": draft_dir, "questions": question_file, "tmp": tmp_path}
+
+
+def where(paths):
+    """The flags that every command needs."""
+    flags = {
+        "--model-path": paths["model"],
+        "--question-file": paths["questions"],
+        "--answer-file": paths["tmp"] / "a.jsonl",
+    }
+    return [*(part for pair in flags.items() for part in pair), *COMMON, "--max-new-tokens", 4]
+
+
+def refused(capfd, paths, *flags, method="pld"):
+    """The line on which a command with these flags ends."""
+    return refusal(capfd, run(method, *where(paths), *flags))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--temperature", -1], ["--temperature", "-1"]),
+        (["--temperature", "warm"], ["--temperature", "warm"]),
+        (["--temperature", "nan"], ["--temperature", "nan"]),
+        (["--temperature", "inf"], ["--temperature", "inf"]),
+        (["--temperature", 1, "--top-p", 0], ["--top-p", "0"]),
+        (["--temperature", 1, "--top-p", 1.5], ["--top-p", "1.5"]),
+        (["--top-p", 0.9], ["--top-p", "--temperature"]),
+        (["--top-k", 5], ["--top-k", "--temperature"]),
+        (["--temperature", 1, "--top-k", -1], ["--top-k", "-1"]),
+        (["--max-new-tokens", 0], ["--max-new-tokens", "0"]),
+        (["--batch-size", 0], ["--batch-size", "0"]),
+        (["--num-choices", 0], ["--num-choices", "0"]),
+        (["--num-runs", 2], ["--num-runs", "--answer-file"]),
+        (["--num-threads", 0], ["--num-threads", "0"]),
+        (["--warmup", -1], ["--warmup", "-1"]),
+        (["--seed", -1], ["--seed", "-1"]),
+        (["--seed", 1.5], ["--seed", "1.5"]),
+        (["--question-begin", -1], ["--question-begin", "-1"]),
+        (["--question-ids", "11,x"], ["--question-ids", "x"]),
+        (["--question-ids", "99"], ["--question-ids", "99"]),
+        (["--categories", "nope"], ["--categories", "nope"]),
+        (["--question-begin", 3, "--question-end", 2], ["--question-begin"]),
+        (["--limit-per-category", 0], ["--limit-per-category"]),
+        (["--dtype", "int8"], ["--dtype", "int8"]),
+        (["--runtime", "fast"], ["--runtime", "fast"]),
+        (["--device", "abacus"], ["--device abacus"]),
+        (["--template", "no_such"], ["--template no_such"]),
+        (["--num-draft", 0], ["--num-draft", "0"]),
+        (["--max-ngram", 0], ["--max-ngram", "0"]),
+        (["--match", "middle"], ["--match", "middle"]),
+        (["--engine", "hf"], ["--engine"]),
+        (["--no-such-flag"], ["--no-such-flag"]),
+        (["--history", "nowhere.jsonl"], ["--history nowhere.jsonl"]),
+    ],
+)
+def test_flags(capfd, paths, flags, words):
+    line = refused(capfd, paths, *flags)
+    assert line.startswith("inference_pld: ")
+    for word in words:
+        assert word in line
+    assert not (paths["tmp"] / "a.jsonl").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="float32 overflows and every question fails")
+def test_temperature_too_small_for_float32(capfd, paths):
+    code = run("pld", *where(paths), "--temperature", "1e-42")
+    assert code == 0 or "--temperature" in refusal(capfd, code)
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--batch-size", 2], "--batch-size"),
+        (["--runtime", "compile"], "--runtime"),
+        (["--paired"], "--paired"),
+    ],
+)
+def test_engine_hf_refuses(capfd, paths, flags, word):
+    line = refused(capfd, paths, "--engine", "hf", *flags, method="vanilla")
+    assert "--engine hf" in line and word in line
+
+
+def test_cuda_without_cuda(capfd, paths, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1"):
+        assert f"--device {device}" in refused(capfd, paths, "--device", device)
+
+
+def test_missing_flags(capfd):
+    assert "--model-path" in refusal(capfd, run("pld"))
+    assert "--drafter-path" in refusal(capfd, run("sps", "--model-path", "x"))
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", [":3", "not JSON"]),
+        ("[1]", [":3", "question_id"]),
+        ('{"question_id": 11, "category": "qa", "turns": ["?"]}', [":3", "11 occurs twice"]),
+        ('{"question_id": 1, "category": "qa", "turns": []}', [":3", "turns"]),
+        ('{"question_id": 1, "category": "qa"}', [":3", "turns"]),
+        ('{"question_id": 1, "turns": ["?"]}', [":3", "category"]),
+    ],
+)
+def test_broken_question_line(capfd, paths, line, words):
+    path = Path(write(paths["tmp"] / "q.jsonl", questions_of(paths["questions"])[:2]))
+    path.write_text(path.read_text() + line + "\n")
+    found = refused(capfd, paths, "--question-file", path)
+    for word in [str(path), *words]:
+        assert word in found
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        pytest.param(b"caf\xe9", id="latin-1"),
+        pytest.param(b"\\ud800", id="lone surrogate"),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="text that is no Unicode ends in a traceback")
+def test_question_that_is_no_unicode(capfd, paths, turn):
+    path = paths["tmp"] / "q.jsonl"
+    path.write_bytes(b'{"question_id": 1, "category": "qa", "turns": ["' + turn + b'"]}\n')
+    assert str(path) in refused(capfd, paths, "--question-file", path)
+
+
+def test_missing_question_file(capfd, paths):
+    path = paths["tmp"] / "none.jsonl"
+    assert str(path) in refused(capfd, paths, "--question-file", path)
+
+
+def test_empty_question_file(capfd, paths):
+    path = write(paths["tmp"] / "q.jsonl", [])
+    assert path in refused(capfd, paths, "--question-file", path)
+
+
+def test_unknown_bench(capfd, paths, monkeypatch):
+    monkeypatch.setattr(arguments, "ROOT", paths["tmp"])
+    code = run("pld", "--model-path", paths["model"], "--bench-name", "no_bench")
+    assert "no_bench" in refusal(capfd, code)
+    code = run("pld", "--model-path", paths["model"], "--bench-name", "spec_bench")
+    assert "data/download.py spec_bench" in refusal(capfd, code)
+
+
+def test_answer_file_of_another_run(capfd, paths):
+    out = paths["tmp"] / "a.jsonl"
+    answer("pld", paths["model"], paths["questions"], out)
+    before = out.read_bytes()
+    line = refused(capfd, paths)
+    assert str(out) in line and "max_new_tokens" in line
+    assert out.read_bytes() == before
+
+
+def test_a_file_that_is_no_answer_file_is_not_replaced(capfd, paths):
+    out = paths["tmp"] / "notes.txt"
+    out.write_text("precious")
+    assert str(out) in refused(capfd, paths, "--answer-file", out)
+    assert out.read_text() == "precious"
+
+
+def test_unwritable_answer_folder(capfd, paths):
+    out = f"{paths['questions']}/folder/a.jsonl"
+    assert out in refused(capfd, paths, "--answer-file", out)
+
+
+def test_answer_file_that_is_a_folder(capfd, paths):
+    (paths["tmp"] / "folder.jsonl").mkdir()
+    for flags in ([], ["--overwrite"]):
+        out = paths["tmp"] / "folder.jsonl"
+        assert str(out) in refused(capfd, paths, "--answer-file", out, *flags)
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory, model_dir, question_file):
+    out = tmp_path_factory.mktemp("other") / "history.jsonl"
+    answer("vanilla", model_dir, question_file, out)
+    return out
+
+
+@pytest.fixture
+def history(paths, other_run):
+    """Another run's records, and a file to put edited ones into."""
+    return read(other_run), Path(shutil.copy(other_run, paths["tmp"]))
+
+
+@pytest.mark.parametrize("edit", ["no line", "failed", "no texts"])
+def test_history_without_the_needed_answer(capfd, paths, history, edit):
+    records, path = history
+    if edit == "no line":
+        del records[0]
+    elif edit == "failed":
+        records[0] |= {"choices": [], "error": "out of memory"}
+    else:
+        records[0]["choices"][0]["turns"] = []
+    write(path, records)
+    line = refused(capfd, paths, "--history", path)
+    assert str(path) in line and "question 11" in line
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"question_id": 1}', '{"choices": [1]}'])
+def test_history_with_a_broken_line(capfd, paths, history, line):
+    _, path = history
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    assert f"{path}:7" in refused(capfd, paths, "--history", path)
+
+
+@pytest.mark.xfail(strict=True, reason="what a history's turns are is not looked at")
+@pytest.mark.parametrize("turns", [3, "text", [None], [1]])
+def test_history_whose_turns_are_no_texts(capfd, paths, history, turns):
+    records, path = history
+    records[0]["choices"][0]["turns"] = turns
+    write(path, records)
+    assert str(path) in refused(capfd, paths, "--history", path)
+
+
+def test_nothing_is_left_behind_by_a_refusal(capfd, paths):
+    for flags in (["--template", "no_such"], ["--question-ids", "99"], ["--model-path", "/none"]):
+        refused(capfd, paths, *flags)
+    assert [path.name for path in paths["tmp"].iterdir()] == []
+
+
+def test_answers_are_complete_after_all_this(paths):
+    """The same flags without a mistake."""
+    assert run("pld", *where(paths)) == 0
+    assert len(read(paths["tmp"] / "a.jsonl")) == 6

@@ -1,0 +1,270 @@
+"""runtime.py: compiled and captured steps give the eager ids; the bookkeeping of graphs."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import make_model, make_prompts
+from oracle import (
+    DRAFTERS,
+    Chain,
+    RandomTree,
+    StaticTree,
+    answers,
+    decode,
+    lively,
+    new_drafter,
+    new_target,
+    outputs,
+)
+
+from model.common.drafter import EmptyDrafter
+from model.common.runtime import Eager, Graphs, make_runtime
+from model.common.target import Target
+
+PROMPTS = make_prompts(4)
+
+
+class FakeCapture:
+    """Runs the function once; a replay runs it again and writes into the tensors of the first."""
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def __call__(self, function):
+        self.captured += 1
+        logits, states = function()
+
+        def replay():
+            self.replayed += 1
+            again, more = function()
+            logits.copy_(again)
+            for name, state in states.items():
+                state.copy_(more[name])
+
+        return replay, (logits, states)
+
+
+class Adder:
+    """A forward that counts its calls: data + offset + view, and the data as a hidden state."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, data, offset, view):
+        self.calls += 1
+        return data + view + (0 if offset is None else offset), {"last": data * 1}
+
+
+def test_one_graph_per_shape_and_argument():
+    capture, forward = FakeCapture(), Adder()
+    graphs = Graphs(forward, capture)
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 7.0])
+    first, _ = graphs(one, None, 64)
+    assert first.tolist() == [65, 66] and capture.captured == 1
+    second, states = graphs(two, None, 64)
+    assert second.tolist() == [69, 71] and states["last"].tolist() == [5, 7]
+    assert second is first and capture.captured == 1  # one result, rewritten
+    assert one.tolist() == [1, 2] and two.tolist() == [5, 7]
+    calls = [
+        (one, None, 128),
+        (one, one, 64),
+        (torch.ones(3), None, 64),
+        (torch.ones(2).double(), None, 64),
+        (torch.ones(1, 2), None, 64),
+    ]
+    for number, arguments in enumerate(calls, 2):
+        assert torch.equal(graphs(*arguments)[0], Adder()(*arguments)[0])
+        assert capture.captured == number
+    for arguments in calls:
+        assert torch.equal(graphs(*arguments)[0], Adder()(*arguments)[0])
+    assert capture.captured == 6
+    assert forward.calls == capture.captured + capture.replayed
+    two.fill_(0)  # the caller's tensor, not the graph's
+    assert graphs(one, None, 64)[0].tolist() == [65, 66]
+
+
+def test_forget():
+    capture = FakeCapture()
+    graphs = Graphs(Adder(), capture)
+    for _ in range(2):
+        graphs(torch.ones(2), None, 1)
+    graphs.forget()
+    graphs(torch.ones(2), None, 1)
+    assert capture.captured == 2
+
+
+def test_a_failed_capture_says_so_once_and_runs_eager(capsys):
+    def refuse(function):
+        raise RuntimeError("out of capture\nmore lines")
+
+    forward = Adder()
+    graphs = Graphs(forward, refuse)
+    for number in range(1, 4):
+        assert graphs(torch.ones(number), None, 1)[0].tolist() == [2.0] * number
+        assert forward.calls == number
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "--runtime cudagraph: out of capture; running eager\n"
+
+
+def test_other_errors_are_not_hidden():
+    def broken(function):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        Graphs(Adder(), broken)(torch.ones(1), None, 1)
+
+
+class CacheCapture(FakeCapture):
+    """Refuses to replay where the cache's tensors are not those of the capture: a real graph has
+    their addresses."""
+
+    def places(self):
+        cache = self.target.cache
+        return [tensor.data_ptr() for tensor in (cache.length, *cache.storage)]
+
+    def __call__(self, function):
+        replay, result = super().__call__(function)
+        captured = self.places()
+
+        def checked():
+            assert self.places() == captured
+            replay()
+
+        return checked, result
+
+
+def with_graphs(model=None, capture=None):
+    """A target that replays, on a CPU."""
+    target = Target(model or lively("llama", torch.float32))
+    capture = capture or CacheCapture()
+    capture.target = target
+    target.runtime = Graphs(target._rows, capture)
+    return target, capture
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_replayed_steps_give_the_eager_ids(kind, rows):
+    known, prompts = [answers("llama")[row] for row in rows], [PROMPTS[row] for row in rows]
+    target, capture = with_graphs()
+    for _ in range(2):  # the second answer replays the first one's graphs
+        turns = decode(target, new_drafter(kind, known), prompts)
+        assert outputs(turns) == [ids[:24] for ids in known]
+        if kind in (Chain, StaticTree):
+            assert {turn.accept_lengths[0] for turn in turns} == {4}
+    widths = len({shape[0] for shape, *_ in target.runtime.graphs})
+    assert capture.captured == len(target.runtime.graphs) == widths <= 5
+    steps = 2 * max(len(turn.accept_lengths) for turn in turns)
+    assert capture.replayed == steps
+
+
+def test_hybrid_attention_is_replayed():
+    known = answers("gemma2")
+    target, _ = with_graphs(lively("gemma2", torch.float32))
+    for kind in (StaticTree, RandomTree, EmptyDrafter):
+        assert outputs(decode(target, new_drafter(kind, known), PROMPTS)) == [i[:24] for i in known]
+
+
+def test_a_new_or_grown_cache_has_new_graphs():
+    known = answers("llama")
+    target, capture = with_graphs()
+    decode(target, Chain(known), PROMPTS)
+    assert capture.captured == 1
+    decode(target, Chain(known[:1]), PROMPTS[:1])  # another batch: another cache
+    assert capture.captured == 2 and len(target.runtime.graphs) == 1
+    drafter = Chain(known[:1])
+    drafter.length = 300
+    turns = decode(target, drafter, PROMPTS[:1])
+    assert outputs(turns) == [known[0][:24]]
+    assert target.cache.capacity == 512 and len(target.runtime.graphs) == 1
+    keys = [key[3] for key in target.runtime.graphs]
+    assert keys == [512]  # the view
+
+
+def test_failed_capture_in_the_loop(capsys):
+    def refuse(function):
+        raise RuntimeError("no capture here")
+
+    known = answers("llama")
+    target, _ = with_graphs(capture=refuse)
+    for kind in (Chain, StaticTree):
+        assert outputs(decode(target, kind(known), PROMPTS)) == [ids[:24] for ids in known]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_warm_leaves_nothing_to_capture():
+    known = answers("llama")
+    target, capture = with_graphs()
+    target.reserve(4, 700)
+    decode(target, StaticTree(known), PROMPTS, 4)
+    drafter = StaticTree(known)
+    target.warm(700, [(0, None), (5, None), (8, drafter.parents)])
+    warmed = capture.captured
+    assert warmed == 3 * 3  # widths 1, 6 and 9 in views of 256, 512 and 768 columns
+    long = (PROMPTS[3] * 70)[:450]
+    for kind in (EmptyDrafter, Chain, StaticTree):
+        for last in (PROMPTS[3], long):
+            decode(target, new_drafter(kind, known), [*PROMPTS[:3], last], 30)
+    assert capture.captured == warmed
+
+
+def test_batches_are_filled_up_with_idle_rows():
+    """A static runtime sees one batch size; idle rows answer nothing and change nothing."""
+    known = answers("llama")
+    target, capture = with_graphs()
+    target.static_batch = 4
+    for rows in ([0, 1, 2, 3], [2], [3, 1]):
+        turns = decode(
+            target, Chain([*[known[row] for row in rows], *known][:4]), [PROMPTS[r] for r in rows]
+        )
+        assert outputs(turns) == [known[row][:24] for row in rows]
+    assert capture.captured == 1
+
+
+def test_cudagraph_without_cuda_says_so_once(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runtime = make_runtime("cudagraph", lambda: 3)
+    assert type(runtime) is Eager and not runtime.static_shapes and runtime() == 3
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "--runtime cudagraph: no CUDA device, running eager\n"
+    known = answers("llama")
+    target = new_target(runtime="cudagraph")
+    assert outputs(decode(target, Chain(known), PROMPTS)) == [ids[:24] for ids in known]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
+def test_compiled_steps_give_the_eager_ids():
+    """About half a minute, nearly all of it in the compiler; nothing is compiled twice."""
+    model = make_model("llama", 3, 0.3, num_hidden_layers=1)
+    plain = outputs(decode(Target(model), EmptyDrafter(), PROMPTS[:1], 40))
+    assert len(set(plain[0])) > 5
+    target = Target(model, "compile")
+    target.reserve(1, 200)
+    drafter = StaticTree(plain)
+    target.prefill(torch.tensor(PROMPTS[:1]), [5], 200, drafter.needs)
+    target.warm(200, [(0, None), (8, drafter.parents)])
+    compiled = target.runtime.compilations
+    for kind in (EmptyDrafter, StaticTree):
+        turns = decode(target, new_drafter(kind, plain), PROMPTS[:1])
+        assert outputs(turns) == [plain[0][:24]]
+    assert target.runtime.compilations == compiled
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("kind", [EmptyDrafter, Chain, StaticTree, RandomTree])
+def test_cuda_graphs_give_the_eager_ids(kind, rows, capsys):
+    """Captured for real, on the device, in float32: ids equal eager's on the same device."""
+    model = make_model("llama", scale=0.3, tie_word_embeddings=False).to("cuda")
+    prompts = [PROMPTS[row] for row in rows]
+    plain = outputs(decode(Target(model), EmptyDrafter(), prompts, 40))
+    graphs = Target(model, "cudagraph")
+    for _ in range(2):
+        turns = decode(graphs, new_drafter(kind, plain), prompts)
+        assert outputs(turns) == [ids[:24] for ids in plain]
+        assert outputs(decode(Target(model), new_drafter(kind, plain), prompts)) == outputs(turns)
+    assert capsys.readouterr().err == "" and not graphs.runtime.broken
+    assert graphs.runtime.graphs

@@ -1,0 +1,172 @@
+"""SAM-Decoding's static automaton on disk: documents, arrays, manifest, and what is refused."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+
+from model.common.errors import BadInput
+from model.common.prompts import Prompter
+from model.samd import build_sam
+from model.samd.drafter import SamRow, SamRows, Settings
+from model.samd.static import ARRAYS, StaticAutomaton
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAT = [
+    {"from": "human", "value": "ab?"},
+    {"from": "gpt", "value": "cd."},
+    {"from": "human", "value": "ef?"},
+    {"from": "gpt", "value": "gh."},
+]
+LINES = [{"conversations": CHAT}, {"text": "abcabcabd"}, {"id": 3, "conversations": CHAT[:2]}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def build(tokenizer_dir, corpus, output):
+    build_sam.main(["--model-path", tokenizer_dir, "--input", corpus, "--output", str(output)])
+    return output
+
+
+@pytest.fixture
+def built(tokenizer_dir, tmp_path, capsys):
+    corpus = write(tmp_path / "corpus.jsonl", LINES)
+    folder = build(tokenizer_dir, corpus, tmp_path / "sam")
+    assert "tokens" in capsys.readouterr().out
+    return folder
+
+
+def refused(capsys, *words, run):
+    """Exit status 2 and one line with these words."""
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("build_sam: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+def test_documents_are_prompts_with_their_answers(built, tokenizer):
+    prompter = Prompter(tokenizer)
+    text = np.load(built / "text.npy").tolist()
+    documents = [
+        prompter.render(["ab?", "ef?"], ["cd."]) + tokenizer("gh.").input_ids,
+        tokenizer("abcabcabd").input_ids,
+        prompter.render(["ab?"], []) + tokenizer("cd.").input_ids,
+    ]
+    assert text == [token for ids in documents for token in [*ids, tokenizer.eos_token_id]]
+
+
+def test_what_is_built_is_read(built, tokenizer):
+    corpus = StaticAutomaton.open(str(built), tokenizer)
+    manifest = json.loads((built / "manifest.json").read_text())
+    facts = SamRows(lambda: SamRow(Settings(), corpus), None, corpus.facts).facts()
+    assert facts["automaton_states"] == manifest["sizes"]["length"]
+    assert facts["automaton_tokens"] == len(corpus.text)
+    assert facts["automaton_build_s"] == manifest["build_s"] >= 0
+    assert facts["automaton_bytes"] == sum(np.load(built / f"{n}.npy").nbytes for n in ARRAYS)
+    row = SamRow(Settings(), corpus)
+    row.start(tokenizer("xyzef?\n").input_ids)
+    assert tokenizer.decode(row.propose().tokens).startswith("assistant: gh.")
+
+
+def test_building_again_gives_the_same_arrays(built, tokenizer_dir, tmp_path):
+    again = build(tokenizer_dir, str(tmp_path / "corpus.jsonl"), tmp_path / "again")
+    for name in ARRAYS:
+        assert (again / f"{name}.npy").read_bytes() == (built / f"{name}.npy").read_bytes()
+
+
+def test_another_tokenizer_is_refused(built):
+    with pytest.raises(BadInput, match="--static-path .*built with another tokenizer"):
+        StaticAutomaton.open(str(built), make_tokenizer(["new"]))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"version": 99}, "format version 99, this code reads 1"),
+        ({"sizes": None}, "manifest.json: no sizes"),
+        ({"separator": KeyError}, "manifest.json: no separator"),
+        ({"version": KeyError}, "no automaton of model.samd.build_sam"),
+    ],
+)
+def test_a_foreign_manifest_is_refused(built, tokenizer, change, message):
+    path = built / "manifest.json"
+    manifest = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not KeyError}))
+    with pytest.raises(BadInput, match=message):
+        StaticAutomaton.open(str(built), tokenizer)
+
+
+def test_no_automaton_is_refused(tmp_path, tokenizer):
+    with pytest.raises(BadInput, match="no automaton of model.samd.build_sam"):
+        StaticAutomaton.open(str(tmp_path), tokenizer)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_truncated_arrays_are_refused(built, tokenizer, name):
+    path = built / f"{name}.npy"
+    content = path.read_bytes()
+    for damaged in (content[:-4], content[:40], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=f"{name}.npy: missing or truncated"):
+            StaticAutomaton.open(str(built), tokenizer)
+    np.save(path, np.zeros(1, np.int32))
+    with pytest.raises(BadInput, match=f"{name}.npy: .* the manifest says int32"):
+        StaticAutomaton.open(str(built), tokenizer)
+    path.unlink()
+    with pytest.raises(BadInput, match=f"{name}.npy: missing"):
+        StaticAutomaton.open(str(built), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ([], ["--input", "no document"]),
+        ([{"texts": "x"}], ["corpus.jsonl:1", "neither text nor conversations"]),
+        ([LINES[1], {"text": 7}], ["corpus.jsonl:2"]),
+        ([[1]], ["corpus.jsonl:1"]),
+        ([{"conversations": CHAT[:1]}], ["corpus.jsonl:1", "1 human and 0 gpt messages"]),
+    ],
+)
+def test_bad_corpora_are_refused(lines, words, tokenizer_dir, tmp_path, capsys):
+    corpus = write(tmp_path / "corpus.jsonl", lines)
+    output = tmp_path / "sam"
+    refused(capsys, *words, run=lambda: build(tokenizer_dir, corpus, output))
+    assert not (output / "manifest.json").exists()
+
+
+def test_missing_paths_are_refused(tokenizer_dir, tmp_path, capsys):
+    missing, output = str(tmp_path / "none"), tmp_path / "sam"
+    refused(capsys, "--input", run=lambda: build(tokenizer_dir, missing, output))
+    refused(capsys, "no tokenizer", run=lambda: build(missing, missing, output))
+
+
+@pytest.mark.parametrize("module", ["model.samd.build_sam", "model.samd.inference_samd"])
+def test_help_is_quick(module):
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--model-path" in done.stdout
+    assert time.perf_counter() - begin < 10  # under 2 s on an idle machine
