@@ -73,7 +73,7 @@ def theirs(name, model, stop, limit, **options) -> Contender:
 
 
 def outside_forwards(target, models, decode, prompts) -> float:
-    """Milliseconds per step that are spent outside the models' own forward calls, prefill left out."""
+    """Milliseconds per step outside the models' own forward calls, prefill left out."""
     from model.common.decode import generate
     from model.common.sampling import Sampler
 

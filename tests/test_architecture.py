@@ -74,9 +74,6 @@ def test_functions_are_short(path):
         pytest.param(
             path,
             id=name(path),
-            marks=pytest.mark.xfail(strict=True, reason="sha256_text has none")
-            if path.match("common/record.py")
-            else (),
         )
         for path in SOURCES
     ],

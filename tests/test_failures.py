@@ -65,7 +65,6 @@ def test_failing_first_question_does_not_end_the_warm_up_in_a_crash(
     assert ["error" in record for record in records] == [True] + [False] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="a question is counted once for each of its files")
 def test_paired_failure_is_one_question(failing, model_dir, question_file, tmp_path, capfd):
     """A prompt that fits neither file is one failed question."""
     questions = questions_of(question_file)[3:5]

@@ -159,7 +159,6 @@ def test_history_replaces_own_answers(files, model_dir, question_file, tmp_path)
     assert ids_of(same) == ids_of(own)
 
 
-@pytest.mark.xfail(strict=True, reason="the file is split at line ends that JSON does not escape")
 def test_history_may_hold_any_character(files, model_dir, question_file, tmp_path):
     records = read(files["vanilla"])
     records[0]["choices"][0]["turns"][0] = "a\u2028b\u0085c\x1cd"

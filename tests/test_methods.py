@@ -1,6 +1,8 @@
 """Every method that has a folder keeps the target's greedy ids in float32, whatever it drafts."""
 
+import functools
 import importlib
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,32 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "data" / "mini_models"
 METHODS = sorted(path.parent.name for path in (ROOT / "model").glob("*/inference_*.py"))
 # flags that a method cannot do without: on tiny random models, on the mini models
-TINY_FLAGS = {"sps": lambda paths: ["--drafter-path", paths["draft"]]}
-MINI_FLAGS = {"sps": ["--drafter-path", str(MINI / "sps")]}
+TINY_FLAGS = {
+    "sps": lambda paths: ["--drafter-path", paths["draft"]],
+    "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
+}
+MINI_FLAGS = {
+    "sps": lambda: ["--drafter-path", str(MINI / "sps")],
+    "rest": lambda: ["--datastore-path", datastore(str(MINI / "target"), 4000)],
+}
+
+
+@functools.cache
+def datastore(model_path: str, num_conversations: int) -> str:
+    """A REST datastore of a little of the mini corpus, built once per tokenizer."""
+    from data.mini_bench.generate import write_corpus
+    from model.rest.build_datastore import main as build_datastore
+
+    folder = Path(tempfile.mkdtemp())
+    write_corpus(num_conversations, 3, folder / "corpus.jsonl")
+    argv = ["--model-path", model_path, "--input", str(folder / "corpus.jsonl")]
+    build_datastore([*argv, "--output", str(folder / "store")])
+    return str(folder / "store")
+
+
+def mini_flags(method: str) -> list[str]:
+    """What a method needs on the mini models."""
+    return MINI_FLAGS.get(method, list)()
 
 
 def build(method: str, model_path: str, target, flags):
@@ -115,7 +141,7 @@ def mini():
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_mini_models(method, batch, mini):
-    drafter = build(method, str(MINI / "target"), mini.target, MINI_FLAGS.get(method, []))
+    drafter = build(method, str(MINI / "target"), mini.target, mini_flags(method))
     ids, accepted = decode(mini.target, drafter, mini.prompts, mini.stop, 80, batch)
     assert ids == mini.expected
     steps = [length for lengths in accepted for length in lengths]
@@ -126,7 +152,7 @@ def test_mini_models(method, batch, mini):
 @pytest.mark.parametrize("method", METHODS)
 def test_point_guesses_sample_the_baselines_ids(method, mini):
     """Seeds fix the answers in any batch; without draft distributions they are vanilla's own."""
-    drafter = build(method, str(MINI / "target"), mini.target, MINI_FLAGS.get(method, []))
+    drafter = build(method, str(MINI / "target"), mini.target, mini_flags(method))
     vanilla = build("vanilla", str(MINI / "target"), mini.target, [])
     sampler = Sampler(temperature=0.8, top_p=0.95)
     runs = [

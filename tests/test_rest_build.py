@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,24 +116,26 @@ def test_folder_of_sources(tmp_path, tokenizer_dir, capsys):
 def test_long_files_are_read_in_pieces(tmp_path, tokenizer_dir, monkeypatch):
     text = "".join(f"line {i} ü\n" for i in range(300)) + "y" * 100
     (tmp_path / "long.txt").write_text(text, "utf-8")
-    monkeypatch.setattr(corpus, "BLOCK", 50)
+    monkeypatch.setattr(corpus, "PIECE", 50)
     monkeypatch.setattr(build_datastore, "BATCH", 120)
     pieces = list(corpus.Corpus(str(tmp_path / "long.txt")).pieces())
     assert "".join(piece for piece, _, _ in pieces) == text
     assert [first for _, first, _ in pieces] == [True] + [False] * (len(pieces) - 1)
     assert [last for _, _, last in pieces] == [False] * (len(pieces) - 1) + [True]
     assert max(len(piece) for piece, _, _ in pieces) <= 100
+    assert list(corpus.cut(text)) == pieces
+    assert all(piece.endswith("\n") for piece, _, _ in pieces[:-1])
     build(tokenizer_dir, tmp_path / "long.txt", tmp_path / "store")
     assert documents_of(tmp_path / "store") == [text]
+    lines(tmp_path / "long.jsonl", {"text": text})
+    build(tokenizer_dir, tmp_path / "long.jsonl", tmp_path / "same")
+    assert data_files(tmp_path / "same") == data_files(tmp_path / "store")
 
 
 def test_special_tokens_stand_at_a_documents_begin_only():
-    def tokenizer(texts, add_special_tokens, verbose):
-        return SOURCES(input_ids=[[1] * add_special_tokens + [*map(ord, text)] for text in texts])
-
-    class SOURCES:
-        def __init__(self, input_ids):
-            self.input_ids = input_ids
+    def tokenizer(texts, add_special_tokens, **_):
+        ids = [[1] * add_special_tokens + [*map(ord, text)] for text in texts]
+        return SimpleNamespace(input_ids=ids)
 
     pieces = [("a", True, False), ("b", False, True), ("c", True, True)]
     found = list(build_datastore.tokenised(tokenizer, iter(pieces), 0))

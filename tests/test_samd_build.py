@@ -1,6 +1,7 @@
-"""SAM-Decoding's static automaton on disk: documents, arrays, manifest, and what is refused."""
+"""SAM-Decoding's static automaton: against counting, as built from a corpus, and what is refused."""
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_tokenizer
+from test_samd import CORPUS, automaton, ends, longest_known_suffix, random_texts, static
 
 from model.common.errors import BadInput
 from model.common.prompts import Prompter
 from model.samd import build_sam
 from model.samd.drafter import SamRow, SamRows, Settings
-from model.samd.static import ARRAYS, StaticAutomaton
+from model.samd.static import ARRAYS, HEAVY, StaticAutomaton
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT = [
@@ -24,6 +26,129 @@ CHAT = [
     {"from": "gpt", "value": "gh."},
 ]
 LINES = [{"conversations": CHAT}, {"text": "abcabcabd"}, {"id": 3, "conversations": CHAT[:2]}]
+
+
+def test_corpus_vector():
+    corpus = static(CORPUS, drafts_end_at=-1)
+    assert len(corpus.text) == 19 and len(corpus.length) == 24
+    state, size = corpus.move((0, 0), [11, 12])
+    assert (size, corpus.count[state], corpus.first[state]) == (2, 4, 2)
+    assert corpus.copy(state, 5) == [13, 14, 2, 11, 12]
+    tokens, parents, depths = corpus.tree(state, 8)
+    line = [13, 14, 2, 11, 12]
+    assert tokens[:5] == line and parents[:5] == [-1, 0, 1, 2, 3] and depths[:5] == [1, 2, 3, 4, 5]
+    counts = [corpus.count[corpus.move((state, 2), path(tokens, parents, i))[0]] for i in range(8)]
+    assert counts == [3, 2, 2, 2, 2, 1, 1, 1]  # of 4: weights .75, .5 x4, .25 x3
+
+
+def test_drafts_end_with_the_document():
+    corpus = static(CORPUS)
+    state, _ = corpus.move((0, 0), [11, 12])
+    assert corpus.copy(state, 5) == [13, 14, 2]
+    tokens, parents, _ = corpus.tree(state, 20)
+    assert sorted(path(tokens, parents, i) for i in range(len(tokens))) == [
+        [13],
+        [13, 14],
+        [13, 14, 2],
+        [13, 15],
+        [13, 15, 2],
+        [16],
+        [16, 2],
+    ]
+
+
+def path(tokens, parents, node):
+    """Tokens from the root to a node."""
+    line = []
+    while node >= 0:
+        line.insert(0, tokens[node])
+        node = parents[node]
+    return line
+
+
+def test_cursor_equals_a_search():
+    dice = random.Random(6)
+    for text in random_texts(40, seed=7, longest=30):
+        corpus = static([text], separator=9)
+        read, cursor = [], (0, 0)
+        for _ in range(25):
+            new = [dice.randrange(6) for _ in range(dice.randint(1, 3))]
+            if dice.random() < 0.5:
+                begin = dice.randrange(len(text))
+                new = text[begin : begin + 5]
+            cursor = corpus.move(cursor, new)
+            read += new
+            suffix = longest_known_suffix(read, [*text, 9])
+            assert cursor[1] == len(suffix)
+            if suffix:
+                found = ends([*text, 9], suffix)
+                assert corpus.first[cursor[0]] == found[0]
+                assert corpus.count[cursor[0]] == len(found)
+            else:
+                assert cursor == (0, 0)
+
+
+def test_arrays_equal_the_automaton():
+    """More successors than are heavy, so that both halves of a state's edges are read."""
+    dice = random.Random(8)
+    text = [dice.choice([0, 0, 0, 1, 1, *range(2, 40)]) for _ in range(1500)]
+    grown, corpus = automaton([*text, 50]), static([text], separator=50)
+    assert len(grown.next[0]) > 2 * HEAVY
+    for state, edges in enumerate(grown.next):
+        assert {token: corpus.step(state, token) for token in edges} == edges
+        begin, end = corpus.offsets[state], corpus.offsets[state + 1]
+        assert end - begin == len(edges)
+        counts = [corpus.count[target] for target in corpus.edge_state[begin:end].tolist()]
+        heavy = counts[:HEAVY]
+        assert heavy == sorted(counts, reverse=True)[:HEAVY]
+        assert corpus.step(state, 41) == -1
+
+
+def slow_tree(text, match, num, separator):
+    """The best-first tree by counting substrings: tokens, parents, depths."""
+    letters = sorted(set(text))
+    tokens, parents, depths = [], [], []
+    frontier = []  # (count, order found, line, parent)
+    found = 0
+
+    def offer(line, parent):
+        nonlocal found
+        following = [(-len(ends(text, [*match, *line, c])), c) for c in letters]
+        for count, token in sorted(following)[:HEAVY]:
+            if count:
+                found += 1
+                frontier.append((count, found, [*line, token], parent))
+
+    offer([], -1)
+    while frontier and len(tokens) < num:
+        best = min(frontier)
+        frontier.remove(best)
+        _, _, line, parent = best
+        if depths.count(len(line)) == HEAVY:
+            continue
+        tokens.append(line[-1])
+        parents.append(parent)
+        depths.append(len(line))
+        if line[-1] != separator:
+            offer(line, len(tokens) - 1)
+    return tokens, parents, depths
+
+
+@pytest.mark.parametrize("letters", [2, 4, 15])
+def test_tree_equals_counting(letters):
+    dice = random.Random(letters)
+    for num in (1, 7, 39):
+        documents = [
+            [dice.randrange(letters) for _ in range(dice.randint(1, 12))] for _ in range(20)
+        ]
+        text = [token for document in documents for token in [*document, 99]]
+        corpus = static(documents, separator=99)
+        for match in ([documents[0][0]], documents[1][:2], documents[2][:3]):
+            state, size = corpus.move((0, 0), match)
+            assert size == len(match)
+            assert corpus.tree(state, num) == slow_tree(text, match, num, 99)
+    assert corpus.tree(0, 5) == ([], [], [])
+    assert corpus.copy(0, 5) == []
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,13 @@ def between(low: float, high: float):
     return _number(float, low, high, f"a number from {low:g} to {high:g} is needed")
 
 
+def temperature(text: str) -> float:
+    """Argument type: 0, or what float32 logits can be divided by."""
+    if text and not text.strip("0."):
+        return 0.0
+    return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
+
+
 def make_parser(method: str, doc: str, add_args) -> Parser:
     """The parser of a method's script; add_args(group) adds the flags that only it has."""
     parser = Parser(
@@ -110,7 +117,7 @@ def _add_questions(group):
 
 def _add_decoding(group):
     group.add_argument("--max-new-tokens", type=at_least(1), default=1024, help="per turn (tokens)")
-    group.add_argument("--temperature", type=between(0, 100), default=0.0, help="0 is greedy")
+    group.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
     group.add_argument("--top-p", type=between(1e-6, 1), default=1.0, help="nucleus mass")
     group.add_argument("--top-k", type=at_least(0), default=0, help="best k tokens; 0 = all")
     group.add_argument("--seed", type=at_least(0), default=0, help="of the sampled tokens")

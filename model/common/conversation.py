@@ -36,7 +36,7 @@ class Conversation:
 def read_history(path: str, questions: list[dict]) -> dict[int, list[str]]:
     """{question_id: answer texts} of another answer file, for every question of several turns."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--history {path}: {error}") from error
     history = {}
@@ -44,7 +44,10 @@ def read_history(path: str, questions: list[dict]) -> dict[int, list[str]]:
         try:
             answer = json.loads(line)
             if answer["choices"]:
-                history[answer["question_id"]] = answer["choices"][0]["turns"]
+                turns = answer["choices"][0]["turns"]
+                if not isinstance(turns, list) or not all(isinstance(t, str) for t in turns):
+                    raise ValueError("turns are no texts")
+                history[answer["question_id"]] = turns
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"--history {path}:{number}: not an answer line") from error
     for question in questions:

@@ -33,8 +33,10 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
         print(f"{parser.prog}: interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
     if failed:
+        plural = "s" if failed > 1 else ""
         print(
-            f"{parser.prog}: {failed} questions failed, see `error` in the answers", file=sys.stderr
+            f"{parser.prog}: {failed} question{plural} failed, see `error` in the answers",
+            file=sys.stderr,
         )
     sys.exit(1 if failed else 0)
 
@@ -178,19 +180,20 @@ class Bench:
     def _answer(self, groups, files) -> int:
         from model.common.progress import Progress
 
-        failed = 0
+        failed = set()
         with Progress(sum(len(group) for _, group in groups)) as progress:
             for number, group in groups:
                 order = files if number % 2 == 0 else files[::-1]
                 for drafter, file in order:
-                    for record in self._answer_group(drafter, group, file.meta["model_id"]):
+                    left = [q for q in group if not file.is_done(q["question_id"])]
+                    for record in self._answer_group(drafter, left, file.meta["model_id"]):
                         file.add(record)
                         if drafter is self.drafter:
                             progress.add(record)
                         if "error" in record:
-                            failed += 1
+                            failed.add(record["question_id"])
                             progress.say(f"question {record['question_id']}: {record['error']}")
-        return failed
+        return len(failed)
 
     def _answer_group(self, drafter, group: list[dict], model_id: str) -> list[dict]:
         """Records of a batch of questions; what fails is recorded with its reason."""
@@ -218,9 +221,9 @@ class Bench:
         """All turns of a batch: a choice record per question, or its error."""
         from model.common.record import choice_record
 
-        batch = group[0]["question_id"]
+        batch = group[0]["question_id"] if group else None
         state = [Conversation(q, self.history.get(q["question_id"])) for q in group]
-        for turn in range(max(len(question["turns"]) for question in group)):
+        for turn in range(max((len(question["turns"]) for question in group), default=0)):
             active = [c for c in state if c.error is None and turn < len(c.turns)]
             self._refuse_long(active)
             active = [c for c in active if c.error is None]

@@ -5,6 +5,8 @@ Several turns keep the conversation: the answer given to a turn is part of the n
 
 from __future__ import annotations
 
+from jinja2 import TemplateError
+
 from model.common.decode import StopRules
 from model.common.errors import BadInput
 
@@ -34,9 +36,12 @@ class Prompter:
                 messages.append({"role": "user", "content": turn})
                 if i < len(answers):
                     messages.append({"role": "assistant", "content": answers[i]})
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            try:
+                ids = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            except (TemplateError, TypeError, ValueError) as error:
+                raise BadInput(f"the tokenizer's chat template refuses: {error}") from error
             return list(ids)
         text = self._fastchat_text(turns, answers) if self.conversation else _plain(turns, answers)
         bos = self.tokenizer.bos_token

@@ -27,27 +27,27 @@ def read_questions(path: Path) -> list[dict]:
             hint = " (python data/download.py spec_bench fetches it)"
         raise BadInput(f"{path}: no such question file{hint}")
     questions, seen = [], set()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            question = _parse(line, f"{path}:{number}")
-            if question["question_id"] in seen:
-                raise BadInput(
-                    f"{path}:{number}: question_id {question['question_id']} occurs twice"
-                )
-            seen.add(question["question_id"])
-            questions.append(question)
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        question = _parse(line, f"{path}:{number}")
+        if question["question_id"] in seen:
+            raise BadInput(f"{path}:{number}: question_id {question['question_id']} occurs twice")
+        seen.add(question["question_id"])
+        questions.append(question)
     if not questions:
         raise BadInput(f"{path}: no questions in it")
     return questions
 
 
-def _parse(line: str, where: str) -> dict:
+def _parse(line: bytes, where: str) -> dict:
     try:
-        question = json.loads(line)
+        question = json.loads(line.decode())
+        json.dumps(question, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise BadInput(f"{where}: not JSON: {error.msg}") from error
+    except UnicodeError as error:
+        raise BadInput(f"{where}: not Unicode text: {error.reason}") from error
     if not isinstance(question, dict) or not isinstance(question.get("question_id"), int):
         raise BadInput(f"{where}: a question needs an integer question_id")
     turns = question.get("turns")

@@ -95,9 +95,11 @@ class AnswerFile:
         self.records: dict[int, dict] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not overwrite:
+            if overwrite:
+                path.unlink(missing_ok=True)  # first: old answers never stand beside the new meta
+            elif path.exists() and path.stat().st_size:
                 self._check_same_run()
-                self.records = _whole_lines(path)
+                self.records = whole_lines(path)
                 self._check_resumable()
             _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
             self._rewrite()
@@ -114,6 +116,8 @@ class AnswerFile:
             raise BadInput(f"{beside}: not JSON: {error.msg}; --overwrite starts anew") from error
         if old is None:
             raise BadInput(f"{self.path}: exists without {beside.name}; --overwrite replaces it")
+        if not isinstance(old, dict):
+            raise BadInput(f"{beside}: not a JSON object; --overwrite starts anew")
         field = first_difference(identity(old), identity(self.meta))
         if field:
             raise BadInput(
@@ -151,7 +155,7 @@ class AnswerFile:
             self._rewrite()
 
 
-def _whole_lines(path: Path) -> dict[int, dict]:
+def whole_lines(path: Path) -> dict[int, dict]:
     """Answers by question id, without failed questions and a half-written last line."""
     records = {}
     lines = path.read_bytes().split(b"\n")
@@ -185,7 +189,7 @@ def identity(meta: dict) -> dict:
 
 def first_difference(old: dict, new: dict, name: str = "") -> str:
     """The first field in which two nested dicts differ: "shared.dtype: 'a' / 'b'", or ""."""
-    for key in sorted(set(old) | set(new)):
+    for key in sorted(set(old) | set(new), key=lambda key: (key.endswith("sha256"), key)):
         left, right = old.get(key), new.get(key)
         here = f"{name}.{key}" if name else key
         if isinstance(left, dict) and isinstance(right, dict):
@@ -198,7 +202,8 @@ def first_difference(old: dict, new: dict, name: str = "") -> str:
 
 
 def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Of a text in UTF-8; a lone surrogate counts as what it is."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

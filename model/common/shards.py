@@ -31,6 +31,8 @@ def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
     path = arguments.answer_path(args, run)
     questions = choose_questions(args)
     files = open_answers(method, args, questions, path)
+    for file in files:
+        absorb(file, path)
     missing = [
         question["question_id"]
         for question in questions
@@ -88,11 +90,33 @@ def run_shard(method: str, args, build, engine) -> int | str:
         return str(error)
 
 
+def absorb(file, path: Path) -> None:
+    """Take over what the shards of a killed run of the same command left behind."""
+    from model.common.record import first_difference, identity, meta_path, whole_lines
+
+    suffix = file.path.stem.removeprefix(path.stem)
+    for part in sorted(path.parent.glob(f"{path.stem}.shard*.jsonl")):
+        if part.stem.removeprefix(f"{path.stem}.shard").lstrip("0123456789") != suffix:
+            continue
+        old = json.loads(meta_path(part).read_text(encoding="utf-8"))
+        selection = ("question_ids", "questions_sha256", "prompts_sha256")
+        settings = [identity(meta) for meta in (old, file.meta)]
+        for meta in settings:
+            meta["shared"] = {k: v for k, v in meta["shared"].items() if k not in selection}
+        if first_difference(*settings):
+            continue  # of another run: its worker refuses it by name
+        for record in whole_lines(part).values():
+            if not file.is_done(record["question_id"]):
+                file.add(record | {"model_id": file.meta["model_id"]})
+        part.unlink()
+        meta_path(part).unlink()
+
+
 def take_over(file, part: Path) -> None:
     """Move a shard's answers into the command's file."""
     from model.common.record import meta_path
 
-    for line in part.read_text(encoding="utf-8").splitlines():
+    for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
         record = json.loads(line)
         file.add(record | {"model_id": file.meta["model_id"]})
     part.unlink()

@@ -182,6 +182,8 @@ class Target:
         else:
             cache.slots = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
             positions = cache.slots if depths is None else (depths + start).view(1, -1)
+        if self.context is not None and (start is None or start + tokens.shape[1] > self.context):
+            positions = positions.clamp(max=self.context - 1)  # rows that cannot be committed
         masks = {
             kind: self._mask(positions, known, view, window, start)
             for kind, window in self.kinds.items()
@@ -249,8 +251,10 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
         place = {"": where} if num_gpus == 1 else "auto"
         if num_gpus > 1:
             limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
             dtype=getattr(torch, dtype),
             attn_implementation=attention_name(config),
             device_map=place,
@@ -259,7 +263,18 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
     except LOAD_ERRORS as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise BadInput(f"{path}: cannot be loaded: {lines[0] if lines else error!r}") from error
+    check_tensors(path, report)
     return model.eval()
+
+
+def check_tensors(path: str, report) -> None:
+    """Refuse weights that lack a tensor or hold one of another shape: it would be random."""
+    for name, *shapes in sorted(report["mismatched_keys"]):
+        found, expected = (tuple(shape) for shape in shapes[:2])
+        raise BadInput(f"{path}: tensor {name} is {found}, the config says {expected}")
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BadInput(f"{path}: no tensor {missing[0]} ({len(missing)} missing)")
 
 
 def check_model_path(path: str) -> None:

@@ -75,7 +75,13 @@ def tokenised(tokenizer, pieces, skip: int, update=lambda: None):
             places = [i for i, (_, first, _) in enumerate(batch) if first == special]
             if places:
                 texts = [batch[i][0] for i in places]
-                found = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
+                found = tokenizer(
+                    texts,
+                    add_special_tokens=special,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                    verbose=False,
+                ).input_ids
                 for i, piece_ids in zip(places, found):
                     ids[i] = piece_ids
         yield from ((piece_ids, last) for piece_ids, (_, _, last) in zip(ids, batch))

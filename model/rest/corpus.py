@@ -8,7 +8,20 @@ from pathlib import Path
 
 from model.common.errors import BadInput
 
-BLOCK = 1 << 20  # characters of a file read at a time
+BLOCK = 1 << 20  # characters of a JSON array read at a time
+PIECE = 1 << 14  # of a text tokenised at once: tokenizers keep memory of the longest, and slow down
+
+
+def cut(text: str):
+    """(text, first, last) of a text's pieces: at least PIECE characters each, to a line's end if it
+    is near."""
+    begin = 0
+    while begin < len(text):
+        end = begin + PIECE
+        if end < len(text):
+            end = text.find("\n", end - 1, end + PIECE) + 1 or end + PIECE
+        yield text[begin:end], begin == 0, end >= len(text)
+        begin = end
 
 
 class Corpus:
@@ -138,16 +151,16 @@ class Corpus:
                 self._bad(where, "half a surrogate pair is no text")
                 return
         for text in texts:
-            if text:
-                yield text, True, True
+            yield from cut(text)
 
     def _source(self, file: Path):
-        """A file as one document, cut at line ends into pieces of about BLOCK characters."""
+        """A file as one document, cut as a long text is."""
         first, held = True, None
         try:
             with file.open(encoding="utf-8", newline="") as source:
-                while block := source.read(BLOCK):
-                    block += source.readline(BLOCK)
+                while block := source.read(PIECE):
+                    if not block.endswith("\n"):
+                        block += source.readline(PIECE)
                     if held is not None:
                         yield held, first, False
                         first = False
