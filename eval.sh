@@ -30,15 +30,23 @@ setup() {  # makes .venv when it is missing or requirements.txt changed; prints 
     if [ ! -x .venv/bin/python ] || [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
         echo "setting up .venv" >&2
         local base
-        base=$(command -v python3.12 || command -v python3.11 || command -v python3.10 || echo python3)
-        "$base" -m venv .venv >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt >&2
+        for base in python3 python3.12 python3.11 python3.10 ""; do
+            "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+                2> /dev/null && break
+        done
+        if [ -z "$base" ]; then
+            echo "eval.sh: no Python 3.10 to 3.12 found; PYTHON=... names one" >&2
+            exit 2
+        fi
+        "$base" -m venv .venv >&2 || exit 2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt >&2 ||
+            exit 2
         echo "$wanted" > $stamp
     fi
     echo .venv/bin/python
 }
 
-PYTHON=$(setup)
+PYTHON=$(setup) || exit 2
 if [ "${1:-}" = --setup ]; then
     echo "$PYTHON"
     exit
