@@ -1,4 +1,4 @@
-"""SAM-Decoding's static automaton: against counting, from a corpus, and what is refused."""
+"""SAM-Decoding's static automaton: against counting, built from a corpus, and what is refused."""
 
 import json
 import random
