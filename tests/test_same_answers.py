@@ -127,7 +127,6 @@ def edited_model(model_dir, folder, name, **changes):
     return folder
 
 
-@pytest.mark.xfail(strict=True, reason="generate() takes penalties from generation_config.json")
 def test_engine_hf_ignores_penalties_of_the_model(model_dir, question_file, tmp_path):
     """What generation_config.json adds to greedy decoding must bind both engines or neither."""
     model = edited_model(
@@ -138,7 +137,6 @@ def test_engine_hf_ignores_penalties_of_the_model(model_dir, question_file, tmp_
     assert ids_of(ours) == ids_of(theirs)
 
 
-@pytest.mark.xfail(strict=True, reason="generate() goes on after a stop string, and is timed")
 def test_engine_hf_stops_at_stop_strings(files, model_dir, question_file, tmp_path, monkeypatch):
     """Tokens after a stop string are neither counted nor timed."""
     text = read(files["vanilla"])[5]["choices"][0]["turns"][0]

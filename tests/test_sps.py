@@ -221,7 +221,7 @@ def test_caches_equal_a_fresh_prefill(target, drafts, name, schedule, batch):
 
     def after_step(drafter, committed):
         for row, ids in enumerate(committed):
-            if drafter.length[row] > 0:
+            if drafter.length[row] > 0 and drafter.committed > 0:  # 0: nobody goes on
                 assert drafter.length[row] == len(ids) - 2
                 check("draft", drafter.draft, row, ids[:-2])
                 check("target", target, row, ids[:-1])
@@ -288,7 +288,6 @@ def test_padded_vocabularies(width):
             assert token == logits[:97].argmax()
 
 
-@pytest.mark.xfail(strict=True, reason="ids beyond the draft model's vocabulary are read by it")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_target_tokens_that_the_draft_model_lacks(temperature):
     """A padded row of the target can be drawn; the draft model must survive reading it."""

@@ -110,7 +110,6 @@ def test_room_bounds_the_draft(schedule):
     assert scripted([0.9], schedule, room=4).propose().tokens.shape[1] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a row that has just ended is read past the draft cache")
 @torch.inference_mode()
 def test_a_row_that_ends_near_the_cache_end_stays_inside():
     """Its neighbour's heuristic draft may be long when it ends."""

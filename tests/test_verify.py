@@ -233,6 +233,17 @@ def test_token_matching_warps_visited_rows_only():
     assert calls == [(2, V)] * 2
 
 
+def test_token_matching_walks_chains_that_share_a_prefix():
+    """Nodes may spell the same prefix twice: the walk goes on in whichever chain is right."""
+    draft = draft_of([[1, 2, 3, 1, 2, 4]], [-1, 0, 1, -1, 3, 4], depth=3)
+    logits = wants(1, 2, 4, 7, 2, 4, 5)
+    for uniform in (1e-6, 0.5, 1 - 1e-6):
+        uniforms = torch.full((1, 4), uniform, dtype=torch.float64)
+        accepted = verify.token_matching(logits, draft, Sampler(1.0).warp, uniforms)
+        assert accepted.path.tolist() == [[0, 4, 5, 6]]
+        assert accepted.tokens.tolist() == [[1, 2, 4, 5]]
+
+
 def assert_same(found, wanted):
     for field in ("count", "tokens", "path"):
         assert torch.equal(getattr(found, field), getattr(wanted, field)), field

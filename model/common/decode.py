@@ -110,7 +110,7 @@ class _Rows:
             for prompt, turn, alive in zip(self.prompts, self.turns, self.alive)
             if alive
         ]
-        return max(lengths)
+        return max(lengths, default=0)
 
 
 def pad_right(sequences: list[list[int]], device) -> torch.Tensor:
@@ -157,7 +157,7 @@ def generate(
     target.reserve(len(prompts), max(rows.max_lengths) + 1)
     begin = now(device)
     sampler.start(seeds, max(limits) + 1, device)
-    root = _prefill(target, drafter, rows, sampler)
+    root = _prefill(target, drafter, rows, sampler, num_idle)
     prefilled = now(device)
     for turn in rows.turns:
         turn.prefill_s = turn.wall_s = prefilled - begin
@@ -184,8 +184,12 @@ def _running(target, rows: _Rows) -> torch.Tensor | None:
     return alive
 
 
-def _prefill(target, drafter, rows: _Rows, sampler) -> torch.Tensor:
-    """Read the prompts, commit their first tokens, start the drafter; returns the roots [B]."""
+def _prefill(target, drafter, rows: _Rows, sampler, num_idle: int) -> torch.Tensor:
+    """Read the prompts, commit their first tokens, start the drafter; returns the roots [B].
+
+    The last num_idle rows only fill the batch up: a Step whose path is all -1, with nothing to
+    learn.
+    """
     lengths = [len(ids) for ids in rows.prompts]
     ids = pad_right(rows.prompts, target.device)
     prefilled = target.prefill(ids, lengths, max(rows.max_lengths) + 1, drafter.needs)
@@ -197,9 +201,12 @@ def _prefill(target, drafter, rows: _Rows, sampler) -> torch.Tensor:
         rows.add(row, [token])
     if any(rows.alive):
         length = torch.tensor(lengths, device=target.device)
+        if num_idle:
+            length[-num_idle:] = 0
         place = torch.arange(ids.shape[1], device=target.device).expand_as(ids)
         path = place.masked_fill(place >= length.unsqueeze(1), -1)
-        following = ids.roll(-1, 1).scatter(1, length.unsqueeze(1) - 1, root.unsqueeze(1))
+        last = (length - 1).clamp(min=0).unsqueeze(1)
+        following = ids.roll(-1, 1).scatter(1, last, root.unsqueeze(1))
         step = Step(
             tokens=ids.masked_fill(path < 0, -1),
             logits=None,
@@ -232,11 +239,10 @@ def _step(target, drafter, rows: _Rows, sampler, clock, root, alive, typical) ->
     target.cache.commit(path, accepted.count)
     sampler.advance(accepted.count)
     host_ids = _record(rows, draft, accepted)
-    if any(rows.alive):
-        clock.mark("draft")
-        drafter.observe(
-            LoopStep(root, draft, logits, hidden, accepted, following, host_ids, rows.longest())
-        )
+    clock.mark("draft")
+    drafter.observe(
+        LoopStep(root, draft, logits, hidden, accepted, following, host_ids, rows.longest())
+    )
     clock.end_step()
     return following
 

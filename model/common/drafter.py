@@ -61,7 +61,8 @@ class Step:
     """What the target said about the rows of one forward, and what was committed.
 
     A prefill is a Step too: tokens and path are the right-padded prompt, count its lengths, logits
-    None.
+    None. The last step of an answer is observed as well; its max_committed is 0 where no sequence
+    goes on.
 
     tokens      [B, 1+n]   root first; inert nodes are -1
     logits      [B, 1+n, V] (None for a prefill)
@@ -72,7 +73,7 @@ class Step:
     next_token  [B]        the new root
     new_tokens  [B, 1+depth] successor of each committed row; -1 beyond count
     host_ids    the committed ids as lists, read from the device once per step by the loop
-    max_committed  host int: the longest sequence's committed length, root included
+    max_committed  host int: the longest unfinished sequence's committed length, root included
     prompt_topk [B, P, k]  best k ids after every prompt position (prefill, when asked for)
     """
 
@@ -104,7 +105,7 @@ class Needs:
 class Drafter:
     """One method for B sequences. It never measures time, decodes text or decides acceptance.
 
-    reads_per_step  device-to-host copies inside propose(); more than 0 has to be declared here
+    reads_per_step  device-to-host copies of one propose(), at most; more than 0 is declared here
     """
 
     needs = Needs()

@@ -20,6 +20,7 @@ from model.common.attention import SuffixMasks, additive, mask_kinds, rows_mask
 from model.common.drafter import Draft, Needs
 from model.common.errors import BadInput
 from model.common.kv_cache import KVCache
+from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 
 PREFILL_CHUNK = 2048  # rows per prefill forward
@@ -109,7 +110,7 @@ class Target:
                 chunk, None, None, end, rows if needs.prompt_topk else rows.unique(), needs.hidden
             )
             if needs.prompt_topk:
-                best.append(scores.topk(needs.prompt_topk, dim=-1).indices)
+                best.append(top_ids(scores, needs.prompt_topk))
                 picked = torch.tensor(last, device=self.device)
             else:
                 picked = torch.searchsorted(rows.unique(), rows)

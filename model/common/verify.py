@@ -23,6 +23,7 @@ from torch import Tensor
 
 from model.common import tree
 from model.common.drafter import Draft
+from model.common.ranking import best_id
 from model.common.sampling import draw
 
 
@@ -105,7 +106,7 @@ def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
 
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
     """Keep the longest path whose every token is the target's first best at its parent."""
-    best = logits.argmax(-1)  # [B, 1+n]
+    best = best_id(logits)  # [B, 1+n]
     if draft.is_chain:
         if draft.depth == 0:
             return Accepted(torch.ones_like(best[:, 0]), best)
@@ -133,30 +134,32 @@ def _longest(draft: Draft, best: Tensor, match: Tensor, score: Tensor | None = N
 
 
 def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepted:
-    """Draw the target's token at each node reached and walk while a child carries it.
+    """Draw the target's token where you stand and walk on while a child carries it.
 
-    Only visited rows are warped: a top-p sort of all rows would cost more than the forward.
+    You stand on every node that spells the tokens drawn so far: drafts of several chains repeat
+    common prefixes. Only one row of them is warped: a top-p sort of all rows would cost more than
+    the forward.
     """
-    batch, depth = draft.tokens.shape[0], draft.depth
-    tokens = _candidates(draft)
-    parents = _parents(draft)
+    batch = draft.tokens.shape[0]
+    tokens, parents = _candidates(draft), _parents(draft)
     rows = torch.arange(batch, device=logits.device)
     row = torch.zeros_like(rows)
+    here = torch.zeros(batch, 1 + tokens.shape[1], dtype=torch.bool, device=logits.device)
+    here[:, 0] = True
     walking = torch.ones_like(rows, dtype=torch.bool)
-    path = torch.full((batch, 1 + depth), -1, dtype=torch.long, device=logits.device)
-    drawn = path.clone()
-    for level in range(1 + depth):
+    bonus = row
+    for level in range(1 + draft.depth):
         token = draw(warp(logits[rows, row]), uniforms[:, level])
-        path[:, level] = torch.where(walking, row, -1)
-        drawn[:, level] = torch.where(walking, token, -1)
-        if level == depth:
+        bonus = torch.where(walking, token, bonus)
+        if level == draft.depth:
             break
-        child = (parents == row.unsqueeze(1)) & (tokens == token.unsqueeze(1))
+        child = here.gather(1, parents) & (tokens == token.unsqueeze(1))
         walking = walking & child.any(1)
-        row = torch.where(walking, child.int().argmax(1) + 1, row)
         if _nobody(walking):
             break
-    return Accepted((path >= 0).sum(1), drawn, path)
+        row = torch.where(walking, child.int().argmax(1) + 1, row)
+        here = torch.nn.functional.pad(child, (1, 0))
+    return _tree_result(draft, row, bonus)
 
 
 def _nobody(mask: Tensor) -> bool:
@@ -255,4 +258,4 @@ def typical_acceptance(
     _, known, _ = tree.layout(draft)
     own = torch.cat([node_logp.new_zeros(node_logp.shape[0], 1), node_logp], dim=1)
     score = (known * own.unsqueeze(1)).sum(-1)
-    return _longest(draft, logits.argmax(-1), match, score)
+    return _longest(draft, best_id(logits), match, score)

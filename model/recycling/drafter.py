@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.common.drafter import Draft, Drafter, Needs
 from model.common.errors import BadInput
+from model.common.ranking import top_ids
 
 TREES = Path(__file__).parent / "trees"
 
@@ -106,7 +107,7 @@ class RecyclingDrafter(Drafter):
 
     def observe(self, step):
         tokens = step.tokens.masked_fill((step.count == 0).unsqueeze(1), -1)
-        self._learn(tokens, step.logits.topk(self.num_best, dim=-1).indices)
+        self._learn(tokens, top_ids(step.logits, self.num_best))
         self.root = step.next_token
 
     def _learn(self, tokens: Tensor, best: Tensor) -> None:

@@ -32,13 +32,15 @@ class SpSDrafter(Drafter):
         self.draft, self.schedule = draft, schedule
         self.num_draft, self.confidence = num_draft, confidence
         self.vocab_size = target.vocab_size
+        # ids beyond it, of a padded target, are read as the last one: a guess may be wrong
+        self.last_id = draft.vocab_size - 1
         self.static_shapes = target.static_shapes
         self.reads_per_step = num_draft if schedule == "confidence" else 0
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler = sampler
         self.device = prefill.tokens.device
-        ids = prefill.tokens.clamp(min=0).to(self.draft.device)
+        ids = prefill.tokens.clamp(0, self.last_id).to(self.draft.device)
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, Needs())
         self.length = self.draft.cache.length - 1  # of what is read and stays read, [B]
@@ -60,9 +62,10 @@ class SpSDrafter(Drafter):
         self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
         longest = max(self.planned if self.static_shapes else self.lengths)
         cache = self.draft.cache
-        cache.length.copy_(self.length)
+        # rows that have just ended may be longer than what the reads make room for
+        torch.clamp(self.length, max=self.committed - 2, out=cache.length)
         tokens, probs = [], []
-        unread = self.last_two
+        unread = self.last_two.clamp(max=self.last_id)
         alive = None  # rows whose draft goes on, confidence schedule only
         for node in range(longest):
             logits, _ = self.draft.read(unread, None, None, self.committed + node)
@@ -70,7 +73,7 @@ class SpSDrafter(Drafter):
             token, distribution, sure = self._choose(logits[:, -1], node)
             tokens.append(token if alive is None else token.masked_fill(~alive, -1))
             probs.append(distribution)
-            unread = token.unsqueeze(1)
+            unread = token.unsqueeze(1).clamp(max=self.last_id)
             if self.schedule == "confidence":
                 alive = sure if alive is None else alive & sure
                 if not alive.any():

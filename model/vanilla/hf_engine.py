@@ -21,16 +21,21 @@ def check(args) -> None:
         )
 
 
-class _Times:
-    """A stopping criterion that never stops; its first call tells when the first token stood."""
+class _Stops:
+    """A stopping criterion for stop strings; its first call tells when the first token stood."""
 
-    def __init__(self, device):
+    def __init__(self, device, stop: StopRules, num_prompt: int):
         self.device, self.first = device, None
+        self.stop, self.num_prompt = stop, num_prompt
 
     def __call__(self, ids, scores, **_):
         if self.first is None:
             self.first = now(self.device)
-        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        ends = False
+        if self.stop.strings:
+            new = ids[0, self.num_prompt :].tolist()
+            ends = self.stop.cut(new, 1, len(new) + 1)[1] == "stop"
+        return torch.full((ids.shape[0],), ends, dtype=torch.bool, device=ids.device)
 
 
 @torch.inference_mode()
@@ -38,9 +43,11 @@ def generate(
     target, drafter, prompts, sampler, seeds, stop: StopRules, max_new_tokens, typical=None
 ):
     """decode.generate's signature over model.generate; phases are not known, a token is a step."""
-    from transformers import StoppingCriteriaList
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     model, device = target.model, target.device
+    # the loop knows neither the model's penalties nor its sampling defaults, so generate() must not
+    model.generation_config = GenerationConfig(eos_token_id=sorted(stop.eos_ids) or None)
     target.model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     turns = []
     for ids, seed in zip(prompts, seeds):
@@ -55,7 +62,7 @@ def generate(
                 "top_p": sampler.top_p,
                 "top_k": sampler.top_k,
             }
-        times = _Times(device)
+        stops = _Stops(device, stop, len(ids))
         begin = now(device)
         output = model.generate(
             inputs,
@@ -63,7 +70,7 @@ def generate(
             max_new_tokens=limit,
             eos_token_id=sorted(stop.eos_ids) or None,
             pad_token_id=min(stop.eos_ids, default=0),
-            stopping_criteria=StoppingCriteriaList([times]),
+            stopping_criteria=StoppingCriteriaList([stops]),
             **options,
         )
         end = now(device)
@@ -74,7 +81,7 @@ def generate(
             Turn(
                 output_ids=new[:kept],
                 finish_reason=reason or "length",
-                prefill_s=(times.first or end) - begin,
+                prefill_s=(stops.first or end) - begin,
                 wall_s=end - begin,
                 accept_lengths=[1] * steps,
                 drafted=[0] * steps,
