@@ -67,12 +67,12 @@ INDEX=data/$BENCH/index/$NAME
 REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
-run() {  # run METHOD FLAG...: one method with the flags that all share
-    local method=$1
+run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
+    local name=$1 method=${1%%-*}
     shift
-    echo "== $method" >&2
+    echo "== $name" >&2
     "$PYTHON" -m "model.$method.inference_$method" \
-        --model-path "$TARGET" --model-id "$NAME-$method-$DTYPE-temperature-$TEMPERATURE" \
+        --model-path "$TARGET" --model-id "$NAME-$name-$DTYPE-temperature-$TEMPERATURE" \
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" \
@@ -97,6 +97,7 @@ run_method() {
         sps) run sps --drafter-path "$SPS" ;;
         lookahead) run lookahead ;;
         recycling) run recycling --state "${STATE:-cold}" ;;
+        recycling-warm) run recycling-warm --state warm --prompt-seeds ;;
         nasd) run nasd --state "${STATE:-cold}" ;;
         rest)
             index rest.build_datastore "$REST"
@@ -111,7 +112,7 @@ run_method() {
     esac
 }
 
-ALL=(vanilla pld sps lookahead rest recycling nasd samd)
+ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd)
 failed=0
 FILES=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do

@@ -13,8 +13,10 @@ Run:    .venv/bin/python tests/bench_drafters.py
 import argparse
 import json
 import random
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,11 +64,29 @@ def make_drafters(args, names) -> dict:
     return {name: makers[name]() for name in names}
 
 
+class Vocabulary(dict):
+    """What a datastore asks of a tokenizer."""
+
+    get_vocab = dict.copy
+
+
 def rest_drafter(args):
     """REST on a datastore of args.store_tokens Zipf tokens, built in a temporary folder."""
-    from rest_store import synthetic_drafter
+    from model.common.drafter import PerSequence
+    from model.rest.datastore import open_datastore
+    from model.rest.drafter import RESTDrafter
+    from model.rest.retriever import Retriever
+    from model.rest.writer import Writer, settings_of
 
-    return synthetic_drafter(stream(args.store_tokens, args.vocab_size, seed=1), args.vocab_size)
+    vocabulary = Vocabulary((f"t{i}", i) for i in range(args.vocab_size))
+    source = {"name": "zipf", "num_files": 0, "bytes": 0, "sha256": ""}
+    folder = tempfile.mkdtemp()
+    writer = Writer(folder, settings_of(vocabulary, "zipf", source, args.store_tokens + 2))
+    writer.add(stream(args.store_tokens, args.vocab_size, seed=1), True)
+    writer.finish(0)
+    retriever = Retriever(open_datastore(folder))
+    shutil.rmtree(folder)  # the maps keep the files alive
+    return PerSequence(lambda: RESTDrafter(retriever))
 
 
 def measure(drafter, context: int, args) -> dict:

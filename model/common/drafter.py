@@ -128,6 +128,9 @@ class Drafter:
         """
         return {}
 
+    def forget(self) -> None:
+        """Drop what earlier questions taught (--state warm): warm-ups and runs are not questions."""
+
     def propose(self) -> Draft:
         """Guess what follows the root of each sequence."""
         raise NotImplementedError

@@ -126,6 +126,7 @@ class Bench:
             if groups and not warm:
                 self._warm_up()
                 warm = True
+            self.drafter.forget()
             failed += self._answer(groups, files)
             order = [question["question_id"] for question in self.questions]
             for drafter, file in files:

@@ -53,8 +53,10 @@ class KVCache:
         if not self.storage:
             self._allocate(key, value, layer)
         which, index = self.place[layer]
-        keys, values = self.storage[which][index].unbind(0)
         slots = self.slots if self.slots.device == key.device else self.slots.to(key.device)
+        if torch.compiler.is_compiling():
+            return self._update_whole(self.storage[which], index, slots, key, value)
+        keys, values = self.storage[which][index].unbind(0)
         if self.batch == 1:
             keys.index_copy_(2, slots[0], key)
             values.index_copy_(2, slots[0], value)
@@ -64,6 +66,21 @@ class KVCache:
             place = (batch, heads, slots.unsqueeze(1))
             keys.index_put_(place, key)
             values.index_put_(place, value)
+        return keys[:, :, : self.view], values[:, :, : self.view]
+
+    def _update_whole(self, storage, index: int, slots: Tensor, key: Tensor, value: Tensor):
+        """The same as one write into all layers' tensor: a compiler copies what is written by view.
+
+        Inductor keeps a write to a graph input in place, but turns one to a slice of it into a copy
+        of the whole.
+        """
+        lines = self.batch * key.shape[1]
+        flat = storage.view(-1, *storage.shape[4:])  # [layers 2 B H, capacity, D]
+        first = 2 * index * lines + torch.arange(lines, device=key.device)
+        where = slots.repeat_interleave(key.shape[1], 0)  # [B H, r]
+        flat.index_put_((first.unsqueeze(1), where), key.flatten(0, 1))
+        flat.index_put_(((first + lines).unsqueeze(1), where), value.flatten(0, 1))
+        keys, values = storage[index].unbind(0)
         return keys[:, :, : self.view], values[:, :, : self.view]
 
     def get_seq_length(self, layer: int = 0) -> int:

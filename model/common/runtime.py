@@ -13,10 +13,10 @@ import torch
 RUNTIMES = ("eager", "compile", "cudagraph")
 
 
-def make_runtime(name: str, forward):
+def make_runtime(name: str, forward, on_cpu: bool = True):
     """The runtime of a name; CUDA graphs without CUDA fall back to eager with one line."""
     if name == "compile":
-        return Compiled(forward)
+        return Compiled(forward, on_cpu)
     if name == "cudagraph":
         if torch.cuda.is_available():
             return Graphs(forward, cuda_capture)
@@ -41,15 +41,20 @@ class Eager:
 
 
 class Compiled(Eager):
-    """torch.compile with static shapes; one graph per (rows, view). `compilations` counts them."""
+    """torch.compile with static shapes; one graph per (rows, view). `compilations` counts them.
+
+    On a CPU the graph's own code is C++ too: calling 120 small kernels from Python took a third of
+    the mini target's step (2.6 against 1.7 ms).
+    """
 
     name = "compile"
     static_shapes = True
 
-    def __init__(self, forward):
+    def __init__(self, forward, on_cpu: bool):
         torch._dynamo.config.recompile_limit = 256
         torch._dynamo.config.accumulated_recompile_limit = 4096
-        super().__init__(torch.compile(forward, fullgraph=True, dynamic=False))
+        options = {"cpp_wrapper": True} if on_cpu else {}
+        super().__init__(torch.compile(forward, fullgraph=True, dynamic=False, options=options))
 
     @property
     def compilations(self) -> int:

@@ -47,7 +47,7 @@ class Target:
         self.dtype = model.dtype
         self.vocab_size = self.config.vocab_size
         self.kinds = mask_kinds(self.config)
-        self.runtime = make_runtime(runtime, self._rows)
+        self.runtime = make_runtime(runtime, self._rows, self.device.type == "cpu")
         self.cache: KVCache | None = None
         self.static_batch = 1  # sequences per step where shapes are static
         self.suffix_masks = SuffixMasks(self.dtype, EAGER_BUCKET)

@@ -26,6 +26,11 @@ class NGramStore:
         self.counts: dict[tuple, dict[int, int]] = {}  # a context of j tokens is a j-tuple
         self.best: dict[tuple, int] = {}
 
+    def clear(self) -> None:
+        """Know nothing again."""
+        self.counts.clear()
+        self.best.clear()
+
     def learn(self, ids: list[int], tokens) -> None:
         """Count that each of tokens came after ids; only the last n - 1 of these are read."""
         for size in self.sizes:
@@ -101,8 +106,13 @@ class NASDDrafter(PerSequence):
             raise BadInput(f"--min-context {min_context} is not below --n {n}")
         store = NGramStore(n, min_context) if warm else None
         super().__init__(lambda: NASDRow(n, min_context, num_draft, store), pad_to)
+        self.store = store
         self.filler_top_k = filler_top_k
         self.reads_per_step = int(filler_top_k > 1)  # in observe()
+
+    def forget(self):
+        if self.store:
+            self.store.clear()
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)

@@ -86,6 +86,9 @@ class RecyclingDrafter(Drafter):
     def facts(self):
         return {"matrix_bytes": self.matrix.nbytes} if self.matrix is not None else {}
 
+    def forget(self):
+        self.matrix = None
+
     def start(self, prefill, max_lengths, sampler):
         batch = len(prefill.host_ids)
         if self.matrix is None or not self.is_warm:

@@ -109,6 +109,9 @@ class CombinedDrafter(Drafter):
         self.rows.start(prefill, max_lengths, sampler)
         self.auxiliary.start(prefill, max_lengths, sampler)
 
+    def forget(self):
+        self.auxiliary.forget()
+
     def observe(self, step):
         self.rows.observe(step)
         self.auxiliary.observe(step)
