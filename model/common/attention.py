@@ -56,22 +56,24 @@ def rows_mask(
     itself.
 
     length [B] committed columns; slots [B, r] columns of the rows; positions [B, r];
-    known [.., r, r] ancestors, None = a chain; window: sliding attention, measured in positions.
+    known [.., r, w]: which of the w columns after the committed ones a row reads (its ancestors),
+    None = a chain; window: sliding attention, measured in positions, for which w must be r.
     """
     columns = torch.arange(view, device=length.device)
     if known is None:
         allowed = columns <= slots.unsqueeze(-1)
         column_positions = columns.expand(length.shape[0], view)
     else:
-        num_rows = slots.shape[1]
+        num_rows, width = slots.shape[1], known.shape[-1]
         before = columns < length.unsqueeze(-1)  # [B, view]
         node = columns - length.unsqueeze(-1)
-        inside = (node >= 0) & (node < num_rows)
-        node = node.clamp(0, num_rows - 1)
+        inside = (node >= 0) & (node < width)
+        node = node.clamp(0, width - 1)
         index = node.unsqueeze(1).expand(-1, num_rows, -1)
-        ancestor = known.expand(length.shape[0], num_rows, num_rows).gather(2, index)
+        ancestor = known.expand(length.shape[0], num_rows, width).gather(2, index)
         allowed = before.unsqueeze(1) | (inside.unsqueeze(1) & ancestor)
-        column_positions = torch.where(before, columns, positions.gather(1, node))
+        if window is not None:
+            column_positions = torch.where(before, columns, positions.gather(1, node))
     if window is not None:
         distance = positions.unsqueeze(-1) - column_positions.unsqueeze(1)
         allowed = allowed & (distance < window)
@@ -115,7 +117,7 @@ class SuffixMasks:
     def _block(self, known, num_rows: int, device) -> Tensor:
         if known is None:
             known = torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril()
-        allowed = known.reshape(1, num_rows, num_rows)
+        allowed = known.reshape(1, num_rows, -1)
         return additive(torch.nn.functional.pad(allowed, (0, self.slack)), self.dtype)
 
 

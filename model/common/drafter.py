@@ -129,7 +129,7 @@ class Drafter:
         return {}
 
     def forget(self) -> None:
-        """Drop what earlier questions taught (--state warm): warm-ups and runs are not questions."""
+        """Drop what earlier questions taught (--state warm); called when a run begins."""
 
     def propose(self) -> Draft:
         """Guess what follows the root of each sequence."""

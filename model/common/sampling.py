@@ -43,6 +43,21 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
+_MIX = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # SplitMix64's
+
+
+def hashed_uniforms(keys: Tensor, num: int) -> Tensor:
+    """[B, num] float64 uniforms that depend on keys [B] (int64) alone: SplitMix64, wrapping.
+
+    Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators (2014).
+    """
+    z = keys.unsqueeze(1) + _MIX[0] * torch.arange(1, num + 1, device=keys.device)
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * _MIX[1]
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * _MIX[2]
+    z = z ^ (z >> 31 & (1 << 33) - 1)
+    return (z >> 11 & (1 << 53) - 1).double() * 2.0**-53
+
+
 def seed_of(seed: int, question_id: int, choice: int, turn: int) -> int:
     """A 63-bit seed for one answer turn."""
     text = f"{seed}/{question_id}/{choice}/{turn}".encode()
@@ -74,6 +89,7 @@ class Sampler:
             for seed in seeds
         ]
         self.table = torch.stack(rows, dim=1).to(device)
+        self.seeds = torch.tensor(seeds, device=device)
         self.position = torch.zeros(len(seeds), dtype=torch.long, device=device)
 
     def uniform(self, num: int, purpose: int, first: int = 0) -> Tensor:
@@ -82,6 +98,10 @@ class Sampler:
             first, first + num, device=self.position.device
         )
         return self.table[purpose].gather(1, columns.clamp(max=self.table.shape[-1] - 1))
+
+    def spread(self, num: int) -> Tensor:
+        """[B, num] further uniforms of the next position, for a drafter that needs many a step."""
+        return hashed_uniforms(self.seeds + _MIX[0] * (1 + self.position), num)
 
     def advance(self, count: Tensor) -> None:
         """Move on by the committed tokens, count [B]."""

@@ -16,17 +16,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.common import tree
-from model.common.attention import SuffixMasks, additive, mask_kinds, rows_mask
+from model.common.attention import mask_kinds
+from model.common.cached import CachedModel
 from model.common.drafter import Draft, Needs
 from model.common.errors import BadInput
-from model.common.kv_cache import KVCache
 from model.common.ranking import top_ids
-from model.common.runtime import make_runtime
 
 PREFILL_CHUNK = 2048  # rows per prefill forward
-EAGER_BUCKET = 64  # columns: views are multiples of it
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError)
-STATIC_BUCKET = 256  # columns: views are powers of two from it
 
 
 class Prefilled(NamedTuple):
@@ -37,26 +34,20 @@ class Prefilled(NamedTuple):
     topk: Tensor | None
 
 
-class Target:
+class Target(CachedModel):
     """A causal language model that reads chains and trees of rows after a cached prefix."""
 
     def __init__(self, model, runtime: str = "eager"):
         self.model = model.eval()
         self.config = model.config.get_text_config()
-        self.device = model.device
-        self.dtype = model.dtype
+        devices = [model.device] * self.config.num_hidden_layers
+        if getattr(model, "hf_device_map", None):
+            devices = [next(layer.parameters()).device for layer in model.get_decoder().layers]
+        super().__init__(devices, model.dtype, runtime)
         self.vocab_size = self.config.vocab_size
         self.kinds = mask_kinds(self.config)
-        self.runtime = make_runtime(runtime, self._rows, self.device.type == "cpu")
-        self.cache: KVCache | None = None
         self.static_batch = 1  # sequences per step where shapes are static
-        self.suffix_masks = SuffixMasks(self.dtype, EAGER_BUCKET)
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
-
-    @property
-    def static_shapes(self) -> bool:
-        """Whether a new row count or view costs a compilation or capture."""
-        return self.runtime.static_shapes
 
     @property
     def context(self) -> int | None:
@@ -66,30 +57,6 @@ class Target:
     def idle_rows(self, batch: int) -> int:
         """Rows to fill a batch up with, so that a static runtime sees one batch size."""
         return max(self.static_batch - batch, 0) if self.static_shapes else 0
-
-    def view(self, needed: int) -> int:
-        """Columns to attend to when `needed` are in use: the bucket above."""
-        if not self.static_shapes:
-            return min(-(-needed // EAGER_BUCKET) * EAGER_BUCKET, self.cache.capacity)
-        bucket = STATIC_BUCKET
-        while bucket < needed:
-            bucket *= 2
-        return min(bucket, self.cache.capacity)
-
-    def _new_cache(self, batch: int, capacity: int) -> KVCache:
-        devices = [self.device] * self.config.num_hidden_layers
-        if getattr(self.model, "hf_device_map", None):
-            layers = self.model.get_decoder().layers
-            devices = [next(layer.parameters()).device for layer in layers]
-        return KVCache(devices, batch, capacity)
-
-    def reserve(self, batch: int, capacity: int) -> None:
-        """Have a cache of at least this size; kept between questions: a new one recompiles."""
-        capacity = -(-capacity // STATIC_BUCKET) * STATIC_BUCKET
-        if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
-            self.cache = None  # free before allocating
-            self.cache = self._new_cache(batch, capacity)
-            self.runtime.forget()
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, lengths: list[int], capacity: int, needs: Needs) -> Prefilled:
@@ -139,15 +106,11 @@ class Target:
     @torch.inference_mode()
     def read(self, tokens: Tensor, known, depths, needed: int, hidden: tuple = ()):
         """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns."""
-        if needed > self.cache.capacity:
-            self.cache.grow(-(-needed // STATIC_BUCKET) * STATIC_BUCKET)
-            self.runtime.forget()
+        self.make_room(needed)
         if self.static_shapes:
             shape = (tokens.shape, known is None or known.shape, hidden)
             self.seen.setdefault(shape, (tokens, known, depths, hidden))
-        start = None
-        if self.cache.batch == 1 and not self.static_shapes:
-            start = needed - tokens.shape[1]
+        start = self.known_start(needed - tokens.shape[1])
         return self.runtime(tokens, known, depths, self.view(needed), "all", hidden, start)
 
     @torch.inference_mode()
@@ -163,9 +126,7 @@ class Target:
             self.cache.length.zero_()
             self.forward(tokens.new_zeros(batch), draft, 1, hidden)
         for tokens, known, depths, wanted in list(self.seen.values()):
-            view = 0
-            while tokens.shape[0] == batch and view < self.view(capacity):
-                view = self.view(view + 1)
+            for view in self.views(capacity) if tokens.shape[0] == batch else []:
                 self.cache.length.zero_()
                 self.runtime(tokens, known, depths, view, "all", wanted, None)
 
@@ -174,40 +135,25 @@ class Target:
 
         start: the committed length where the host knows it (one sequence, eager), else None.
         """
-        cache = self.cache
-        cache.view = view
-        if start is None:
-            offsets = torch.arange(tokens.shape[1], device=tokens.device)
-            cache.slots = cache.length.unsqueeze(1) + offsets
-            positions = cache.slots if depths is None else cache.length.unsqueeze(1) + depths
-        else:
-            cache.slots = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-            positions = cache.slots if depths is None else (depths + start).view(1, -1)
+        positions = self.place(tokens.shape[1], view, start)
+        if depths is not None:
+            positions = self.cache.length.unsqueeze(1) + depths
         if self.context is not None and (start is None or start + tokens.shape[1] > self.context):
             positions = positions.clamp(max=self.context - 1)  # rows that cannot be committed
         masks = {
-            kind: self._mask(positions, known, view, window, start)
-            for kind, window in self.kinds.items()
+            kind: self.mask(positions, known, window, start) for kind, window in self.kinds.items()
         }
         out = self.model(
             input_ids=tokens,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=0 if isinstance(keep, str) else keep,
             output_hidden_states=bool(hidden),
         )
         states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
         return out.logits, states
-
-    def _mask(self, positions, known, view: int, window: int | None, start: int | None):
-        """The additive mask of the rows of one attention kind, [B, 1, r, view]."""
-        if start is not None and window is None:
-            return self.suffix_masks(known, positions.shape[1], start, view, positions.device)
-        cache = self.cache
-        allowed = rows_mask(cache.length, cache.slots, positions, known, view, window)
-        return additive(allowed, self.dtype)
 
 
 def load_target(path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1) -> Target:

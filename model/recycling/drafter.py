@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model.common import static_tree
 from model.common.drafter import Draft, Drafter, Needs
-from model.common.errors import BadInput
 from model.common.ranking import top_ids
+from model.common.static_tree import StaticTree
 
 TREES = Path(__file__).parent / "trees"
 
 
 def read_tree(name: str, vocab_size: int) -> list[tuple[int, ...]]:
-    """A tree as paths of ranks, level by level: (0, 2) is the third best after the best.
-
-    name: of a file in trees/, without .json, or a path of a JSON file: a list of lists of ranks.
-    """
-    known = TREES / f"{name}.json"
-    path = known if known.is_file() else Path(name)
-    try:
-        paths = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        names = ", ".join(sorted(file.stem for file in TREES.glob("*.json")))
-        raise BadInput(f"--tree {name}: neither a JSON file nor one of {names}") from error
-    except ValueError as error:
-        raise BadInput(f"--tree {name}: not JSON: {error}") from error
-    return check_tree(paths, name, vocab_size)
-
-
-def check_tree(paths, name: str, vocab_size: int) -> list[tuple[int, ...]]:
-    """The paths in order, if they are a tree: lists of ranks, none twice, with every prefix."""
-    if not isinstance(paths, list) or not paths:
-        raise BadInput(f"--tree {name}: not a list of paths")
-    for path in paths:
-        if not (isinstance(path, list) and path and all(type(rank) is int for rank in path)):
-            raise BadInput(f"--tree {name}: {path!r} is not a list of ranks")
-        if not 0 <= min(path) <= max(path) < vocab_size:
-            raise BadInput(f"--tree {name}: a rank of {path} is not from 0 to {vocab_size - 1}")
-    nodes = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
-    known = set(nodes)
-    if len(known) < len(nodes):
-        raise BadInput(f"--tree {name}: a path stands there twice")
-    for path in nodes:
-        if len(path) > 1 and path[:-1] not in known:
-            raise BadInput(f"--tree {name}: {list(path)} without {list(path[:-1])}")
-    return nodes
+    """Paths of a tree in trees/ or in a JSON file; ranks are below vocab_size."""
+    return static_tree.read_tree(name, TREES, vocab_size)
 
 
 class RecyclingDrafter(Drafter):
@@ -66,18 +35,15 @@ class RecyclingDrafter(Drafter):
 
     def __init__(self, tree, vocab_size: int, device, warm: bool = False, seeds: bool = False):
         self.vocab_size, self.device, self.is_warm = vocab_size, device, warm
-        self.num_best = 1 + max(rank for path in tree for rank in path)
+        self.tree = tree = StaticTree(tree, device)
+        self.parents, self.depth = tree.parents, tree.depth
+        self.num_best = 1 + max(max(path) for path in tree.paths)
         self.needs = Needs(prompt_topk=self.num_best if seeds else 0)
-        self.depth = len(tree[-1])
-        node_of = {(): -1} | {path: node for node, path in enumerate(tree)}
-        self.parents = torch.tensor([node_of[path[:-1]] for path in tree], device=device)
-        ranks = torch.tensor([path[-1] for path in tree], device=device)
-        self.levels = []  # (places of the parents in the level above, ranks)
-        first = -1  # node of the level above
-        for depth in range(1, self.depth + 1):
-            nodes = [node for node, path in enumerate(tree) if len(path) == depth]
-            self.levels.append((self.parents[nodes] - first, ranks[nodes]))
-            first = nodes[0]
+        firsts = [-1, *(level.start for level in tree.levels)]
+        self.levels = [  # (places of the parents in the level above, ranks)
+            (tree.parents[level] - first, tree.ranks[level])
+            for level, first in zip(tree.levels, firsts)
+        ]
         self.matrix = None
 
     def shapes(self):

@@ -38,6 +38,13 @@ class _Stops:
         return torch.full((ids.shape[0],), ends, dtype=torch.bool, device=ids.device)
 
 
+def _sampling_options(sampler) -> dict:
+    """generate()'s names of a sampler's settings."""
+    names = ("temperature", "top_p", "top_k")
+    values = {name: None if sampler.greedy else getattr(sampler, name) for name in names}
+    return {"do_sample": not sampler.greedy, **values}
+
+
 @torch.inference_mode()
 def generate(
     target, drafter, prompts, sampler, seeds, stop: StopRules, max_new_tokens, typical=None
@@ -53,15 +60,7 @@ def generate(
     for ids, seed in zip(prompts, seeds):
         limit = check_lengths(target, [ids], [max_new_tokens])[0]
         inputs = torch.tensor([ids], device=device)
-        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if not sampler.greedy:
-            torch.manual_seed(seed)
-            options = {
-                "do_sample": True,
-                "temperature": sampler.temperature,
-                "top_p": sampler.top_p,
-                "top_k": sampler.top_k,
-            }
+        torch.manual_seed(seed)
         stops = _Stops(device, stop, len(ids))
         begin = now(device)
         output = model.generate(
@@ -71,7 +70,7 @@ def generate(
             eos_token_id=sorted(stop.eos_ids) or None,
             pad_token_id=min(stop.eos_ids, default=0),
             stopping_criteria=StoppingCriteriaList([stops]),
-            **options,
+            **_sampling_options(sampler),
         )
         end = now(device)
         new = output[0, len(ids) :].tolist()

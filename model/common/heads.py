@@ -1,0 +1,110 @@
+"""Parts of draft heads: a Llama layer's attention over cached rows, a head with a cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.common.attention import grouped_attention
+from model.common.cached import CachedModel
+from model.common.errors import BadInput
+
+
+def llama_config(fields: dict, path: str = "config.json"):
+    """A LlamaConfig of a head's config.json; rope_theta defaults to 10000, as in published code."""
+    from transformers import LlamaConfig
+
+    wanted = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [name for name in wanted if not isinstance(fields.get(name), int)]
+    if missing:
+        raise BadInput(f"{path}: no {missing[0]}")
+    known = (*wanted, "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act")
+    known += ("max_position_embeddings", "attention_bias")
+    chosen = {name: fields[name] for name in known if fields.get(name) is not None}
+    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    rope.setdefault("rope_theta", fields.get("rope_theta") or 10000.0)
+    return LlamaConfig(num_hidden_layers=1, rope_parameters=rope, **chosen)
+
+
+class RowAttention(nn.Module):
+    """A Llama layer's attention, with the published tensor names; inputs may be wider than H.
+
+    layer: index in the head's cache.
+    """
+
+    def __init__(self, config, input_size: int | None = None, layer: int = 0):
+        super().__init__()
+        self.head_dim, self.layer = config.head_dim, layer
+        self.scaling = config.head_dim**-0.5
+        input_size = input_size or config.hidden_size
+        bias = config.attention_bias
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(input_size, queries, bias=bias)
+        self.k_proj = nn.Linear(input_size, keys, bias=bias)
+        self.v_proj = nn.Linear(input_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def project(self, rows: Tensor, rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, heads, r, D] of rows [B, r, input size], rotated."""
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        shape = (*rows.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            layer(rows).view(shape).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return *apply_rotary_pos_emb(query, key, *rotary), value
+
+    def forward(self, rows: Tensor, rotary, mask: Tensor | None, cache) -> Tensor:
+        """rows [B, r, input size] -> [B, r, H]; mask [B, 1, r, view]; cache None = no past."""
+        query, key, value = self.project(rows, rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        out, _ = grouped_attention(self, query, key, value, mask, self.scaling)
+        return self.o_proj(out.flatten(2))
+
+
+class CachedHead(CachedModel):
+    """A module with one attention layer that reads rows after the rows it has read before.
+
+    module   forward(inputs, rotary, mask, cache) -> tensors [B, r, ..], of inputs [B, r, ..]
+    config   LlamaConfig of the layer, for RoPE
+    """
+
+    def __init__(self, module: nn.Module, config, device, dtype, runtime: str):
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        super().__init__([torch.device(device)], dtype, runtime)
+        self.module = module
+        self.rotary = LlamaRotaryEmbedding(config, device=device)
+
+    @torch.inference_mode()
+    def read(self, inputs: tuple, committed: int, known=None, offset: int = 0, depth: int = 0):
+        """The module's output for rows [B, r] that begin `offset` columns after the committed ones.
+
+        inputs     tensors [B, r, ..]
+        committed  host int: rows of the longest sequence in cache.length
+        known      [.., r, w] as in CachedModel.mask, None = a chain whose positions are its columns
+        depth      positions of a tree's rows: committed rows + depth
+        """
+        self.make_room(committed + offset + inputs[0].shape[1])
+        view = self.view(committed + offset + inputs[0].shape[1])
+        return self.runtime(*inputs, known, offset, depth, view, self.known_start(committed))
+
+    @torch.inference_mode()
+    def warm(self, capacity: int, inputs: tuple, known=None, offset: int = 0, depth: int = 0):
+        """Compile or capture a shape of read() in all buckets up to `capacity` columns."""
+        for view in self.views(capacity):
+            self.cache.length.zero_()
+            self.runtime(*inputs, known, offset, depth, view, None)
+
+    def _rows(self, *arguments):
+        *inputs, known, offset, depth, view, start = arguments
+        num_rows = inputs[0].shape[1]
+        positions = self.place(num_rows, view, start, offset)
+        if known is not None:
+            positions = (self.cache.length + depth).unsqueeze(1).expand(-1, num_rows)
+        mask = self.mask(positions, known, None, start)
+        return self.module(tuple(inputs), self.rotary(inputs[-1], positions), mask, self.cache)
