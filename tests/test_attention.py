@@ -132,7 +132,7 @@ def test_suffix_masks_are_the_general_ones():
                 wanted = fast_mask([start], parents, 8, view, None)
                 found = masks(known, 8, start, view, torch.device("cpu"))
                 assert torch.equal(found, additive(wanted, torch.float32))
-    assert len(masks.blocks) == 2  # the chain's and the static tree's
+    assert len(masks.kept) == 2  # the chain's and the static tree's
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])

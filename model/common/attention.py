@@ -92,27 +92,33 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 class SuffixMasks:
     """Masks of one sequence whose length the host knows: zeros, then the rows' own block.
 
-    The block of a chain or of a static tree is kept, so that a step's mask is one operation. slack:
-    most columns that a view has beyond the rows.
+    Chains of few rows and static trees are kept behind a stretch of zeros, of which a step's mask
+    is a view: no operation at all. slack: most columns that a view has beyond the rows.
     """
+
+    KEPT_ROWS = 64  # of chains; longer ones are prompts, each of another length
 
     def __init__(self, dtype: torch.dtype, slack: int):
         self.dtype, self.slack = dtype, slack
-        # rows of a chain, or id of a static tree's ancestors -> (those, block)
-        self.blocks: dict = {}
+        self.kept: dict = {}  # id of a static tree's ancestors, or "chain" -> (those, zeros, mask)
 
     def __call__(self, known, num_rows: int, start: int, view: int, device) -> Tensor:
         """Mask [1, 1, r, view] of rows from column start on; known as in rows_mask."""
-        key = num_rows if known is None else id(known)
-        found = self.blocks.get(key)
-        if found is None or found[0] is not known:
-            found = (known, self._block(known, num_rows, device))
-            if known is None or known.dim() == 2:
-                if len(self.blocks) >= 256:
-                    self.blocks.clear()
-                self.blocks[key] = found
-        block = found[1][..., : view - start]
-        return torch.nn.functional.pad(block, (start, 0))
+        chain = known is None
+        if known.dim() == 3 if not chain else num_rows > self.KEPT_ROWS:
+            block = self._block(known, num_rows, device)[..., : view - start]
+            return torch.nn.functional.pad(block, (start, 0))
+        key = "chain" if chain else id(known)
+        found = self.kept.get(key)
+        if found is None or found[0] is not known or found[1] < start:
+            zeros = max(256, 1 << start.bit_length())
+            block = self._block(known, self.KEPT_ROWS if chain else num_rows, device)
+            found = (known, zeros, torch.nn.functional.pad(block, (zeros, 0)))
+            if len(self.kept) >= 64:
+                self.kept.clear()
+            self.kept[key] = found
+        skipped = found[1] - start
+        return found[2][:, :, :num_rows, skipped : skipped + view]
 
     def _block(self, known, num_rows: int, device) -> Tensor:
         if known is None:
