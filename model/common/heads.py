@@ -27,6 +27,9 @@ def llama_config(fields: dict, path: str = "config.json"):
     return LlamaConfig(num_hidden_layers=1, rope_parameters=rope, **chosen)
 
 
+PROMPT_CHUNK = 2048  # rows of a prompt read at a time
+
+
 class RowAttention(nn.Module):
     """A Llama layer's attention, with the published tensor names; inputs may be wider than H.
 
@@ -78,7 +81,7 @@ class CachedHead(CachedModel):
 
         super().__init__([torch.device(device)], dtype, runtime)
         self.module = module
-        self.rotary = LlamaRotaryEmbedding(config, device=device)
+        self.rotary = LlamaRotaryEmbedding(config).to(device)
 
     @torch.inference_mode()
     def read(self, inputs: tuple, committed: int, known=None, offset: int = 0, depth: int = 0):
@@ -92,6 +95,36 @@ class CachedHead(CachedModel):
         self.make_room(committed + offset + inputs[0].shape[1])
         view = self.view(committed + offset + inputs[0].shape[1])
         return self.runtime(*inputs, known, offset, depth, view, self.known_start(committed))
+
+    def read_prompt(self, inputs: tuple, count: Tensor, pick_at: int, capacity: int) -> tuple:
+        """Read right-padded prompts [B, P] into the emptied cache, in chunks.
+
+        count [B]: rows of each. inputs[pick_at] is replaced by the place of the last row where it
+        falls into the chunk, and the module has to return that row alone, [B, 1, ..].
+        """
+        num_rows = inputs[0].shape[1]
+        self.reserve(len(count), max(capacity, num_rows))
+        self.cache.reset()
+        last, found = count.to(self.device) - 1, None
+        for begin in range(0, num_rows, PROMPT_CHUNK):
+            end = min(begin + PROMPT_CHUNK, num_rows)
+            self.cache.length.fill_(begin)
+            parts = [part if part is None else part[:, begin:end] for part in inputs]
+            parts[pick_at] = (last - begin).clamp(0, end - begin - 1)
+            view = self.view(end)
+            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin))
+            here = ((last >= begin) & (last < end)).view(-1, 1, 1)
+            found = [torch.where(here, new, old) for new, old in zip(out, found or out)]
+        self.cache.length.copy_(count)
+        return tuple(found)
+
+    def advance(self, count: Tensor, longest: int) -> None:
+        """Commit count [B] of the rows read; 0 = a finished sequence, which goes to column 0.
+
+        longest: host int, rows that no unfinished sequence exceeds.
+        """
+        length = self.cache.length
+        length.copy_(((length + count) * (count > 0)).clamp(max=longest))
 
     @torch.inference_mode()
     def warm(self, capacity: int, inputs: tuple, known=None, offset: int = 0, depth: int = 0):
@@ -108,3 +141,12 @@ class CachedHead(CachedModel):
             positions = (self.cache.length + depth).unsqueeze(1).expand(-1, num_rows)
         mask = self.mask(positions, known, None, start)
         return self.module(tuple(inputs), self.rotary(inputs[-1], positions), mask, self.cache)
+
+
+def shared_module(module: nn.Module, device) -> nn.Module:
+    """A module of the target; a copy where it sits on another device (models over several GPUs)."""
+    import copy
+
+    if next(module.parameters()).device == torch.device(device):
+        return module
+    return copy.deepcopy(module).to(device)

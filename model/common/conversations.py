@@ -1,0 +1,262 @@
+"""Conversations to train on: ShareGPT files as token ids with a mask over the answers, in batches.
+
+Prompts are rendered by the class that renders them at inference. Everything is a function of the
+file, the template and the seed, so that a place in the data is one number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.common.errors import BadInput
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES |= {"chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "system": "system"}
+NAMED = 10  # bad records that are printed
+
+
+class Conversation(NamedTuple):
+    """As many answers as turns; place is file:line, for messages."""
+
+    place: str
+    turns: list[str]
+    answers: list[str]
+
+
+class Row(NamedTuple):
+    """ids [t] int32; mask [t] bool: the token belongs to an answer, its end included."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+class Rejected:
+    """What could not be used: the first records are printed, all are counted."""
+
+    def __init__(self):
+        self.count, self.first = 0, ""
+
+    def add(self, place: str, reason: str) -> None:
+        """Name one record."""
+        message = f"{place}: {' '.join(reason.split())}"
+        self.first = self.first or message
+        self.count += 1
+        if self.count <= NAMED:
+            print(f"left out: {message}", flush=True)
+
+    def close(self, path: str, num_left: int) -> None:
+        """Print the count; with nothing left the first record's reason is bad input."""
+        if not num_left:
+            raise BadInput(self.first or f"{path}: no conversations")
+        if self.count > NAMED:
+            print(f"left out: {self.count} records of {path} in all", flush=True)
+
+
+def read_conversations(path: str, rejected: Rejected) -> list[Conversation]:
+    """Records {"conversations": [{"from": .., "value": ..}]} of a .json array or of JSON lines.
+
+    Turns and answers have to alternate. Left out without a word: an answer before the first turn, a
+    turn without an answer, and system messages, which prompts at inference do not have.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--data {path}: {error}") from error
+    lines = path.endswith(".jsonl") or not text.lstrip().startswith("[")
+    found = []
+    for line, record in (_json_lines if lines else _json_array)(text):
+        place = f"{path}:{line}"
+        try:
+            found.append(Conversation(place, *_turns(record)))
+        except ValueError as error:
+            rejected.add(place, str(error))
+    return found
+
+
+def _json_lines(text: str) -> Iterator[tuple[int, object]]:
+    """(line, record); an exception's text is a record that is rejected later."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                record = error
+            yield number, record
+
+
+def _json_array(text: str) -> Iterator[tuple[int, object]]:
+    """(line where it begins, record); what follows broken JSON cannot be read."""
+    decoder, line, seen = json.JSONDecoder(), 1, 0
+    at = text.index("[") + 1
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        if text[at : at + 1] == "]":
+            return
+        line, seen = line + text.count("\n", seen, at), at
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except ValueError as error:
+            yield line, ValueError(f"{error}; the rest of the file is not read")
+            return
+        yield line, record
+
+
+def _turns(record) -> tuple[list[str], list[str]]:
+    """Turns and answers of a record; ValueError says what is wrong with it."""
+    if isinstance(record, ValueError):
+        raise ValueError(f"not JSON: {record}")
+    messages = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(messages, list):
+        raise ValueError('no list "conversations"')
+    sides = {"user": [], "assistant": []}
+    for number, message in enumerate(messages, 1):
+        speaker = message.get("from") if isinstance(message, dict) else None
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
+        text = message.get("value") if isinstance(message, dict) else None
+        if role is None:
+            raise ValueError(f"message {number}: from {speaker!r} is no known speaker")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"message {number}: value is no text")
+        if role == "system" or (role == "assistant" and not sides["user"]):
+            continue
+        if len(sides["user"]) - len(sides["assistant"]) != (role == "assistant"):
+            raise ValueError(f"message {number}: two messages of one speaker in a row")
+        sides[role].append(text.strip() if role == "assistant" else text)
+    if not sides["assistant"]:
+        raise ValueError("no turn with an answer")
+    return sides["user"][: len(sides["assistant"])], sides["assistant"]
+
+
+def encode(prompter, conversation: Conversation, max_length: int, ends: frozenset[int]) -> Row:
+    """Prompt ids as at inference, then the answer's, then its end; the mask marks every answer.
+
+    An answer's ids are those that the template's rendering of it has, with the space or the end
+    that the template puts there; where that is no plain answer, its ids alone and EOS. A turn whose
+    prompt does not begin with the turn before and its answer is left out with all after it.
+    ends: ids that end an answer.
+    """
+    turns, answers = conversation.turns, conversation.answers
+    ids = prompter.render(turns[:1], [])
+    spans = []
+    for i, answer in enumerate(answers):
+        begin = len(ids)
+        if begin >= max_length:
+            break
+        following = prompter.render(turns[: i + 2], answers[: i + 1])
+        own = following[begin:] if following[:begin] == ids else []
+        answer_ids, nests = _answer_ids(prompter.tokenizer, answer, own)
+        after = own[len(answer_ids) : len(answer_ids) + 1] if nests else []
+        closed = bool(after) and after[0] in ends
+        end = begin + len(answer_ids) + 1
+        if nests and i + 1 < len(answers):
+            spans.append((begin, end if closed else end - 1))
+            ids = following
+            continue
+        spans.append((begin, end))
+        ids = ids + answer_ids + (after if closed else [prompter.tokenizer.eos_token_id])
+        break
+    ids = ids[:max_length]
+    mask = torch.zeros(len(ids), dtype=torch.bool)
+    for begin, end in spans:
+        mask[begin:end] = True
+    return Row(torch.tensor(ids, dtype=torch.int32), mask)
+
+
+def _answer_ids(tokenizer, answer: str, rendered: list[int]) -> tuple[list[int], bool]:
+    """An answer's ids as they begin its rendering, True; else its ids alone, False."""
+    alone = tokenizer(answer, add_special_tokens=False).input_ids
+    for ids in (alone, tokenizer(" " + answer, add_special_tokens=False).input_ids):
+        if rendered[: len(ids)] == ids:
+            return ids, True
+    return alone, False
+
+
+class TrainingData:
+    """Encoded conversations in batches of similar lengths, and a held-out share.
+
+    train, held_out   batches: lists of rows
+    num_tokens        of one pass over the training rows, padding not counted
+    """
+
+    def __init__(self, rows: list[Row], seed: int, batch_tokens: int, held_out: float):
+        rows = list(rows)
+        self.seed = seed
+        random.Random(seed).shuffle(rows)
+        num_held = math.ceil(held_out * len(rows)) if held_out else 0
+        if num_held >= len(rows):
+            raise BadInput(f"{len(rows)} conversations: nothing to train on beside --held-out")
+        split = len(rows) - num_held
+        self.num_conversations = (split, num_held)
+        self.train = by_length(rows[:split], batch_tokens)
+        self.held_out = by_length(rows[split:], batch_tokens)
+        self.num_tokens = sum(map(batch_size, self.train))
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def index(self, number: int) -> int:
+        """Which training batch is drawn as the number-th; every epoch has an order of its own.
+
+        A batch holds the same rows in every epoch, so that its features can be kept.
+        """
+        epoch, place = divmod(number, len(self.train))
+        if self._order[0] != epoch:
+            order = list(range(len(self.train)))
+            random.Random(f"{self.seed} {epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][place]
+
+    def count_answers(self, vocab_size: int) -> Tensor:
+        """How often each id stands in a training answer, [V] long: for draft vocabularies."""
+        counts = torch.zeros(vocab_size, dtype=torch.long)
+        for row in (row for batch in self.train for row in batch):
+            counts += torch.bincount(row.ids[row.mask].long(), minlength=vocab_size)
+        return counts
+
+
+def load_data(args, prompter, ends: frozenset[int]) -> TrainingData:
+    """Read, encode and split --data; see TrainingData."""
+    rejected, rows = Rejected(), []
+    for conversation in read_conversations(args.data, rejected):
+        try:
+            row = encode(prompter, conversation, args.max_length, ends)
+        except BadInput as error:
+            rejected.add(conversation.place, str(error))
+            continue
+        if row.mask.any():
+            rows.append(row)
+        else:
+            rejected.add(conversation.place, f"no answer within {args.max_length} tokens")
+    rejected.close(args.data, len(rows))
+    return TrainingData(rows, args.seed, args.batch_tokens, args.held_out)
+
+
+def batch_size(rows: list[Row]) -> int:
+    """Tokens of a batch, padding not counted."""
+    return sum(len(row.ids) for row in rows)
+
+
+def by_length(rows: list[Row], num_tokens: int) -> list[list[Row]]:
+    """Split rows, shortest first, into batches of at most num_tokens padded tokens, or one row."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if not batches or (len(batches[-1]) + 1) * len(row.ids) > num_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def collate(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad on the right with 0 -> ids [B, T] long, mask [B, T] bool, lengths [B] long."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence([row.ids for row in rows], batch_first=True).long()
+    mask = pad_sequence([row.mask for row in rows], batch_first=True)
+    return ids, mask, torch.tensor([len(row.ids) for row in rows])

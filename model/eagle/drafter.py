@@ -1,0 +1,169 @@
+"""EAGLE's drafting: what all versions share, and the static tree of the first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.common.drafter import Draft, Drafter, Needs
+from model.common.ranking import top_ids
+from model.common.sampling import draw
+from model.common.static_tree import StaticTree
+
+
+class EagleDrafter(Drafter):
+    """Keeps the head's cache true: a step begins by reading real features of what was committed.
+
+    head   an EagleHead or Eagle3Head. Its cache holds one slot for each committed token but the
+           root, with the target's features; a tree's slots are written behind them and forgotten
+    rows   rows that a step can commit, 1 + the tree's depth
+    slots  cache columns that a tree takes while it is drafted
+    """
+
+    def __init__(self, head, rows: int, slots: int):
+        self.head, self.rows, self.slots = head, rows, slots
+        self.needs = Needs(hidden=tuple(head.needs))
+
+    def facts(self):
+        tensors = self.head.module.state_dict().values()
+        return {"head_bytes": sum(tensor.nbytes for tensor in tensors)}
+
+    def start(self, prefill, max_lengths, sampler):
+        self.sampler, self.device = sampler, prefill.tokens.device
+        tokens = prefill.new_tokens.clamp(min=0).to(self.head.device)
+        features = self.head.features(prefill.hidden)
+        self.blank = (
+            tokens.new_zeros(len(tokens), self.rows),
+            features.new_zeros(len(tokens), self.rows, features.shape[-1]),
+        )
+        capacity = max(max_lengths) + self.rows + self.slots
+        inputs = (tokens, None, features)
+        self.last = self.head.read_prompt(inputs, prefill.count, pick_at=1, capacity=capacity)
+        self.committed = prefill.max_committed - 1
+        self.unread = None
+
+    def observe(self, step):
+        if step.max_committed == 0:
+            return
+        rows = step.path.clamp(min=0)
+        hidden = {
+            name: states.gather(1, rows.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            for name, states in step.hidden.items()
+        }
+        tokens = step.new_tokens.clamp(min=0).to(self.head.device)
+        count = step.count.to(self.head.device)
+        self.unread = (tokens, self.head.features(hidden), count, step.max_committed - 1)
+
+    def catch_up(self) -> tuple[Tensor, Tensor]:
+        """Read what was committed; the last slot's feature and logits, [B, 1, H], [B, 1, V_d]."""
+        if self.unread is not None:
+            tokens, features, count, committed = self.unread
+            pick = (count - 1).clamp(min=0)
+            self.last = self.head.read((tokens, pick, features), self.committed)
+            self.head.advance(count, committed)
+            self.committed, self.unread = committed, None
+        return self.last
+
+    def warm(self, capacity):
+        tokens, features = self.blank
+        self.head.warm(capacity, (tokens, tokens[:, 0].contiguous(), features))
+
+
+class StaticEagleDrafter(EagleDrafter):
+    """EAGLE: a node is the child of a rank of its parent's own distribution, level by level.
+
+    Greedy: ranks of logits. Sampling: children are drawn without replacement from the warped
+    distribution, in the order of their ranks, and the draft says what each was drawn from.
+    """
+
+    def __init__(self, head, tree: StaticTree):
+        self.tree = tree
+        self.inner = [torch.tensor(nodes, device=head.device) for nodes in tree.inner]
+        super().__init__(head, 1 + tree.depth, sum(len(nodes) for nodes in self.inner[1:]))
+        self.passes = [self._pass(depth) for depth in range(len(self.inner))]
+
+    def _pass(self, depth: int):
+        """What drafting the children of the inner nodes of a depth needs, as index tensors.
+
+        known [r, w] ancestors among the tree's slots; parent: place of each row's parent among the
+        inner nodes above; place, rank of the level's nodes in the candidates; most children.
+        """
+        tree, device = self.tree, self.head.device
+        inner = tree.inner[depth]
+        level = tree.levels[depth]
+        nodes = range(level.start, level.stop)
+        place = [inner.index(tree.parent_list[node]) for node in nodes]
+        most = max(tree.num_children[1 + node] for node in inner)
+        known = parent = None
+        if depth:
+            slots = [node for above in tree.inner[1 : depth + 1] for node in above]
+            lines = {-1: set()}
+            for node in slots:
+                lines[node] = lines[tree.parent_list[node]] | {node}
+            known = torch.tensor([[slot in lines[node] for slot in slots] for node in inner])
+            above = [tree.inner[depth - 1].index(tree.parent_list[node]) for node in inner]
+            known, parent = known.to(device), torch.tensor(above, device=device)
+        return known, parent, torch.tensor(place, device=device), tree.ranks[level], most
+
+    def shapes(self):
+        return [(len(self.tree), self.tree.parents)]
+
+    def propose(self):
+        features, logits = self.catch_up()
+        drawn, used, levels, probs, offset = self._uniforms(len(logits)), 0, [], [], 0
+        for depth, (known, parent, place, rank, most) in enumerate(self.passes):
+            if depth:
+                rows = features[:, parent]
+                inner = levels[-1][:, self.inner[depth] - self.tree.levels[depth - 1].start]
+                features, logits = self.head.read(
+                    (inner.clamp(min=0), None, rows), self.committed, known, offset, depth - 1
+                )
+                offset += len(parent)
+            if drawn is None:
+                candidates, given = top_ids(logits, most), None
+            else:
+                num = most * logits.shape[1]
+                uniforms = drawn[:, used : used + num].view(*logits.shape[:2], most)
+                candidates, given = draw_distinct(self.sampler.warp(logits), uniforms)
+                used += num
+                probs.append(given[:, place, rank])
+            levels.append(candidates[:, place, rank])
+        tokens = torch.cat(levels, 1).to(self.device)
+        given = torch.cat(probs, 1).to(self.device) if probs else None
+        return Draft(tokens, self.tree.parents, self.tree.depth, given)
+
+    def _uniforms(self, batch: int) -> Tensor | None:
+        """One for every candidate of the step; None = greedy."""
+        if self.sampler.greedy:
+            return None
+        num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
+        return self.sampler.spread(num).to(self.head.device)
+
+    def warm(self, capacity):
+        super().warm(capacity)
+        tokens, features = self.blank
+        offset = 0
+        for depth, (known, parent, *_) in enumerate(self.passes):
+            if depth:
+                num_rows = len(parent)
+                rows = features.new_zeros(len(tokens), num_rows, self.last[0].shape[-1])
+                inner = tokens.new_zeros(len(tokens), num_rows)
+                self.head.warm(capacity, (inner, None, rows), known, offset, depth - 1)
+                offset += num_rows
+
+
+def draw_distinct(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw without replacement: probs [.., V], uniforms [.., m] -> ids [.., m], given [.., m, V].
+
+    given[j] is the distribution that draw j was made from: the earlier draws' mass taken out. Where
+    no mass is left the id is -1 and the distribution 0.
+    """
+    ids, given = [], []
+    for j in range(uniforms.shape[-1]):
+        total = probs.sum(-1, keepdim=True)
+        probs = torch.where(total > 0, probs / total.clamp(min=1e-38), 0.0)
+        token = draw(probs, uniforms[..., j]).clamp(max=probs.shape[-1] - 1)
+        ids.append(torch.where(total.squeeze(-1) > 0, token, -1))
+        given.append(probs)
+        probs = probs.scatter(-1, token.unsqueeze(-1), 0.0)
+    return torch.stack(ids, -1), torch.stack(given, -2)

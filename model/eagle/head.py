@@ -1,0 +1,110 @@
+"""EAGLE's head: one linear layer and one Llama layer that guess the target's next feature.
+
+Slot i reads the embedding of token i + 1 and the target's final feature at i, sits at position i
+and gives the feature at i + 1, whose logits are the target's own lm_head's.
+Source: Li et al., arXiv 2401.15077 (EAGLE), 2406.16858 (EAGLE-2, same head).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.common.checkpoint import Checkpoint
+from model.common.errors import BadInput
+from model.common.heads import CachedHead, RowAttention, llama_config, shared_module
+
+FILES = ("pytorch_model.bin", "model.safetensors")
+
+
+class EagleLayer(nn.Module):
+    """A Llama layer without the norm before its attention."""
+
+    def __init__(self, config):
+        from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+        super().__init__()
+        self.self_attn = RowAttention(config)
+        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, rows: Tensor, rotary, mask, cache) -> Tensor:
+        rows = rows + self.self_attn(rows, rotary, mask, cache)
+        return rows + self.mlp(self.post_attention_layernorm(rows))
+
+
+class EagleModule(nn.Module):
+    """The published tensors; the target's embedding and lm_head are borrowed, not owned."""
+
+    def __init__(self, config, bias: bool, embedding: nn.Module, lm_head: nn.Module):
+        super().__init__()
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=bias)
+        self.layers = nn.ModuleList([EagleLayer(config)])
+        self.borrowed = (embedding, lm_head)  # a tuple: no submodules, no parameters
+
+    def forward(self, inputs, rotary, mask, cache):
+        """inputs (tokens [B, r], pick [B] or None, features [B, r, H]).
+
+        Returns next features [B, r, H] and their logits [B, r, V]; with pick, of that row alone.
+        """
+        tokens, pick, features = inputs
+        embedding, lm_head = self.borrowed
+        rows = self.fc(torch.cat([embedding(tokens).to(features.dtype), features], -1))
+        rows = pick_rows(self.layers[0](rows, rotary, mask, cache), pick)
+        return rows, lm_head(rows)
+
+
+def pick_rows(rows: Tensor, pick: Tensor | None) -> Tensor:
+    """Row pick[b] of each sequence, [B, r, H] -> [B, 1, H]; all rows without pick."""
+    if pick is None:
+        return rows
+    return rows.gather(1, pick.view(-1, 1, 1).expand(-1, 1, rows.shape[-1]))
+
+
+class EagleHead(CachedHead):
+    """The head with its cache, as EAGLE's and EAGLE-2's drafters use it."""
+
+    needs = ("last",)
+
+    def features(self, hidden: dict) -> Tensor:
+        """What the slots read of the target, [B, r, H]."""
+        return hidden["last"].to(self.device)
+
+    def target_ids(self, ids: Tensor) -> Tensor:
+        """Ids of the draft's vocabulary as the target's."""
+        return ids
+
+
+def module_config(checkpoint: Checkpoint, target):
+    """The layer's config; another width than the target's is bad input."""
+    config = llama_config(checkpoint.config, f"{checkpoint.path}/config.json")
+    for name, wanted in (
+        ("hidden_size", target.config.hidden_size),
+        ("vocab_size", target.vocab_size),
+    ):
+        found = getattr(config, name)
+        if found != wanted:
+            raise BadInput(f"{checkpoint.path}: {name} {found}, the target's is {wanted}")
+    return config
+
+
+def load_eagle(path: str, target, runtime: str) -> EagleHead:
+    """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors."""
+    checkpoint = Checkpoint(path, FILES)
+    config = module_config(checkpoint, target)
+    with torch.device("meta"):
+        embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        module = EagleModule(config, checkpoint.config.get("bias", True), embedding, embedding)
+    expected = {**module.state_dict(), "embed_tokens.weight": embedding.weight}
+    checkpoint.check(expected, optional=("embed_tokens.weight",))
+    checkpoint.drop("embed_tokens.weight")  # a copy of the target's
+    checkpoint.load_into(module, target.dtype, target.device)
+    module.borrowed = borrowed_from(target)
+    return EagleHead(module.eval(), config, target.device, target.dtype, runtime)
+
+
+def borrowed_from(target) -> tuple[nn.Module, nn.Module]:
+    """The target's embedding and lm_head, on the head's device."""
+    model = target.model
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return tuple(shared_module(module, target.device) for module in modules)

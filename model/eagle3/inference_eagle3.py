@@ -1,0 +1,30 @@
+"""EAGLE-3: a head over three layers of the target drafts EAGLE-2's tree, or a chain.
+
+Source: Li et al., arXiv 2503.01840; github.com/SafeAILab/EAGLE
+Run:    python -m model.eagle3.inference_eagle3 --model-path lmsys/vicuna-13b-v1.3
+        --eagle-path yuhuili/EAGLE3-Vicuna1.3-13B
+        (a chain: --draft-top-k 1 --depth 5 --total-token 7)
+"""
+
+from model.common.eval import main
+from model.eagle2.inference_eagle2 import add_tree_args
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    parser.add_argument("--eagle-path", required=True, help="EAGLE-3 head: directory or hub id")
+    add_tree_args(parser)
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.eagle2.drafter import DynamicEagleDrafter, check_size
+    from model.eagle3.head import load_eagle3
+
+    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k)
+    head = load_eagle3(args.eagle_path, target, args.runtime)
+    return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
+
+
+if __name__ == "__main__":
+    main("eagle3", __doc__, add_args, build)
