@@ -57,7 +57,7 @@ def eagle_dir(folder, model_path: str, seed=0, scale=0.15, file="pytorch_model.b
 
 
 def eagle3_dir(folder, model_path: str, draft_vocab=None, seed=0, scale=0.15, **changes):
-    """EAGLE-3: fc over three states, midlayer, norm, lm_head, and the maps of a smaller vocabulary."""
+    """EAGLE-3: fc over three states, midlayer, norm, lm_head, and maps of a smaller vocabulary."""
     config = head_config(model_path, **changes)
     config["draft_vocab_size"] = draft_vocab or config["vocab_size"]
     width, vocab = config["hidden_size"], config["vocab_size"]
