@@ -10,6 +10,8 @@
 #
 # Settings from the environment, with their defaults:
 #   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
+#   MEDUSA HYDRA EAGLE EAGLE3  heads: data/mini_models/... (another target: those published for
+#           vicuna-7b-v1.3; for EAGLE-3 there is none, so eagle3 runs only where EAGLE3 is set)
 #   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
@@ -57,8 +59,13 @@ TARGET=${TARGET:-$MINI}
 if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for more
     NUM_THREADS=${NUM_THREADS:-1}
     SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
+    MEDUSA=${MEDUSA:-data/mini_models/medusa} HYDRA=${HYDRA:-data/mini_models/hydra}
+    EAGLE=${EAGLE:-data/mini_models/eagle} EAGLE3=${EAGLE3:-data/mini_models/eagle3}
 else
     SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
+    MEDUSA=${MEDUSA:-FasterDecoding/medusa-vicuna-7b-v1.3}
+    HYDRA=${HYDRA:-ankner/hydra-vicuna-7b-v1.3}
+    EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 NAME=$(basename "$TARGET")
@@ -99,6 +106,11 @@ run_method() {
         recycling) run recycling --state "${STATE:-cold}" ;;
         recycling-warm) run recycling-warm --state warm --prompt-seeds ;;
         nasd) run nasd --state "${STATE:-cold}" ;;
+        medusa) run medusa --medusa-path "$MEDUSA" ;;
+        hydra) run hydra --hydra-path "$HYDRA" ;;
+        eagle) run eagle --eagle-path "$EAGLE" ;;
+        eagle2) run eagle2 --eagle-path "$EAGLE" ;;
+        eagle3) run eagle3 --eagle-path "${EAGLE3:?eval.sh: eagle3 needs EAGLE3=head}" ;;
         rest)
             index rest.build_datastore "$REST"
             run rest --datastore-path "$REST" ;;
@@ -112,7 +124,8 @@ run_method() {
     esac
 }
 
-ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd)
+ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd medusa hydra eagle eagle2)
+[ -z "$EAGLE3" ] || ALL+=(eagle3)
 failed=0
 FILES=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do

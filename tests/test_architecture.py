@@ -20,7 +20,12 @@ METHODS = sorted(path.parent.name for path in SCRIPTS)
 # the files that may know of CUDA
 CUDA = {"args", "clock", "environment", "runtime", "target"}
 # methods that the paper builds on another one
-BUILT_ON = {"samd": ("recycling",)}
+BUILT_ON = {
+    "samd": ("recycling", "eagle2"),
+    "hydra": ("medusa",),
+    "eagle2": ("eagle",),
+    "eagle3": ("eagle", "eagle2"),
+}
 MAX_LINES, MAX_FUNCTION, MAX_HELP_S = 300, 50, 2.0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_prompts, save_model
+from head_dirs import hydra_dir, medusa_dir
 
 from model.common import args as arguments
 from model.common.decode import StopRules, generate
@@ -23,10 +24,14 @@ METHODS = sorted(path.parent.name for path in (ROOT / "model").glob("*/inference
 TINY_FLAGS = {
     "sps": lambda paths: ["--drafter-path", paths["draft"]],
     "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
+    "medusa": lambda paths: ["--medusa-path", medusa_dir(paths["target"])],
+    "hydra": lambda paths: ["--hydra-path", hydra_dir(paths["target"])],
 }
 MINI_FLAGS = {
     "sps": lambda: ["--drafter-path", str(MINI / "sps")],
     "rest": lambda: ["--datastore-path", datastore(str(MINI / "target"), 4000)],
+    "medusa": lambda: ["--medusa-path", trained("medusa")],
+    "hydra": lambda: ["--hydra-path", trained("hydra")],
 }
 
 
@@ -41,6 +46,13 @@ def datastore(model_path: str, num_conversations: int) -> str:
     argv = ["--model-path", model_path, "--input", str(folder / "corpus.jsonl")]
     build_datastore([*argv, "--output", str(folder / "store")])
     return str(folder / "store")
+
+
+def trained(name: str) -> str:
+    """A trained mini model's directory; the test is skipped where it is missing."""
+    if not (MINI / name / "config.json").exists():
+        pytest.skip(f"data/mini_models/{name} is not there")
+    return str(MINI / name)
 
 
 def mini_flags(method: str) -> list[str]:

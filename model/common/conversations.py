@@ -139,9 +139,9 @@ def _turns(record) -> tuple[list[str], list[str]]:
 def encode(prompter, conversation: Conversation, max_length: int, ends: frozenset[int]) -> Row:
     """Prompt ids as at inference, then the answer's, then its end; the mask marks every answer.
 
-    An answer's ids are those that the template's rendering of it has, with the space or the end
-    that the template puts there; where that is no plain answer, its ids alone and EOS. A turn whose
-    prompt does not begin with the turn before and its answer is left out with all after it.
+    An answer has the space before it and the end after it that its rendering has; without an end
+    there the last one gets EOS. A turn whose prompt does not begin with the turn before and its
+    answer is left out, with all after it.
     ends: ids that end an answer.
     """
     turns, answers = conversation.turns, conversation.answers
@@ -172,12 +172,18 @@ def encode(prompter, conversation: Conversation, max_length: int, ends: frozense
 
 
 def _answer_ids(tokenizer, answer: str, rendered: list[int]) -> tuple[list[int], bool]:
-    """An answer's ids as they begin its rendering, True; else its ids alone, False."""
-    alone = tokenizer(answer, add_special_tokens=False).input_ids
-    for ids in (alone, tokenizer(" " + answer, add_special_tokens=False).input_ids):
-        if rendered[: len(ids)] == ids:
-            return ids, True
-    return alone, False
+    """An answer's ids and whether its rendering begins with them.
+
+    Alone, or after a space where its rendering is more like that.
+    """
+    found, best = [], -1
+    for text in (answer, " " + answer):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        same = next((i for i, (a, b) in enumerate(zip(ids, rendered)) if a != b), None)
+        same = min(len(ids), len(rendered)) if same is None else same
+        if same > best:
+            found, best = ids, same
+    return found, best == len(found)
 
 
 class TrainingData:
@@ -212,6 +218,10 @@ class TrainingData:
             random.Random(f"{self.seed} {epoch}").shuffle(order)
             self._order = (epoch, order)
         return self._order[1][place]
+
+    def tokens(self, index: int) -> int:
+        """Tokens of a training batch, padding not counted."""
+        return batch_size(self.train[index])
 
     def count_answers(self, vocab_size: int) -> Tensor:
         """How often each id stands in a training answer, [V] long: for draft vocabularies."""

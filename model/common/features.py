@@ -84,7 +84,7 @@ class Batch:
         mask [0, 0, 1, 1] and shift 1 give [0, 1, 1, 0].
         """
         out = torch.zeros_like(self.mask)
-        out[:, : self.mask.shape[1] - shift] = self.mask[:, shift:]
+        out[:, : max(self.mask.shape[1] - shift, 0)] = self.mask[:, shift:]
         return out
 
     def logits(self, rows: Tensor | None = None) -> Tensor:

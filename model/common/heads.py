@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.common.attention import grouped_attention
+from model.common.attention import additive, grouped_attention
 from model.common.cached import CachedModel
 from model.common.errors import BadInput
 
@@ -129,6 +129,7 @@ class CachedHead(CachedModel):
     @torch.inference_mode()
     def warm(self, capacity: int, inputs: tuple, known=None, offset: int = 0, depth: int = 0):
         """Compile or capture a shape of read() in all buckets up to `capacity` columns."""
+        self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for view in self.views(capacity):
             self.cache.length.zero_()
             self.runtime(*inputs, known, offset, depth, view, None)
@@ -150,3 +151,39 @@ def shared_module(module: nn.Module, device) -> nn.Module:
     if next(module.parameters()).device == torch.device(device):
         return module
     return copy.deepcopy(module).to(device)
+
+
+def head_fields(config) -> dict:
+    """config.json of a new head for a target's config: a Llama layer of the target's sizes."""
+    fields = config.to_dict()
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    names += ("max_position_embeddings", "rms_norm_eps", "vocab_size", "bos_token_id")
+    names += ("eos_token_id", "pad_token_id")
+    chosen = {name: fields[name] for name in names if fields.get(name) is not None}
+    if fields.get("head_dim", 0) * chosen["num_attention_heads"] != chosen["hidden_size"]:
+        chosen["num_key_value_heads"] = chosen["num_attention_heads"]  # heads of H / their number
+    rope = fields.get("rope_parameters") or {}
+    rope = rope.get("full_attention") or rope  # models whose kinds of attention differ in RoPE
+    theta = rope.get("rope_theta", 10000.0)
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    return {**llama, **chosen, "num_hidden_layers": 1, "rope_theta": theta}
+
+
+class CausalRows:
+    """RoPE and mask of whole sequences without a cache, for training."""
+
+    def __init__(self, config, device):
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        self.rotary_embedding = LlamaRotaryEmbedding(config).to(device)
+
+    def rotary(self, rows: Tensor, shift: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin for rows [B, T, H] at positions shift, shift + 1, ..."""
+        positions = torch.arange(shift, shift + rows.shape[1], device=rows.device).unsqueeze(0)
+        return self.rotary_embedding(rows, positions)
+
+    def mask(self, rows: Tensor) -> Tensor:
+        """The additive causal mask, [1, 1, T, T]."""
+        length = rows.shape[1]
+        causal = torch.ones(1, length, length, dtype=torch.bool, device=rows.device).tril()
+        return additive(causal, rows.dtype)

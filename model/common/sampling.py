@@ -51,11 +51,16 @@ def hashed_uniforms(keys: Tensor, num: int) -> Tensor:
 
     Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators (2014).
     """
-    z = keys.unsqueeze(1) + _MIX[0] * torch.arange(1, num + 1, device=keys.device)
+    counter = torch.arange(1, num + 1, device=keys.device)
+    z = _mixed(keys.unsqueeze(1) + _MIX[0] * counter)
+    return (z >> 11 & (1 << 53) - 1).double() * 2.0**-53
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """SplitMix64's outputs for its states, both int64."""
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * _MIX[1]
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * _MIX[2]
-    z = z ^ (z >> 31 & (1 << 33) - 1)
-    return (z >> 11 & (1 << 53) - 1).double() * 2.0**-53
+    return z ^ (z >> 31 & (1 << 33) - 1)
 
 
 def seed_of(seed: int, question_id: int, choice: int, turn: int) -> int:
@@ -100,8 +105,11 @@ class Sampler:
         return self.table[purpose].gather(1, columns.clamp(max=self.table.shape[-1] - 1))
 
     def spread(self, num: int) -> Tensor:
-        """[B, num] further uniforms of the next position, for a drafter that needs many a step."""
-        return hashed_uniforms(self.seeds + _MIX[0] * (1 + self.position), num)
+        """[B, num] further uniforms of the next position, for a drafter that needs many a step.
+
+        Keys are mixed: the keys of neighbouring positions would share all but one of their numbers.
+        """
+        return hashed_uniforms(_mixed(self.seeds + _MIX[0] * (1 + self.position)), num)
 
     def advance(self, count: Tensor) -> None:
         """Move on by the committed tokens, count [B]."""

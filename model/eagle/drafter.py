@@ -16,7 +16,7 @@ class EagleDrafter(Drafter):
 
     head   an EagleHead or Eagle3Head. Its cache holds one slot for each committed token but the
            root, with the target's features; a tree's slots are written behind them and forgotten
-    rows   rows that a step can commit, 1 + the tree's depth
+    rows   rows that a step can commit, 1 + the tree's depth, or more beside another drafter
     slots  cache columns that a tree takes while it is drafted
     """
 
@@ -45,6 +45,7 @@ class EagleDrafter(Drafter):
     def observe(self, step):
         if step.max_committed == 0:
             return
+        self.catch_up()  # where another drafter made the last step's draft
         rows = step.path.clamp(min=0)
         hidden = {
             name: states.gather(1, rows.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
@@ -58,6 +59,10 @@ class EagleDrafter(Drafter):
         """Read what was committed; the last slot's feature and logits, [B, 1, H], [B, 1, V_d]."""
         if self.unread is not None:
             tokens, features, count, committed = self.unread
+            if self.head.static_shapes and tokens.shape[1] < self.rows:
+                missing = self.rows - tokens.shape[1]
+                tokens = torch.nn.functional.pad(tokens, (0, missing))
+                features = torch.nn.functional.pad(features, (0, 0, 0, missing))
             pick = (count - 1).clamp(min=0)
             self.last = self.head.read((tokens, pick, features), self.committed)
             self.head.advance(count, committed)
@@ -65,8 +70,14 @@ class EagleDrafter(Drafter):
         return self.last
 
     def warm(self, capacity):
+        capacity += self.rows + self.slots
         tokens, features = self.blank
         self.head.warm(capacity, (tokens, tokens[:, 0].contiguous(), features))
+        self.warm_passes(capacity)
+
+    def warm_passes(self, capacity: int) -> None:
+        """Compile or capture the passes that draft a tree."""
+        raise NotImplementedError
 
 
 class StaticEagleDrafter(EagleDrafter):
@@ -139,8 +150,7 @@ class StaticEagleDrafter(EagleDrafter):
         num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
         return self.sampler.spread(num).to(self.head.device)
 
-    def warm(self, capacity):
-        super().warm(capacity)
+    def warm_passes(self, capacity):
         tokens, features = self.blank
         offset = 0
         for depth, (known, parent, *_) in enumerate(self.passes):

@@ -11,8 +11,13 @@ from model.common.ranking import top_ids
 from model.eagle.drafter import EagleDrafter
 
 
-def check_size(total_token: int, depth: int, top_k: int) -> int:
-    """Draft nodes of a tree (total_token counts the root); a pool too small is bad input."""
+def check_size(total_token: int, depth: int, top_k: int, num_ids: int) -> int:
+    """Draft nodes of a tree (total_token counts the root); a pool too small is bad input.
+
+    num_ids: tokens that the head can draft.
+    """
+    if top_k > num_ids:
+        raise BadInput(f"--draft-top-k {top_k}: the head drafts {num_ids} tokens")
     pool = top_k + depth * top_k**2
     if total_token < 2 or total_token - 1 > pool:
         raise BadInput(
@@ -44,13 +49,12 @@ class DynamicEagleDrafter(EagleDrafter):
     def shapes(self):
         return [(self.num_nodes, self.any_parents)]
 
-    def warm(self, capacity):
-        super().warm(capacity)
+    def warm_passes(self, capacity):
         batch, width = len(self.blank[0]), self.top_k
         rows = self.last[0].new_zeros(batch, width, self.last[0].shape[-1])
         tokens = self.blank[0].new_zeros(batch, width)
         for depth in range(self.depth):
-            known = self.self_known.expand(batch, -1, -1).repeat(1, 1, 1 + depth)
+            known = self.self_known.repeat(batch, 1, 1 + depth)
             self.head.warm(capacity, (tokens, None, rows), known, depth * width, depth)
 
     def propose(self):
@@ -58,8 +62,8 @@ class DynamicEagleDrafter(EagleDrafter):
         batch, width = logits.shape[0], self.top_k
         tokens, logp = self._best(logits[:, 0])  # [B, k]
         pool = _Pool(tokens, logp)
-        known = self.self_known.expand(batch, -1, -1)
-        features = features.expand(-1, width, -1)
+        alone = self.self_known.repeat(batch, 1, 1)  # no views: compiled graphs know their strides
+        known, features = alone, features.repeat(1, width, 1)
         own = torch.arange(width, device=tokens.device).expand(batch, -1)  # pool index of each row
         for depth in range(self.depth):
             features, logits = self.head.read(
@@ -75,7 +79,7 @@ class DynamicEagleDrafter(EagleDrafter):
             own, tokens = first + chosen, children.flatten(1).gather(1, chosen)
             features = features.gather(1, parent.unsqueeze(-1).expand_as(features))
             lines = known.gather(1, parent.unsqueeze(-1).expand_as(known))
-            known = torch.cat([lines, self.self_known.expand(batch, -1, -1)], 2)
+            known = torch.cat([lines, alone], 2)
         tokens, parents = (part.to(self.device) for part in pool.best(self.num_nodes))
         return Draft(tokens, parents, 1 + self.depth)
 

@@ -5,8 +5,8 @@ Run:    python -m model.eagle2.inference_eagle2 --model-path lmsys/vicuna-7b-v1.
         --eagle-path yuhuili/EAGLE-Vicuna-7B-v1.3
 """
 
-from model.common.args import at_least
 from model.common.eval import main
+from model.eagle2.flags import add_tree_args
 
 
 def add_args(parser):
@@ -15,20 +15,12 @@ def add_args(parser):
     add_tree_args(parser)
 
 
-def add_tree_args(parser):
-    """Flags of the dynamic tree."""
-    add = parser.add_argument
-    add("--total-token", type=at_least(2), default=60, help="nodes of the tree, its root included")
-    add("--depth", type=at_least(1), default=5, help="passes of the head beyond the first")
-    add("--draft-top-k", type=at_least(1), default=10, help="candidates of a node; a pass's nodes")
-
-
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from model.eagle.head import load_eagle
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
 
-    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k)
+    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, target.vocab_size)
     head = load_eagle(args.eagle_path, target, args.runtime)
     return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
 

@@ -117,8 +117,8 @@ def load_eagle3(path: str, target, runtime: str) -> Eagle3Head:
     for name in list(checkpoint.tensors):
         checkpoint.rename(name, name.replace("layers.0.", "midlayer."))
     config = _config(checkpoint, target)
-    width, draft_vocab = target.config.hidden_size, checkpoint.get("draft_vocab_size", 0)
-    draft_vocab = draft_vocab or config.vocab_size
+    width = target.config.hidden_size
+    draft_vocab = checkpoint.config.get("draft_vocab_size") or config.vocab_size
     owns = config.hidden_size != width
     with torch.device("meta"):
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -138,6 +138,7 @@ def _config(checkpoint: Checkpoint, target):
     for name, usual in UNSUPPORTED.items():
         if checkpoint.config.get(name, usual) != usual:
             raise BadInput(f"{checkpoint.path}/config.json: {name} is not supported")
+    _check_layers(checkpoint, target)
     config = llama_config(checkpoint.config, f"{checkpoint.path}/config.json")
     read = checkpoint.config.get("target_hidden_size") or config.hidden_size
     for name, found, wanted in (
@@ -149,16 +150,27 @@ def _config(checkpoint: Checkpoint, target):
     return config
 
 
+def _check_layers(checkpoint: Checkpoint, target) -> None:
+    """Refuse a head trained on other states; its config counts layers' outputs, we their inputs."""
+    states = checkpoint.config.get("eagle_config") or {}
+    ours = [layer - 1 for layer in fused_layers(target.config.num_hidden_layers)]
+    found = states.get("eagle_aux_hidden_state_layer_ids") or ours
+    if not states.get("use_aux_hidden_state", True) or list(found) != ours:
+        raise BadInput(f"{checkpoint.path}/config.json: eagle_config {states}, supported is {ours}")
+
+
 def check_vocabulary(module: Eagle3Module, checkpoint: Checkpoint) -> None:
     """Refuse offsets that lead outside the target's vocabulary or disagree with t2d."""
     if not hasattr(module, "d2t"):
         return
+    if module.d2t.is_floating_point():
+        raise BadInput(f"{checkpoint.file}: tensor d2t is {module.d2t.dtype}, expected torch.int64")
     ids = torch.arange(len(module.d2t)) + module.d2t.cpu()
     vocab = module.t2d.shape[0]
     if ids.min() < 0 or ids.max() >= vocab or len(ids.unique()) < len(ids):
         raise BadInput(f"{checkpoint.file}: d2t does not map into the {vocab} ids of the target")
     covered = torch.zeros(vocab, dtype=torch.bool)
     covered[ids] = True
-    if "t2d" in checkpoint.tensors and not torch.equal(module.t2d.cpu(), covered):
+    if "t2d" in checkpoint.tensors and not torch.equal(module.t2d.cpu().bool(), covered):
         raise BadInput(f"{checkpoint.file}: t2d and d2t do not cover the same ids")
     module.t2d = covered.to(module.d2t.device)

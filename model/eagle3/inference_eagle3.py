@@ -7,7 +7,7 @@ Run:    python -m model.eagle3.inference_eagle3 --model-path lmsys/vicuna-13b-v1
 """
 
 from model.common.eval import main
-from model.eagle2.inference_eagle2 import add_tree_args
+from model.eagle2.flags import add_tree_args
 
 
 def add_args(parser):
@@ -21,8 +21,9 @@ def build(args, target):
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
     from model.eagle3.head import load_eagle3
 
-    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k)
     head = load_eagle3(args.eagle_path, target, args.runtime)
+    num_ids = head.module.lm_head.out_features
+    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, num_ids)
     return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
 
 

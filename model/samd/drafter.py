@@ -179,4 +179,14 @@ def auxiliary(name: str, args, target) -> Drafter | None:
 
         tree = read_tree(str(Path(__file__).with_name("recycling_tree.json")), target.vocab_size)
         return RecyclingDrafter(tree, target.vocab_size, target.device, is_warm(args))
+    if name == "eagle2":
+        from model.eagle2.inference_eagle2 import build
+
+        if not args.eagle_path:
+            raise BadInput("--auxiliary eagle2 needs --eagle-path")
+        if is_warm(args):
+            raise BadInput("--state warm: --auxiliary eagle2 keeps no state")
+        drafter = build(args, target)
+        drafter.rows = max(drafter.rows, args.n_predicts)  # steps may commit a whole copy
+        return drafter
     raise BadInput(f"--auxiliary {name}: no such drafter")

@@ -1,0 +1,30 @@
+"""Hydra: heads that also read the tokens drafted before them, so that every node has its own law.
+
+Source: Ankner et al., arXiv 2402.05109, github.com/zankner/Hydra
+Run:    python -m model.hydra.inference_hydra --model-path lmsys/vicuna-7b-v1.3 --hydra-path
+        ankner/hydra-vicuna-7b-v1.3
+"""
+
+from model.common.eval import main
+from model.medusa.flags import add_tree_flags
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    parser.add_argument("--hydra-path", required=True, help="heads: directory or hub id")
+    add_tree_flags(parser)
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.hydra.drafter import HydraDrafter
+    from model.hydra.heads import load_heads
+    from model.medusa.flags import read_tree_flags
+
+    tree = read_tree_flags(args, target.vocab_size)
+    heads = load_heads(args.hydra_path, target, max(map(len, tree)))
+    return HydraDrafter(heads, tree, target, args.runtime)
+
+
+if __name__ == "__main__":
+    main("hydra", __doc__, add_args, build)

@@ -1,0 +1,55 @@
+"""Flags of methods that verify a fixed tree of head ranks: the tree and the acceptance rule.
+
+Source: Cai et al., arXiv 2401.10774
+"""
+
+from pathlib import Path
+
+from model.common.args import between
+from model.common.errors import BadInput
+
+TREES = Path(__file__).parent / "trees"
+
+
+def add_tree_flags(parser):
+    """--tree, --acceptance and the two numbers of the typical rule."""
+    parser.add_argument(
+        "--tree",
+        default="mc_sim_7b_63",
+        help="name of a published tree, or a JSON file: a list of paths, each a list of ranks",
+    )
+    parser.add_argument(
+        "--acceptance",
+        choices=("exact", "typical"),
+        default="exact",
+        help="exact: the target's own greedy or sampled answer; typical: whatever it finds likely "
+        "enough, which is lossy and needs a temperature above 0",
+    )
+    parser.add_argument(
+        "--posterior-threshold",
+        type=between(0, 1),
+        default=0.09,
+        help="typical acceptance: highest probability that is asked for",
+    )
+    parser.add_argument(
+        "--posterior-alpha",
+        type=between(0, 100),
+        default=0.3,
+        help="typical acceptance: factor of exp(-entropy), from which a token is likely enough",
+    )
+
+
+def read_tree_flags(args, vocab_size: int) -> list[tuple[int, ...]]:
+    """The tree's paths; refuses --acceptance typical where its rule is not what it says.
+
+    At temperature 0 the paper accepts greedily, which is the exact rule; top-p and top-k are
+    unknown to the typical one.
+    """
+    from model.common.static_tree import read_tree
+
+    if args.acceptance == "typical":
+        if args.temperature == 0:
+            raise BadInput("--acceptance typical needs --temperature above 0; at 0 it is exact")
+        if args.top_p < 1 or args.top_k:
+            raise BadInput("--acceptance typical and --top-p or --top-k exclude each other")
+    return read_tree(args.tree, TREES, vocab_size)

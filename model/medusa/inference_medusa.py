@@ -1,0 +1,48 @@
+"""Medusa: heads on the target's last hidden state guess the next tokens, a fixed tree joins them.
+
+Source: Cai et al., arXiv 2401.10774, github.com/FasterDecoding/Medusa
+Run:    python -m model.medusa.inference_medusa --model-path lmsys/vicuna-7b-v1.3 --medusa-path
+        FasterDecoding/medusa-vicuna-7b-v1.3
+"""
+
+from model.common.args import at_least
+from model.common.eval import main
+from model.medusa.flags import add_tree_flags
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    parser.add_argument(
+        "--medusa-path",
+        required=True,
+        help="heads, or a model that contains them (Medusa-2): directory or hub id",
+    )
+    parser.add_argument(
+        "--medusa-num-heads",
+        type=at_least(1),
+        help="heads to evaluate (default: as many as the tree is deep)",
+    )
+    add_tree_flags(parser)
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.common.errors import BadInput
+    from model.medusa.drafter import MedusaDrafter
+    from model.medusa.flags import read_tree_flags
+    from model.medusa.heads import load_heads
+
+    tree = read_tree_flags(args, target.vocab_size)
+    depth = max(map(len, tree))
+    num_heads = args.medusa_num_heads or depth
+    if num_heads < depth:
+        raise BadInput(
+            f"--tree {args.tree}: its depth of {depth} needs {depth} heads, "
+            f"--medusa-num-heads is {num_heads}"
+        )
+    heads = load_heads(args.medusa_path, target, num_heads)
+    return MedusaDrafter(heads, tree, target, args.runtime)
+
+
+if __name__ == "__main__":
+    main("medusa", __doc__, add_args, build)

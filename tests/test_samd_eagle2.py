@@ -1,0 +1,80 @@
+"""SAM-Decoding beside EAGLE-2's head, which has to keep up while the automaton drafts."""
+
+import pytest
+import torch
+from conftest import make_prompts, save_model
+from eagle_dirs import eagle_dir
+from test_methods import build
+
+from model.common.decode import StopRules, generate
+from model.common.drafter import EmptyDrafter
+from model.common.errors import BadInput
+from model.common.sampling import Sampler
+from model.common.target import load_target
+
+PROMPTS = [ids * 4 for ids in make_prompts(4)]  # so that there is something to copy
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samd-eagle2")
+    target = save_model(folder / "target")
+    return target, eagle_dir(folder / "head", target)
+
+
+@pytest.fixture(scope="module")
+def target(paths):
+    return load_target(paths[0], "float32", "cpu", "eager")
+
+
+def samd(paths, target, *flags):
+    own = ["--auxiliary", "eagle2", "--eagle-path", paths[1], "--len-threshold", "2", *flags]
+    return build("samd", paths[0], target, own)
+
+
+def decode(target, drafter, batch, sampler, limit=60):
+    turns = []
+    for begin in range(0, len(PROMPTS), batch):
+        part = PROMPTS[begin : begin + batch]
+        seeds = list(range(begin, begin + len(part)))
+        turns += generate(target, drafter, part, sampler, seeds, StopRules(), limit)
+    return [turn.output_ids for turn in turns], [turn.accept_lengths for turn in turns]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_answers_are_the_baselines(paths, target, temperature):
+    sampler = Sampler(temperature)
+    base, _ = decode(target, EmptyDrafter(), 1, sampler)
+    alone = decode(target, samd(paths, target), 1, sampler)
+    together = decode(target, samd(paths, target), 4, sampler)
+    assert alone[0] == together[0] == base
+    assert alone[1] == together[1]
+    assert temperature or max(map(max, alone[1])) > 8  # whole copies were committed
+
+
+def test_the_heads_cache_is_what_it_would_be_alone(paths, target):
+    """Both drafters read every committed token once, whoever drafted it."""
+    copied = samd(paths, target)
+    decode(target, copied, 1, Sampler())
+    head, ids = copied.auxiliary, PROMPTS[-1]
+    turn = generate(target, copied, [ids], Sampler(), [0], StopRules(), 40)[0]
+    num = head.committed
+    assert int(head.head.cache.length) == num >= len(ids)
+    found = head.head.cache.storage[0][..., :num, :].clone()
+    alone = build("eagle2", paths[0], target, ["--eagle-path", paths[1]])
+    committed = ids + turn.output_ids
+    generate(target, alone, [committed[: num + 1]], Sampler(), [0], StopRules(), 2)
+    fresh = alone.head.cache.storage[0][..., :num, :]
+    assert torch.allclose(found, fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--auxiliary", "eagle2"], "needs --eagle-path"),
+        (["--auxiliary", "eagle2", "--eagle-path", "x", "--state", "warm"], "keeps no state"),
+    ],
+)
+def test_bad_input(paths, target, flags, words):
+    with pytest.raises(BadInput, match=words):
+        build("samd", paths[0], target, flags)
