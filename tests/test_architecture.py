@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("model/**/*.py"), *ROOT.glob("evaluation/**/*.py")])
 SCRIPTS = sorted(ROOT.glob("model/*/inference_*.py"))
-TOOLS = [ROOT / "evaluation" / "speed.py", ROOT / "evaluation" / "equal.py"]
+TOOLS = [ROOT / "evaluation" / f"{tool}.py" for tool in ("speed", "equal", "state")]
 METHODS = sorted(path.parent.name for path in SCRIPTS)
 # the files that may know of CUDA
 CUDA = {"args", "clock", "environment", "runtime", "target"}

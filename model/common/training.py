@@ -95,7 +95,10 @@ def train(args, make_method, command: str = "") -> dict:
     method = make_method(args, target, data)
     trainer = Trainer(args, method, target, data, accelerator)
     trainer.run()
-    return trainer.finish(command)
+    means = trainer.finish(command)
+    accelerator.wait_for_everyone()  # processes leave together, the group ended
+    accelerator.end_training()
+    return means
 
 
 class Trainer:
@@ -180,9 +183,7 @@ class Trainer:
     def run(self) -> None:
         """Train until the budget is used up."""
         rows, held = self.data.num_conversations
-        epochs = self.args.num_tokens / self.data.num_tokens
-        line = f"{rows} conversations, {held} held out; {epochs:.2f} epochs"
-        self.accelerator.print(line, flush=True)
+        self.accelerator.print(f"{rows} conversations, {held} held out")
         before, start = self.done["seconds"], time.perf_counter()
         saved = start
         while self.done["tokens"] < self.args.num_tokens:
