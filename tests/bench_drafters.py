@@ -1,4 +1,4 @@
-"""Host cost of the drafters that need no weights, at growing context lengths.
+"""What drafting costs: host time of the drafters without weights, and heads beside their target.
 
 For each method and context length: microseconds per propose() and per observe() through the Drafter
 interface (list methods lifted by PerSequence, tensors made, B = 1), median over the steps of one
@@ -6,7 +6,11 @@ sequence. The text is a stream of Zipf tokens that repeats itself now and then; 
 what the stream says next, as many tokens as the draft guessed right plus one. Tensor methods get
 random logits of the given vocabulary, so their cost includes the top-k or argmax over it.
 
+Trained heads draft with the mini models instead: milliseconds per step of draft and verification
+and the share of the first in the second, eager and compiled.
+
 Run:    .venv/bin/python tests/bench_drafters.py
+        .venv/bin/python tests/bench_drafters.py --methods medusa,hydra,eagle,eagle2,eagle3
         .venv/bin/python tests/bench_drafters.py --vocab-size 32000 --steps 300 --methods pld,samd
 """
 
@@ -24,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 CONTEXTS = (256, 2048, 8192, 32768)
+MINI = ROOT / "data" / "mini_models"
+HEADS = {name: (f"--{name}-path", name) for name in ("medusa", "hydra", "eagle")}
+HEADS |= {"eagle2": ("--eagle-path", "eagle"), "eagle3": ("--eagle-path", "eagle3")}
 
 
 def stream(num_tokens: int, vocab_size: int, seed: int = 0) -> list[int]:
@@ -146,6 +153,69 @@ def prefill(prompt, ids):
     )
 
 
+def head_rows(names, rounds: int = 3) -> list[dict]:
+    """Milliseconds per step of the heads' drafts and of their verification, mini models, B = 1."""
+    from model.common.prompts import Prompter, load_tokenizer
+    from model.common.questions import per_category, read_questions
+    from model.common.target import load_target
+
+    path = str(MINI / "target")
+    prompter = Prompter(load_tokenizer(path))
+    questions = per_category(read_questions(ROOT / "data/mini_bench/question.jsonl"), 1)
+    prompts = [prompter.render(question["turns"], []) for question in questions]
+    rows = []
+    for runtime in ("eager", "compile"):
+        target = load_target(path, "float32", "cpu", runtime)
+        stop = prompter.stop_rules(target.model.generation_config)
+        for name in names:
+            drafter = build_head(name, path, target, runtime)
+            capacity = max(map(len, prompts)) + 128
+            target.reserve(1, capacity)
+            head_steps(target, drafter, prompts[:1], stop)
+            target.warm(capacity, drafter.shapes(), drafter.needs.hidden)
+            drafter.warm(capacity)
+            phases = [head_steps(target, drafter, prompts, stop) for _ in range(rounds)]
+            draft, verify = (min(times) for times in zip(*phases))
+            cells = {"draft_ms": round(draft, 3), "verify_ms": round(verify, 3)}
+            rows.append({"method": name, "runtime": runtime, **cells})
+    return rows
+
+
+def build_head(name: str, model_path: str, target, runtime: str):
+    """A method's drafter with its mini head, as its script builds it."""
+    import importlib
+
+    from model.common import args as arguments
+
+    script = importlib.import_module(f"model.{name}.inference_{name}")
+    parser = arguments.make_parser(name, script.__doc__, script.add_args)
+    flag, folder = HEADS[name]
+    argv = ["--model-path", model_path, "--runtime", runtime, flag, str(MINI / folder)]
+    return script.build(parser.parse_args(argv), target)
+
+
+def head_steps(target, drafter, prompts, stop) -> tuple[float, float]:
+    """Mean milliseconds per step of draft and verification over the prompts' answers."""
+    from model.common.decode import generate
+    from model.common.sampling import Sampler
+
+    spent = {"draft": [], "verify": []}
+    for ids in prompts:
+        turn = generate(target, drafter, [ids], Sampler(), [0], stop, 96)[0]
+        for phase, times in spent.items():
+            times += turn.phase_s[phase]
+    return tuple(1e3 * statistics.fmean(times) for times in spent.values())
+
+
+def print_heads(rows) -> None:
+    """The table of head_rows."""
+    print(f"{'ms per step':12}{'runtime':10}{'draft':>10}{'verify':>10}{'share':>10}")
+    for row in rows:
+        share = row["draft_ms"] / row["verify_ms"]
+        cells = f"{row['draft_ms']:>10}{row['verify_ms']:>10}{share:>10.0%}"
+        print(f"{row['method']:12}{row['runtime']:10}{cells}")
+
+
 def right_tokens(draft, text) -> int:
     """Tokens of the text that the draft guessed right, at most 10."""
     tokens, parents = draft.tokens[0].tolist(), draft.parents.reshape(-1).tolist()
@@ -169,9 +239,17 @@ def main():
     import torch
 
     torch.set_num_threads(args.num_threads)
+    names = args.methods.split(",")
+    if heads := [name for name in names if name in HEADS]:
+        rows = head_rows(heads)
+        print_heads(rows)
+        print(json.dumps({"tool": "bench_drafters", "heads": rows}))
+    names = [name for name in names if name not in HEADS]
+    if not names:
+        return
     rows = []
     print(f"{'us per call':12}{'':10}" + "".join(f"{n:>10}" for n in CONTEXTS))
-    for name, drafter in make_drafters(args, args.methods.split(",")).items():
+    for name, drafter in make_drafters(args, names).items():
         cells = [measure(drafter, context, args) for context in CONTEXTS]
         for call in ("propose", "observe"):
             values = [round(cell[call], 1) for cell in cells]

@@ -104,14 +104,19 @@ class Target(CachedModel):
         return self.read(tokens, known, depths, max_committed - 1 + tokens.shape[1], hidden)
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, known, depths, needed: int, hidden: tuple = ()):
-        """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns."""
+    def read(self, tokens: Tensor, known, depths, needed: int, hidden: tuple = (), offset: int = 0):
+        """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
+
+        offset: columns between the committed ones and these rows, written by earlier reads of the
+        same tree; known is [.., r, offset + r] then (models without sliding attention).
+        """
         self.make_room(needed)
         if self.static_shapes:
-            shape = (tokens.shape, known is None or known.shape, hidden)
-            self.seen.setdefault(shape, (tokens, known, depths, hidden))
-        start = self.known_start(needed - tokens.shape[1])
-        return self.runtime(tokens, known, depths, self.view(needed), "all", hidden, start)
+            shape = (tokens.shape, known is None or known.shape, hidden, offset)
+            self.seen.setdefault(shape, (tokens, known, depths, hidden, offset))
+        start = self.known_start(needed - tokens.shape[1] - offset)
+        view = self.view(needed)
+        return self.runtime(tokens, known, depths, view, "all", hidden, start, offset)
 
     @torch.inference_mode()
     def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
@@ -125,17 +130,17 @@ class Target(CachedModel):
             draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
             self.cache.length.zero_()
             self.forward(tokens.new_zeros(batch), draft, 1, hidden)
-        for tokens, known, depths, wanted in list(self.seen.values()):
+        for tokens, known, depths, wanted, offset in list(self.seen.values()):
             for view in self.views(capacity) if tokens.shape[0] == batch else []:
                 self.cache.length.zero_()
-                self.runtime(tokens, known, depths, view, "all", wanted, None)
+                self.runtime(tokens, known, depths, view, "all", wanted, None, offset)
 
-    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple, start=None):
+    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple, start=None, offset=0):
         """The forward itself. keep: "all" rows' logits, or a tensor of row indices.
 
         start: the committed length where the host knows it (one sequence, eager), else None.
         """
-        positions = self.place(tokens.shape[1], view, start)
+        positions = self.place(tokens.shape[1], view, start, offset)
         if depths is not None:
             positions = self.cache.length.unsqueeze(1) + depths
         if self.context is not None and (start is None or start + tokens.shape[1] > self.context):
