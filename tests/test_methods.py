@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_prompts, save_model
+from conftest import FAMILIES, make_model, make_prompts, save_model
+from eagle_dirs import eagle3_dir, eagle_dir
 from head_dirs import hydra_dir, medusa_dir
 
 from model.common import args as arguments
@@ -26,13 +27,20 @@ TINY_FLAGS = {
     "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
     "medusa": lambda paths: ["--medusa-path", medusa_dir(paths["target"])],
     "hydra": lambda paths: ["--hydra-path", hydra_dir(paths["target"])],
+    "eagle": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
+    "eagle2": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
+    "eagle3": lambda paths: ["--eagle-path", random_eagle(eagle3_dir, paths["target"])],
 }
 MINI_FLAGS = {
     "sps": lambda: ["--drafter-path", str(MINI / "sps")],
     "rest": lambda: ["--datastore-path", datastore(str(MINI / "target"), 4000)],
     "medusa": lambda: ["--medusa-path", trained("medusa")],
     "hydra": lambda: ["--hydra-path", trained("hydra")],
+    "eagle": lambda: ["--eagle-path", trained("eagle")],
+    "eagle2": lambda: ["--eagle-path", trained("eagle")],
+    "eagle3": lambda: ["--eagle-path", trained("eagle3")],
 }
+TINY_LAYERS = {"eagle3": 8}  # of the tiny target, where three are too few for a method
 
 
 @functools.cache
@@ -46,6 +54,35 @@ def datastore(model_path: str, num_conversations: int) -> str:
     argv = ["--model-path", model_path, "--input", str(folder / "corpus.jsonl")]
     build_datastore([*argv, "--output", str(folder / "store")])
     return str(folder / "store")
+
+
+@functools.cache
+def random_eagle(make, model_path: str) -> str:
+    """A random head that `make` of eagle_dirs writes."""
+    return make(tempfile.mkdtemp(), model_path)
+
+
+@functools.cache
+def deep_target(model_path: str, num_layers: int) -> str:
+    """A tiny target of more layers, with the tokenizer of another."""
+    folder = tempfile.mkdtemp()
+    assert save_model(folder, num_hidden_layers=num_layers) == folder
+    assert len(load_tokenizer(folder)) == len(load_tokenizer(model_path))
+    return folder
+
+
+def tiny_target(method: str, model_path: str) -> str:
+    """The tiny target's directory, or one of the layers that a method asks for."""
+    layers = TINY_LAYERS.get(method)
+    return deep_target(model_path, layers) if layers else model_path
+
+
+def tiny_shape(method: str, family: str) -> dict:
+    """What make_model has to be told for a method."""
+    layers = TINY_LAYERS.get(method)
+    kinds = FAMILIES[family].get("layer_types", [])
+    more = {"layer_types": (kinds * layers)[:layers]} if layers and kinds else {}
+    return {"num_hidden_layers": layers, **more} if layers else {}
 
 
 def trained(name: str) -> str:
@@ -115,7 +152,8 @@ def test_every_method_is_in_eval_sh_and_readme():
 @pytest.mark.parametrize("method", METHODS)
 def test_tiny_random_models(method, family, paths):
     tokenizer = load_tokenizer(paths["target"])
-    target = Target(make_model(family, seed=3, vocab_size=len(tokenizer)))
+    shape = tiny_shape(method, family)
+    target = Target(make_model(family, seed=3, vocab_size=len(tokenizer), **shape))
     flags = TINY_FLAGS.get(method, lambda _: [])(paths)
     drafter = build(method, paths["target"], target, flags)
     prompts = make_prompts(4)
@@ -172,5 +210,5 @@ def test_point_guesses_sample_the_baselines_ids(method, mini):
         for each, batch in ((vanilla, 1), (drafter, 1), (drafter, 4))
     ]
     assert runs[1] == runs[2]
-    if method != "sps":  # its drafts come with distributions, so other tokens are drawn
+    if method not in ("sps", "eagle"):  # drafts with distributions: other tokens are drawn
         assert runs[0] == runs[1]

@@ -16,12 +16,12 @@ MINI = Path("data/mini_models")
 CORPUS = MINI / ".work" / "heads.jsonl"
 NUM_CONVERSATIONS, CORPUS_SEED = 15_000, 2  # the target itself was trained with seed 1
 SHARED = ["--dtype", "float32", "--mixed-precision", "no", "--device", "cpu", "--max-length", "512"]
-SHARED += ["--batch-tokens", "2048", "--accumulate", "2", "--clip-norm", "1", "--warmup", "0.05"]
-SHARED += ["--schedule", "cosine", "--min-rate", "0.05", "--eval-every", "200"]
+SHARED += ["--batch-tokens", "2048", "--accumulate", "2", "--clip-norm", "1", "--clip-value", "0"]
+SHARED += ["--warmup", "0.05", "--schedule", "cosine", "--min-rate", "0.05", "--eval-every", "200"]
 # small models want larger steps than the published recipes of 7B heads
 OWN = {
     "medusa": ["--learning-rate", "2e-3"],
-    "hydra": ["--learning-rate", "2e-3"],
+    "hydra": ["--learning-rate", "2e-3", "--dropout", "0"],
     "eagle": ["--learning-rate", "2e-3", "--cls-weight", "1"],
     "eagle3": ["--learning-rate", "2e-3", "--draft-vocab-size", "1024", "--unroll", "5"],
 }

@@ -172,14 +172,14 @@ def save_checkpoint(
     folder: str | Path, config: dict, file: str, tensors: dict[str, Tensor]
 ) -> None:
     """Write a head in a published format: config.json and `file` (.safetensors, .bin or .pt)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     part = folder / (file + ".part")
     if file.endswith(".safetensors"):
-        save_file(tensors, part, metadata={"format": "pt"})
+        part.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file hides it from others
     else:
         torch.save(tensors, part)
     os.replace(part, folder / file)

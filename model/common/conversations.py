@@ -66,19 +66,24 @@ def read_conversations(path: str, rejected: Rejected) -> list[Conversation]:
     Turns and answers have to alternate. Left out without a word: an answer before the first turn, a
     turn without an answer, and system messages, which prompts at inference do not have.
     """
+    found = []
+    for place, record in read_records(path):
+        try:
+            found.append(Conversation(place, *turns_of(record)))
+        except ValueError as error:
+            rejected.add(place, str(error))
+    return found
+
+
+def read_records(path: str) -> Iterator[tuple[str, object]]:
+    """(file:line, record) of a .json array or of JSON lines; a broken one is its ValueError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--data {path}: {error}") from error
     lines = path.endswith(".jsonl") or not text.lstrip().startswith("[")
-    found = []
     for line, record in (_json_lines if lines else _json_array)(text):
-        place = f"{path}:{line}"
-        try:
-            found.append(Conversation(place, *_turns(record)))
-        except ValueError as error:
-            rejected.add(place, str(error))
-    return found
+        yield f"{path}:{line}", record
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, object]]:
@@ -110,7 +115,7 @@ def _json_array(text: str) -> Iterator[tuple[int, object]]:
         yield line, record
 
 
-def _turns(record) -> tuple[list[str], list[str]]:
+def turns_of(record) -> tuple[list[str], list[str]]:
     """Turns and answers of a record; ValueError says what is wrong with it."""
     if isinstance(record, ValueError):
         raise ValueError(f"not JSON: {record}")

@@ -70,6 +70,7 @@ class Batch:
     lengths  [B] long
     hidden   {name: [B, T, H] float32}, what HeadTraining.needs names
     target   the FrozenTarget
+    rows     the rows as they were loaded, for what a method's own loader adds to them
     """
 
     ids: Tensor
@@ -77,6 +78,7 @@ class Batch:
     lengths: Tensor
     hidden: dict
     target: FrozenTarget
+    rows: list[Row]
 
     def labelled(self, shift: int) -> Tensor:
         """Positions [B, T] bool whose token `shift` later belongs to an answer.
@@ -119,7 +121,7 @@ class Features:
         ids, mask, lengths = (tensor.to(self.target.device) for tensor in collate(rows))
         hidden = self._hidden(name, ids)
         hidden = {key: states.float() for key, states in hidden.items()}
-        return Batch(ids, mask, lengths, hidden, self.target)
+        return Batch(ids, mask, lengths, hidden, self.target, rows)
 
     def _hidden(self, name: str, ids: Tensor) -> dict:
         if self.folder is None:

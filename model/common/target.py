@@ -120,11 +120,15 @@ class Target(CachedModel):
 
     @torch.inference_mode()
     def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
-        """Compile or capture every shape seen so far, and `shapes`, in all buckets to `capacity`.
+        """Compile or capture every shape seen so far, and `shapes`, in all buckets that they need.
 
-        shapes: Drafter.shapes(). Without this a compilation would fall into a timed step.
+        capacity: the longest sequence; shapes: Drafter.shapes(). Without this a compilation would
+        fall into a timed step.
         """
         batch = self.cache.batch
+        widest = max((num_nodes for num_nodes, _ in shapes), default=0)
+        capacity += 1 + max(widest, *(tokens.shape[1] for tokens, *_ in self.seen.values()), 0)
+        self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for num_nodes, parents in shapes:
             tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
             draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)

@@ -2,8 +2,8 @@
 
 A method gives a module, a loss of a batch and its published file format (HeadTraining); this part
 reads the data, schedules, logs, evaluates and saves. An interrupted run goes on from its checkpoint
-and gives the same losses as one that was not. Under `accelerate launch` with several processes each
-draws batches of its own and gradients are averaged; logs are of the main process's batches.
+with the same losses. Under `accelerate launch` each process draws batches of its own, gradients are
+averaged and logs are of the main process's batches.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class HeadTraining:
     needs   hidden states of the target, as in drafter.Needs: "last" (after the final norm, also
             what Batch.logits wants) or i (the input of decoder layer i)
     module  float32 nn.Module on the CPU; what requires no gradient stays as it is
+    title   of the card
     """
 
     needs: tuple = ("last",)
-    module = None
+    module, title = None, "Draft head"
 
     def loss(self, batch) -> tuple:
         """(scalar loss, {metric: scalar}) of a features.Batch; means over its labelled tokens.
@@ -49,19 +50,20 @@ class HeadTraining:
         raise NotImplementedError
 
 
-def main(prog: str, doc: str, add_args, make_method, defaults: dict, argv=None) -> None:
+def main(prog: str, doc: str, add_args, make_method, defaults: dict, argv=None, load=None) -> None:
     """A method's train.py: train and exit: 0, 2 on bad input, 130 if interrupted.
 
     add_args(group)                   declares the method's own flags
     make_method(args, target, data)   returns its HeadTraining, of a features.FrozenTarget and a
                                       conversations.TrainingData; torch is seeded
     defaults                          {dest: value} of the shared flags, the published recipe
+    load(args, prompter, ends)        reads --data; None = conversations.load_data
     """
     parser = training_args.make_parser(prog, doc, add_args, defaults)
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        train(args, make_method, training_args.command_line(prog, argv))
+        train(args, make_method, training_args.command_line(prog, argv), load)
     except BadInput as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -70,7 +72,7 @@ def main(prog: str, doc: str, add_args, make_method, defaults: dict, argv=None) 
         sys.exit(130)
 
 
-def train(args, make_method, command: str = "") -> dict:
+def train(args, make_method, command: str = "", load=None) -> dict:
     """Train a head and write it to args.output; returns the final held-out numbers."""
     import torch
     from accelerate import Accelerator
@@ -88,7 +90,7 @@ def train(args, make_method, command: str = "") -> dict:
     accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=args.mixed_precision)
     model = load_model(args.model_path, args.dtype, str(accelerator.device))
     prompter = Prompter(load_tokenizer(args.model_path), args.template)
-    data = load_data(args, prompter, prompter.stop_rules(model.generation_config).eos_ids)
+    data = (load or load_data)(args, prompter, prompter.stop_rules(model.generation_config).eos_ids)
     args.num_tokens = args.num_tokens or data.num_tokens
     target = FrozenTarget(model)
     torch.manual_seed(args.seed)
@@ -234,12 +236,11 @@ class Trainer:
         done["loss"] = means["loss"]
         done["metrics"] = {name: value for name, value in means.items() if name != "loss"}
         rate = self.optimizer.param_groups[0]["lr"]
-        epoch = done["tokens"] / self.data.num_tokens
         speed = round(done["tokens"] / max(done["seconds"], 1e-9))
         self.log.write(
-            {"step": done["steps"], "tokens": done["tokens"], "epoch": round(epoch, 3)}
-            | {"learning_rate": rate, **means}
-            | {"tokens_per_s": speed, "seconds": round(done["seconds"], 1)}
+            {"step": done["steps"], "tokens": done["tokens"]}
+            | {"epoch": round(done["tokens"] / self.data.num_tokens, 3), "learning_rate": rate}
+            | {**means, "tokens_per_s": speed, "seconds": round(done["seconds"], 1)}
         )
 
     def report_held_out(self) -> dict:
@@ -257,11 +258,10 @@ class Trainer:
         from model.common.training_step import seed_all
 
         means, module = Mean(), self.method.module
+        held_out = self.data.held_out if self.accelerator.is_main_process else []
         module.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for i, rows in enumerate(
-                self.data.held_out if self.accelerator.is_main_process else []
-            ):
+            for i, rows in enumerate(held_out):
                 seed_all(self.args.seed, "held-out", i)
                 batch = self.features.batch(f"held-out-{i}", rows)
                 loss, metrics = self.method.loss(batch)
@@ -291,7 +291,7 @@ class Trainer:
         facts = {"held_out": means, "half": str(half).removeprefix("torch."), **self.done}
         facts["device"] = device_name(self.accelerator.device)
         facts |= {"data_sha256": self.data_sha256, "conversations": self.data.num_conversations}
-        text = card(self.args, facts, command, self.folder)
+        text = card(self.method.title, self.args, facts, command, self.folder)
         part = self.folder / (CARD + ".part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / CARD)

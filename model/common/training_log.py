@@ -10,25 +10,30 @@ LOG = "log.jsonl"
 
 
 class Mean:
-    """Means of {name: scalar} weighted by tokens; its state is plain numbers."""
+    """Means of {name: scalar} weighted by tokens; its state is plain numbers.
+
+    A name's mean is over the batches that have it.
+    """
 
     def __init__(self, state: dict | None = None):
         self.sums, self.weight = dict((state or {}).get("sums", {})), (state or {}).get("weight", 0)
+        self.counts = dict((state or {}).get("counts") or dict.fromkeys(self.sums, self.weight))
 
     def add(self, values: dict, weight: int) -> None:
         """values: tensors or numbers of one batch."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
+            self.counts[name] = self.counts.get(name, 0) + weight
         self.weight += weight
 
     def state(self) -> dict:
         """For a checkpoint."""
-        return {"sums": self.sums, "weight": self.weight}
+        return {"sums": self.sums, "counts": self.counts, "weight": self.weight}
 
     def take(self) -> dict:
         """The means, and begin anew."""
-        means = {name: value / max(self.weight, 1) for name, value in self.sums.items()}
-        self.sums, self.weight = {}, 0
+        means = {name: value / max(self.counts[name], 1) for name, value in self.sums.items()}
+        self.sums, self.counts, self.weight = {}, {}, 0
         return means
 
 
@@ -68,7 +73,7 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def card(args, facts: dict, command: str, folder: Path) -> str:
+def card(title: str, args, facts: dict, command: str, folder: Path) -> str:
     """The text of a head's README.md.
 
     facts: steps, tokens, seconds, loss, metrics, held_out, half, device, data_sha256,
@@ -96,7 +101,7 @@ def card(args, facts: dict, command: str, folder: Path) -> str:
         "weights": ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items()),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    return f"# Draft head\n\n    {command}\n\n| | |\n|---|---|\n{table}"
+    return f"# {title}\n\n    {command}\n\n| | |\n|---|---|\n{table}"
 
 
 def _numbers(values: dict) -> str:

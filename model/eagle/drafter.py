@@ -138,6 +138,8 @@ class StaticEagleDrafter(EagleDrafter):
                 candidates, given = draw_distinct(self.sampler.warp(logits), uniforms)
                 used += num
                 probs.append(given[:, place, rank])
+                if depth:  # below an inert node nothing is drafted
+                    candidates = candidates.masked_fill(inner.unsqueeze(-1) < 0, -1)
             levels.append(candidates[:, place, rank])
         tokens = torch.cat(levels, 1).to(self.device)
         given = torch.cat(probs, 1).to(self.device) if probs else None
