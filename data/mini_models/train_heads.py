@@ -22,8 +22,9 @@ SHARED += ["--warmup", "0.05", "--schedule", "cosine", "--min-rate", "0.05", "--
 OWN = {
     "medusa": ["--learning-rate", "2e-3"],
     "hydra": ["--learning-rate", "2e-3", "--dropout", "0"],
-    "eagle": ["--learning-rate", "2e-3", "--cls-weight", "1"],
-    "eagle3": ["--learning-rate", "2e-3", "--draft-vocab-size", "1024", "--unroll", "5"],
+    "eagle": ["--learning-rate", "2e-3", "--bias", "off"],
+    "eagle3": ["--learning-rate", "2e-3", "--lm-head-init", "target"]
+    + ["--draft-vocab-size", "1024", "--unroll", "5"],
 }
 
 

@@ -33,6 +33,12 @@ def add_args(parser):
     add("--unroll", type=at_least(1), default=7, help="steps of training-time test")
     add("--step-decay", type=between(0, 1), default=0.8, help="weight of step s is this to the s")
     add("--draft-vocab-size", type=at_least(1), help="most frequent answer ids; none: all")
+    add(
+        "--lm-head-init",
+        choices=("random", "target"),
+        default="random",
+        help="random: as published; target: its rows of those ids, for small budgets",
+    )
 
 
 class Eagle3Training(HeadTraining):
@@ -53,8 +59,10 @@ class Eagle3Training(HeadTraining):
         width = target.config.hidden_size
         self.module = Eagle3Module(config, len(self.ids), width, target.embedding)
         if hasattr(self.module, "d2t"):
-            self.module.d2t.copy_(self.ids.sub(self.ids.new_tensor(range(len(self.ids)))))
+            self.module.d2t.copy_(self.ids - self.ids.new_tensor(range(len(self.ids))))
             self.module.t2d[self.ids] = True
+        if args.lm_head_init == "target":
+            self.module.lm_head.weight.data.copy_(target.lm_head.weight[self.ids])
         self.rows = CausalRows(config, target.device)
 
     def loss(self, batch):

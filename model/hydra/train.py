@@ -92,7 +92,7 @@ class HydraTraining(HeadTraining):
             "hydra_num_heads": self.args.num_heads,
             "hydra_num_layers": self.args.num_layers,
         }
-        save_checkpoint(folder, config, FILES[0], state_to_save(self.module))
+        save_checkpoint(folder, config, FILES[1], state_to_save(self.module))
 
 
 if __name__ == "__main__":
