@@ -12,6 +12,7 @@
 #   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
 #   MEDUSA HYDRA EAGLE EAGLE3  heads: data/mini_models/... (another target: those published for
 #           vicuna-7b-v1.3; for EAGLE-3 there is none, so eagle3 runs only where EAGLE3 is set)
+#   SPECDECPP  acceptance head of SPS: data/mini_models/specdecpp (another target: none)
 #   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
@@ -61,11 +62,12 @@ if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for 
     SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
     MEDUSA=${MEDUSA:-data/mini_models/medusa} HYDRA=${HYDRA:-data/mini_models/hydra}
     EAGLE=${EAGLE:-data/mini_models/eagle} EAGLE3=${EAGLE3:-data/mini_models/eagle3}
+    SPECDECPP=${SPECDECPP:-data/mini_models/specdecpp}
 else
     SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
     MEDUSA=${MEDUSA:-FasterDecoding/medusa-vicuna-7b-v1.3}
     HYDRA=${HYDRA:-ankner/hydra-vicuna-7b-v1.3}
-    EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-}
+    EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-} SPECDECPP=${SPECDECPP:-}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 NAME=$(basename "$TARGET")
@@ -117,6 +119,9 @@ run_method() {
         samd)
             index samd.build_sam "$SAM"
             run samd --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
+        specdecpp)
+            : "${SPECDECPP:?eval.sh: specdecpp needs SPECDECPP=head}"
+            run specdecpp --drafter-path "$SPS" --head-path "$SPECDECPP" ;;
         *)
             echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
             exit 2
@@ -126,6 +131,7 @@ run_method() {
 
 ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd medusa hydra eagle eagle2)
 [ -z "$EAGLE3" ] || ALL+=(eagle3)
+[ -z "$SPECDECPP" ] || ALL+=(specdecpp)
 failed=0
 FILES=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do

@@ -1,9 +1,10 @@
 """Train the mini target's draft heads: the methods' own trainers on one corpus with one budget.
 
-Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3
+Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp
         python data/mini_models/train_heads.py --num-threads 1 eagle --fresh
-Every head sees the same 15,000 invented conversations once. Further flags go to the trainers. An
-interrupted run goes on from its last checkpoint.
+Every head sees the same 15,000 invented conversations once; SpecDec++'s, which judges the drafts of
+the mini draft model, sees 2,500 four times, answered by the target itself. Further flags go to the
+trainers. An interrupted run goes on from its last checkpoint.
 """
 
 import argparse
@@ -28,23 +29,55 @@ OWN = {
 }
 
 
+ACCEPTANCE = ["--dtype", "float32", "--device", "cpu"]  # of specdecpp
+EXAMPLES = MINI / ".work" / "examples.jsonl"
+PREPARE = ["--batch-size", "64", "--max-new-tokens", "256", "--temperature", "0"]
+PREPARE += ["--labels", "warped"]
+HEAD = ["--mixed-precision", "no", "--max-length", "512", "--batch-tokens", "2048"]
+HEAD += ["--accumulate", "1", "--learning-rate", "2e-3", "--warmup", "0.05", "--epochs", "4"]
+HEAD += ["--eval-every", "100"]
+
+
 def main():
-    """Make the corpus where it is missing, then train one head after another."""
+    """Make the corpora where they are missing, then train one head after another."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=sorted(OWN), help="what to train")
+    parser.add_argument("names", nargs="+", choices=[*OWN, "specdecpp"], help="what to train")
     parser.add_argument("--num-threads", default="2", help="CPU threads")
     args, rest = parser.parse_known_args()
-    if not (ROOT / CORPUS).exists():
-        make = [sys.executable, "data/mini_bench/generate.py", "corpus", "--output", str(CORPUS)]
-        make += ["--num-conversations", str(NUM_CONVERSATIONS), "--seed", str(CORPUS_SEED)]
-        subprocess.run(make, cwd=ROOT, check=True)
+    threads = ["--num-threads", args.num_threads]
     for name in args.names:
-        command = [sys.executable, "-m", f"model.{name}.train", *SHARED, *OWN[name]]
-        command += ["--model-path", str(MINI / "target"), "--data", str(CORPUS)]
-        command += ["--output", str(MINI / name), "--num-threads", args.num_threads, *rest]
-        done = subprocess.run(command, cwd=ROOT)
-        if done.returncode:
-            sys.exit(done.returncode)
+        if name == "specdecpp":
+            train_acceptance(threads, rest)
+            continue
+        corpus(CORPUS, NUM_CONVERSATIONS)
+        command = [f"model.{name}.train", *SHARED, *OWN[name], "--model-path", MINI / "target"]
+        command += ["--data", CORPUS, "--output", MINI / name, *threads, *rest]
+        run("-m", *command)
+
+
+def train_acceptance(threads, rest) -> None:
+    """Answers of the target with the draft model's proposals, then the head on them."""
+    chats = MINI / ".work" / "acceptance.jsonl"
+    corpus(chats, 2500)
+    command = ["model.specdecpp.prepare", *ACCEPTANCE, *PREPARE, "--model-path", MINI / "target"]
+    command += ["--drafter-path", MINI / "sps", "--data", chats, "--output", EXAMPLES]
+    run("-m", *command, *threads)
+    command = ["model.specdecpp.train", *ACCEPTANCE, *HEAD, "--model-path", MINI / "sps"]
+    run("-m", *command, "--data", EXAMPLES, "--output", MINI / "specdecpp", *threads, *rest)
+
+
+def corpus(path, num_conversations) -> None:
+    """Invent conversations where the file is missing."""
+    if not (ROOT / path).exists():
+        flags = ["--num-conversations", num_conversations, "--seed", CORPUS_SEED]
+        run("data/mini_bench/generate.py", "corpus", "--output", path, *flags)
+
+
+def run(*command) -> None:
+    """A Python command in the project's folder; its exit status ends this one if it is not 0."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Trainer:
 
         file = self.folder / CHECKPOINT
         try:
-            state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
             found = state["settings"]
         except UNREADABLE as error:
             raise BadInput(f"{file}: no checkpoint; add --fresh to train anew") from error

@@ -66,19 +66,29 @@ class SpSDrafter(Drafter):
         torch.clamp(self.length, max=self.committed - 2, out=cache.length)
         tokens, probs = [], []
         unread = self.last_two.clamp(max=self.last_id)
-        alive = None  # rows whose draft goes on, confidence schedule only
+        alive = None  # rows whose draft goes on, None = all
         for node in range(longest):
-            logits, _ = self.draft.read(unread, None, None, self.committed + node)
+            logits = self._read(unread, node)
             cache.length.add_(unread.shape[1])
-            token, distribution, sure = self._choose(logits[:, -1], node)
+            token, distribution, sure = self._choose(logits, node)
             tokens.append(token if alive is None else token.masked_fill(~alive, -1))
             probs.append(distribution)
             unread = token.unsqueeze(1).clamp(max=self.last_id)
-            if self.schedule == "confidence":
-                alive = sure if alive is None else alive & sure
+            goes_on = self._goes_on(node, token, sure)
+            if goes_on is not None:
+                alive = goes_on if alive is None else alive & goes_on
                 if not alive.any():
                     break
         return self._as_draft(tokens, probs)
+
+    def _read(self, unread, node: int):
+        """The draft model's logits [B, V] after the unread tokens [B, r]."""
+        logits, _ = self.draft.read(unread, None, None, self.committed + node)
+        return logits[:, -1]
+
+    def _goes_on(self, node: int, token, sure):
+        """Rows [B] bool that draft on after this node, which stays in the draft; None = all."""
+        return sure
 
     def _choose(self, logits, node: int):
         """(token [B], its distribution [B, V] or None, whether it is likely enough [B])."""

@@ -1,0 +1,84 @@
+"""SpecDec++'s chain: it ends when a refusal among the tokens read so far is likely enough."""
+
+from __future__ import annotations
+
+import torch
+
+from model.common.drafter import Drafter, EmptyDrafter
+from model.common.errors import BadInput
+from model.specdecpp.heads import load_head
+from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model
+
+
+class SpecDecPPDrafter(SpSDrafter):
+    """A draft model's chain that an acceptance head ends, per row.
+
+    The state that candidate s is drawn from has read candidate s - 1, so with it the head scores
+    candidates 1 .. s - 1. Whether the draft ends after candidate s is decided by these alone, and
+    candidate s stays in the draft: the choice never looks at the token it admits.
+
+    head       states [B, H] -> probability of acceptance [B] of the token read last, on the draft
+               model's device (heads.AcceptanceHead.accepted)
+    threshold  the draft ends where 1 - the product of these probabilities is above it
+    bounds     candidates of a draft: at least, at most
+    eos_ids    a row's draft ends with one of these, whatever the bounds
+    """
+
+    def __init__(self, draft, target, head, threshold: float, bounds, eos_ids=()):
+        self.fewest, most = bounds
+        super().__init__(draft, target, "ada", most, 0.0)
+        self.head, self.threshold = head, threshold
+        self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draft.device)
+        self.reads_per_step = most - 1  # nothing is asked after the last candidate
+
+    def shapes(self):
+        widths, width = [], SHORTEST
+        while not widths or width < 2 * self.num_draft:  # up to the first that holds num_draft
+            widths.append(width)
+            width *= 2
+        return [(width, None) for width in widths]
+
+    def start(self, prefill, max_lengths, sampler):
+        super().start(prefill, max_lengths, sampler)
+        self.running = (prefill.count > 0).to(self.draft.device)
+
+    def propose(self):
+        self.survival = torch.ones(len(self.running), device=self.draft.device)
+        return super().propose()
+
+    def _read(self, unread, node):
+        logits, hidden = self.draft.read(unread, None, None, self.committed + node, ("last",))
+        if 0 < node < self.num_draft - 1:  # the first state is a committed token's
+            self.survival = self.survival * self.head(hidden["last"][:, -1])
+        return logits[:, -1]
+
+    def _goes_on(self, node, token, sure):
+        if node == self.num_draft - 1:
+            return None
+        goes_on = self.running & ~torch.isin(token, self.eos_ids)
+        if node + 1 >= self.fewest:
+            goes_on &= 1 - self.survival <= self.threshold
+        return goes_on
+
+    def observe(self, step):
+        super().observe(step)
+        self.running = (step.count > 0).to(self.draft.device)
+
+
+def build_drafter(args, target) -> Drafter:
+    """What the command line asks for; a head that is missing or does not fit is refused."""
+    if args.schedule == "none":
+        return EmptyDrafter()
+    if args.schedule != "ada":
+        draft = load_draft_model(args, target)
+        return SpSDrafter(draft, target, args.schedule, args.num_draft, 0.0)
+    if not args.head_path:
+        raise BadInput("--schedule ada needs --head-path")
+    if args.bound[0] > args.bound[1]:
+        raise BadInput("--bound {} {}: the first is above the second".format(*args.bound))
+    draft = load_draft_model(args, target)
+    head = load_head(args.head_path, draft.config.hidden_size, draft.device)
+    ends = getattr(target.model.generation_config, "eos_token_id", None)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    eos_ids = [token for token in ends if token is not None]
+    return SpecDecPPDrafter(draft, target, head.accepted, args.threshold, args.bound, eos_ids)

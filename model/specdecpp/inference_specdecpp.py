@@ -1,0 +1,52 @@
+"""SpecDec++: a draft model proposes a chain, a head on its states says when to stop.
+
+Source: Huang, Guo, Wang, arXiv 2405.19715
+Run:    python -m model.specdecpp.inference_specdecpp --model-path meta-llama/Llama-2-70b-chat-hf
+        --drafter-path meta-llama/Llama-2-7b-chat-hf --head-path hacky/acchead-llama2-chat-7bx70b
+"""
+
+from model.common.args import at_least, between
+from model.common.eval import main
+
+
+def add_args(parser):
+    """Flags that only this method has."""
+    parser.add_argument("--drafter-path", required=True, help="draft model: directory or hub id")
+    parser.add_argument(
+        "--drafter-device", help="where the draft model sits (default: the target's)"
+    )
+    parser.add_argument("--head-path", help="acceptance head of schedule ada: directory or hub id")
+    parser.add_argument(
+        "--schedule",
+        choices=("constant", "heuristic", "ada", "none"),
+        default="ada",
+        help="constant and heuristic: as sps; ada: the head's rule; none: no draft at all",
+    )
+    parser.add_argument(
+        "--num-draft", type=at_least(1), default=5, help="draft length, constant or the first one"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=between(0, 1),
+        default=0.7,
+        help="ada ends the draft where the probability of a refusal in it is above this",
+    )
+    parser.add_argument(
+        "--bound",
+        type=at_least(1),
+        nargs=2,
+        default=[2, 20],
+        metavar=("MIN", "MAX"),
+        help="tokens of ada's draft (default: 2 20)",
+    )
+
+
+def build(args, target):
+    """The drafter for a loaded target; called once, outside every timed region."""
+    from model.specdecpp.drafter import build_drafter
+
+    return build_drafter(args, target)
+
+
+if __name__ == "__main__":
+    main("specdecpp", __doc__, add_args, build)
