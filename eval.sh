@@ -12,6 +12,8 @@
 #   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
 #   MEDUSA HYDRA EAGLE EAGLE3  heads: data/mini_models/... (another target: those published for
 #           vicuna-7b-v1.3; for EAGLE-3 there is none, so eagle3 runs only where EAGLE3 is set)
+#   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space
+#           with MASK_ID 32002); its baseline is vanilla on that model, compared in a table of its own
 #   SPECDECPP  acceptance head of SPS: data/mini_models/specdecpp (another target: none)
 #   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
@@ -62,12 +64,13 @@ if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for 
     SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
     MEDUSA=${MEDUSA:-data/mini_models/medusa} HYDRA=${HYDRA:-data/mini_models/hydra}
     EAGLE=${EAGLE:-data/mini_models/eagle} EAGLE3=${EAGLE3:-data/mini_models/eagle3}
-    SPECDECPP=${SPECDECPP:-data/mini_models/specdecpp}
+    SPECDECPP=${SPECDECPP:-data/mini_models/specdecpp} SPACE=${SPACE:-data/mini_models/space}
 else
     SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
     MEDUSA=${MEDUSA:-FasterDecoding/medusa-vicuna-7b-v1.3}
     HYDRA=${HYDRA:-ankner/hydra-vicuna-7b-v1.3}
     EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-} SPECDECPP=${SPECDECPP:-}
+    [ -n "${SPACE:-}" ] || SPACE=AntMan/vicuna-v1.3-7b-space MASK_ID=${MASK_ID:-32002}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 NAME=$(basename "$TARGET")
@@ -122,6 +125,14 @@ run_method() {
         specdecpp)
             : "${SPECDECPP:?eval.sh: specdecpp needs SPECDECPP=head}"
             run specdecpp --drafter-path "$SPS" --head-path "$SPECDECPP" ;;
+        space)  # its target is fine-tuned, and its baseline is vanilla on that model
+            local status=0
+            run vanilla-space --model-path "$SPACE" || status=$?
+            [ $status -le 1 ] || return $status
+            run space --model-path "$SPACE" ${MASK_ID:+--mask-id $MASK_ID} || status=$?
+            return $status ;;
+        specexec) run specexec --drafter-path "$SPS" ;;
+        specexec-specinfer) run specexec-specinfer --gen-type specinfer --drafter-path "$SPS" ;;
         *)
             echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
             exit 2
@@ -130,6 +141,7 @@ run_method() {
 }
 
 ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd medusa hydra eagle eagle2)
+ALL+=(specexec specexec-specinfer space)
 [ -z "$EAGLE3" ] || ALL+=(eagle3)
 [ -z "$SPECDECPP" ] || ALL+=(specdecpp)
 failed=0
@@ -137,13 +149,20 @@ FILES=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do
     [ ${#FILES[@]} -eq 0 ] || [ "$method" != vanilla ] || continue
     run_method "$method" || { [ $? -eq 1 ] && failed=1; } || exit 2
-    FILES+=("$(answers_of "$method")")
+    if [ "$method" = space ]; then SPACED=1; else FILES+=("$(answers_of "$method")"); fi
 done
 BASE=${FILES[0]} FILES=("${FILES[@]:1}")
 
-"$PYTHON" evaluation/speed.py --file-path "${FILES[@]:-$BASE}" --base-path "$BASE"
 status=0
-"$PYTHON" evaluation/equal.py "$BASE" "${FILES[@]:-$BASE}" || status=$?
+compare() {  # compare BASE FILE...: the speedup table and the equality verdicts
+    local base=$1 own=0
+    shift
+    "$PYTHON" evaluation/speed.py --file-path "${@:-$base}" --base-path "$base"
+    "$PYTHON" evaluation/equal.py "$base" "${@:-$base}" || own=$?
+    [ $own -le $status ] || status=$own
+}
+compare "$BASE" ${FILES[@]:+"${FILES[@]}"}
+[ -z "${SPACED:-}" ] || compare "$(answers_of vanilla-space)" "$(answers_of space)"
 if [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; then
     [ $status -ne 1 ] || status=0  # half precision flips near-ties, sampling draws other tokens
 fi

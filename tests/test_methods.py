@@ -10,6 +10,7 @@ import torch
 from conftest import FAMILIES, make_model, make_prompts, save_model
 from eagle_dirs import eagle3_dir, eagle_dir
 from head_dirs import hydra_dir, medusa_dir
+from specdecpp_dirs import specdecpp_dir
 
 from model.common import args as arguments
 from model.common.decode import StopRules, generate
@@ -24,21 +25,33 @@ METHODS = sorted(path.parent.name for path in (ROOT / "model").glob("*/inference
 # flags that a method cannot do without: on tiny random models, on the mini models
 TINY_FLAGS = {
     "sps": lambda paths: ["--drafter-path", paths["draft"]],
+    "specdecpp": lambda paths: [
+        *["--drafter-path", paths["draft"]],
+        *["--head-path", specdecpp_dir(paths["draft"])],
+    ],
+    "specexec": lambda paths: ["--drafter-path", paths["draft"], "--max-budget", "24"],
     "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
     "medusa": lambda paths: ["--medusa-path", medusa_dir(paths["target"])],
     "hydra": lambda paths: ["--hydra-path", hydra_dir(paths["target"])],
     "eagle": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle2": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle3": lambda paths: ["--eagle-path", random_eagle(eagle3_dir, paths["target"])],
+    "space": lambda paths: ["--mask-id", "5"],
 }
 MINI_FLAGS = {
     "sps": lambda: ["--drafter-path", str(MINI / "sps")],
+    "specdecpp": lambda: [
+        *["--drafter-path", str(MINI / "sps")],
+        *["--head-path", trained("specdecpp")],
+    ],
+    "specexec": lambda: ["--drafter-path", str(MINI / "sps"), "--max-budget", "32"],
     "rest": lambda: ["--datastore-path", datastore(str(MINI / "target"), 4000)],
     "medusa": lambda: ["--medusa-path", trained("medusa")],
     "hydra": lambda: ["--hydra-path", trained("hydra")],
     "eagle": lambda: ["--eagle-path", trained("eagle")],
     "eagle2": lambda: ["--eagle-path", trained("eagle")],
     "eagle3": lambda: ["--eagle-path", trained("eagle3")],
+    "space": lambda: pytest.skip("its mini model is a target of its own: test_space_mini.py"),
 }
 TINY_LAYERS = {"eagle3": 8}  # of the tiny target, where three are too few for a method
 
@@ -210,5 +223,5 @@ def test_point_guesses_sample_the_baselines_ids(method, mini):
         for each, batch in ((vanilla, 1), (drafter, 1), (drafter, 4))
     ]
     assert runs[1] == runs[2]
-    if method not in ("sps", "eagle"):  # drafts with distributions: other tokens are drawn
+    if method not in ("sps", "specdecpp", "eagle"):  # these draft with distributions
         assert runs[0] == runs[1]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from harness_runs import COMMON, answer, questions_of, read, run, write
-from test_methods import METHODS, TINY_FLAGS
+from test_methods import METHODS, TINY_FLAGS, tiny_target
 
 from model.common import args as arguments
 
@@ -37,8 +37,9 @@ def test_cold_answers_do_not_depend_on_the_order(
     model_dir, draft_dir, question_file, shuffled_file, tmp_path, method
 ):
     flags = TINY_FLAGS.get(method, lambda paths: [])({"target": model_dir, "draft": draft_dir})
+    model = tiny_target(method, model_dir)
     one, other = (
-        facts(answer(method, model_dir, file, tmp_path / f"{i}.jsonl", *flags))
+        facts(answer(method, model, file, tmp_path / f"{i}.jsonl", *flags))
         for i, file in enumerate((question_file, shuffled_file))
     )
     assert one == other

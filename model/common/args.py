@@ -137,6 +137,19 @@ def add_state(parser) -> None:
     )
 
 
+def add_offload(parser) -> None:
+    """--offload and its settings, for methods meant for targets that the device cannot hold."""
+    parser.add_argument(
+        "--offload",
+        choices=("ram", "disk"),
+        help="where the target's layers wait until they are due (default: all on the device)",
+    )
+    parser.add_argument("--offload-folder", help="of --offload disk: files of the layers, removed")
+    parser.add_argument(
+        "--offload-buffers", type=at_least(1), default=2, help="layers on the device at a time"
+    )
+
+
 def is_warm(args) -> bool:
     """Whether the run carries state between questions."""
     return getattr(args, "state", "cold") == "warm"

@@ -85,6 +85,7 @@ class Bench:
         from model.common.decode import generate
         from model.common.drafter import EmptyDrafter
         from model.common.environment import is_lossy
+        from model.common.offload import wanted_offload
         from model.common.prompts import Prompter, load_tokenizer
         from model.common.sampling import Sampler
         from model.common.target import load_target
@@ -93,7 +94,12 @@ class Bench:
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)
         self.generate = (engine(args) if engine else None) or generate
         self.target = load_target(
-            args.model_path, args.dtype, args.device, args.runtime, args.num_gpus_per_model
+            args.model_path,
+            args.dtype,
+            args.device,
+            args.runtime,
+            args.num_gpus_per_model,
+            wanted_offload(args),
         )
         self.target.static_batch = args.batch_size
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
@@ -126,11 +132,13 @@ class Bench:
             if groups and not warm:
                 self._warm_up()
                 warm = True
-            self.drafter.forget()
+            if groups:
+                self.drafter.forget()
             failed += self._answer(groups, files)
             order = [question["question_id"] for question in self.questions]
             for drafter, file in files:
-                file.finish(order, drafter.facts() if drafter else None)
+                facts = drafter.facts() | self.target.facts() if groups else None
+                file.finish(order, facts)
         return failed
 
     def _groups(self, files) -> list[tuple[int, list[dict]]]:

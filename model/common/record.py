@@ -123,6 +123,8 @@ class AnswerFile:
             raise BadInput(
                 f"{self.path}: answers of another run ({field}); --overwrite replaces them"
             )
+        if "method_facts" in old:
+            self.meta["method_facts"] = old["method_facts"]
 
     def _check_resumable(self) -> None:
         """A warm method's state is gone with its process, so its run cannot go on."""

@@ -49,6 +49,10 @@ class Target(CachedModel):
         self.static_batch = 1  # sequences per step where shapes are static
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
 
+    def facts(self) -> dict:
+        """What a report should say of how it is run, as Drafter.facts()."""
+        return {}
+
     @property
     def context(self) -> int | None:
         """Positions the model was built for, None = unbounded."""
@@ -165,10 +169,23 @@ class Target(CachedModel):
         return out.logits, states
 
 
-def load_target(path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1) -> Target:
-    """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map."""
-    model = load_model(path, dtype, device, num_gpus)
-    return Target(model, runtime)
+def load_target(
+    path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1, offload=None
+) -> Target:
+    """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map.
+
+    offload: an offload.Offload, for layers that are streamed to the device.
+    """
+    if offload is None:
+        return Target(load_model(path, dtype, device, num_gpus), runtime)
+    from model.common.offload import LayerStream, private_folder
+
+    folder, where = private_folder(offload), torch_device(device)
+    model = load_model(path, dtype, "cpu")
+    stream = LayerStream(model, where, offload, folder)
+    target = Target(model, runtime)
+    target.facts = stream.facts
+    return target
 
 
 def torch_device(name: str) -> torch.device:

@@ -1,0 +1,122 @@
+"""Flags of the draft's shape: which mode reads which, and their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.common.args import at_least, between
+from model.common.errors import BadInput
+
+SHAPE = ("max_num_beams", "max_beam_len")
+GROWTH = ("max_budget", "max_branch_width", "min_log_prob", "decay")
+DRAFTS = ("drafter_path", "drafter_device", "draft_temperature")
+READ_BY = {
+    "specexec": (*DRAFTS, *SHAPE, *GROWTH),
+    "specinfer": (*DRAFTS, *SHAPE, "replacement"),
+    "zero": (),
+}
+NODES = 128  # of a draft, where no flag says otherwise
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Checked flags; counts in nodes, passes or candidates, probabilities as logarithms.
+
+    num_beams     specexec: nodes read by a pass; specinfer: chains
+    beam_len      passes of the draft model, hence most tokens of a path
+    budget        nodes of a draft
+    branch_width  successors of a node that are looked at
+    """
+
+    num_beams: int
+    beam_len: int
+    budget: int = 0
+    branch_width: int = 0
+    min_log_prob: float = float("-inf")
+    decay: float = 0.95
+    temperature: float = 1.0
+    replacement: bool = False
+
+
+def add_tree_flags(parser, listed=lambda kind: kind):
+    """Declare the flags; listed turns the type of a sweepable one into that of a list of them."""
+    add = parser.add_argument
+    add(
+        "--gen-type",
+        choices=tuple(READ_BY),
+        default="specexec",
+        help="specexec: the best tree; specinfer: sampled chains; zero: no draft",
+    )
+    add("--drafter-path", help="draft model: directory or hub id (all but zero)")
+    add("--drafter-device", help="where the draft model sits (default: the target's)")
+    count = listed(at_least(1))
+    add(
+        "--max-budget",
+        type=listed(between_nodes),
+        help=f"specexec: nodes of a draft (default: {NODES})",
+    )
+    add(
+        "--max-num-beams",
+        type=count,
+        help="nodes a pass of the draft model reads (default: 128, at most the budget); "
+        "specinfer: chains (default: 8)",
+    )
+    add(
+        "--max-beam-len",
+        type=count,
+        help="passes of the draft model, bound of a draft's depth (default: 32, specinfer: 16)",
+    )
+    add(
+        "--max-branch-width",
+        type=count,
+        help="specexec: successors of a node looked at (default: 32)",
+    )
+    add(
+        "--min-log-prob",
+        type=listed(between(-1e6, 0)),
+        help="specexec: only nodes of a score above it, a sum of logarithms (default: all)",
+    )
+    add(
+        "--decay",
+        type=between(1e-3, 1),
+        help="specexec: factor on a path's probability per token (default: 0.95)",
+    )
+    add(
+        "--draft-temperature",
+        type=between(1e-2, 100),
+        help="of the draft model's distributions (default: 1, whatever --temperature is)",
+    )
+    add("--replacement", action="store_true", help="specinfer: first tokens may repeat")
+
+
+def between_nodes(text: str) -> int:
+    """Argument type: a number of nodes, 1 to 2048; the target reads them all at once."""
+    return int(between(1, 2048)(str(at_least(1)(text))))
+
+
+def shape_of(args, num_ids: int) -> Shape | None:
+    """The checked shape of a draft, None = there is none; num_ids: tokens both models know."""
+    mode = args.gen_type
+    for name in sorted({name for names in READ_BY.values() for name in names}):
+        value = getattr(args, name)
+        if value is not None and value is not False and name not in READ_BY[mode]:
+            raise BadInput(f"--{name.replace('_', '-')} says nothing to --gen-type {mode}")
+    if mode == "zero":
+        return None
+    given = {name: getattr(args, name) for name in READ_BY[mode][len(DRAFTS) :]}
+    common = {"temperature": 1.0 if args.draft_temperature is None else args.draft_temperature}
+    if mode == "specinfer":
+        beams, length = given["max_num_beams"] or 8, given["max_beam_len"] or 16
+        if beams > num_ids:
+            raise BadInput(f"--max-num-beams {beams}: both models know {num_ids} tokens")
+        return Shape(beams, length, beams * length, replacement=args.replacement, **common)
+    budget, width = given["max_budget"] or NODES, given["max_branch_width"]
+    beams = given["max_num_beams"] or min(128, budget)
+    if beams > budget:
+        raise BadInput(f"--max-num-beams {beams} is more than the --max-budget of {budget} nodes")
+    if width is not None and width > num_ids:
+        raise BadInput(f"--max-branch-width {width}: both models know {num_ids} tokens")
+    least = float("-inf") if given["min_log_prob"] is None else given["min_log_prob"]
+    decay = 0.95 if given["decay"] is None else given["decay"]
+    length, width = given["max_beam_len"] or 32, width or min(32, num_ids)
+    return Shape(beams, length, budget, width, least, decay, **common)

@@ -1,0 +1,121 @@
+"""A draft model that reads a tree pass by pass, and keeps what was accepted between steps.
+
+Its cache trails the committed sequence by two tokens, since it may not have read the last accepted
+one: a step begins by reading the last two committed tokens, then every pass writes its rows behind
+those of the passes before. Accepted rows are moved behind the committed ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.common.attention import mask_kinds
+from model.common.drafter import Needs, Step
+from model.common.errors import BadInput
+from model.common.target import Target
+
+
+class TreeReader:
+    """Rows of draft trees behind B committed sequences.
+
+    num_ids  tokens that both models know
+    room     tokens that each answer may still draft, host ints; 0 for a finished one
+    """
+
+    def __init__(self, draft: Target, target: Target):
+        self.draft, self.device, self.vocab_size = draft, target.device, target.vocab_size
+        self.num_ids = min(draft.vocab_size, target.vocab_size)
+        self.static_shapes = draft.static_shapes
+        windows = [window for window in mask_kinds(draft.config).values() if window is not None]
+        self.window = min(windows, default=None)
+        draft.kinds = dict.fromkeys(draft.kinds)  # longer answers than the window are refused
+
+    def start(self, prefill: Step, max_lengths: list[int], num_columns: int) -> None:
+        """Read the prompts; num_columns: rows that a tree takes."""
+        if self.window is not None and max(max_lengths) > self.window:
+            raise BadInput(
+                f"the draft model's sliding attention of {self.window} tokens is shorter than "
+                f"prompt and answer, {max(max_lengths)}"
+            )
+        ids = prefill.tokens.clamp(0, self.draft.vocab_size - 1).to(self.draft.device)
+        lengths = [len(row) - 1 for row in prefill.host_ids]
+        self.draft.prefill(ids, lengths, max(max_lengths) + num_columns + 2, Needs())
+        self.length = self.draft.cache.length - 1  # of what is read and stays read, [B]
+        pairs = [row[-2:] for row in prefill.host_ids]
+        self.last_two = torch.tensor(pairs, device=self.draft.device)
+        self.committed = prefill.max_committed
+        self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]
+        self.room = [max(left, 0) for left in self.room]
+
+    def rooms(self) -> Tensor:
+        """room on the draft model's device, [B]."""
+        return torch.tensor(self.room, device=self.draft.device)
+
+    def catch_up(self) -> Tensor:
+        """Read the last two committed tokens and forget the last tree; logits [B, V] after them."""
+        cache = self.draft.cache
+        # rows that have just ended may be longer than what the reads make room for
+        torch.clamp(self.length, max=self.committed - 2, out=cache.length)
+        logits, _ = self.draft.read(self._known_ids(self.last_two), None, None, self.committed)
+        cache.length.add_(2)
+        self.num_columns = 0
+        self.lines = torch.empty(len(self.room), 0, 0, dtype=torch.bool, device=logits.device)
+        return logits[:, -1, : self.vocab_size]
+
+    def read(self, tokens: Tensor, parents: Tensor, levels: Tensor) -> Tensor:
+        """Logits [B, r, V] after a pass's nodes, which take the next r columns.
+
+        tokens [B, r]; parents [B, r]: columns of their parents, -1 = the root; levels [B, r]: 0 for
+        the root's children.
+        """
+        num_rows, offset = tokens.shape[1], self.num_columns
+        above = self._lines_of(parents)
+        own = torch.eye(num_rows, dtype=torch.bool, device=tokens.device)
+        known = torch.cat([above, own.expand(len(tokens), -1, -1)], 2)  # [B, r, offset + r]
+        self.lines = torch.cat([torch.nn.functional.pad(self.lines, (0, num_rows)), known], 1)
+        self.num_columns += num_rows
+        context = self.draft.context
+        if context is not None and self.committed + offset + num_rows > context:
+            levels = torch.minimum(levels, context - 1 - self.draft.cache.length.unsqueeze(1))
+        needed = self.committed + offset + num_rows
+        tokens = self._known_ids(tokens)
+        logits, _ = self.draft.read(tokens, known, levels, needed, (), offset)
+        return logits[..., : self.vocab_size]
+
+    @torch.inference_mode()
+    def rehearse(self, num_rows: int, offset: int) -> None:
+        """Show the runtime a pass's shapes, so that they are compiled ahead."""
+        tokens = self.last_two.new_zeros(len(self.room), num_rows)
+        known = torch.ones(*tokens.shape, offset + num_rows, dtype=torch.bool, device=tokens.device)
+        self.draft.cache.length.zero_()
+        self.draft.read(tokens, known, tokens.clone(), offset + num_rows, (), offset)
+
+    def _lines_of(self, parents: Tensor) -> Tensor:
+        """Columns that the parents read, [B, r, columns]."""
+        if self.num_columns == 0:
+            return self.lines.new_zeros(*parents.shape, 0)
+        index = parents.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.num_columns)
+        return self.lines.gather(1, index) & (parents >= 0).unsqueeze(-1)
+
+    def _known_ids(self, tokens: Tensor) -> Tensor:
+        """Ids that the draft model lacks, of a padded target, are read as its last one."""
+        return tokens.clamp(0, self.draft.vocab_size - 1)
+
+    def observe(self, step: Step, columns: Tensor) -> None:
+        """Keep the accepted rows but the last; columns [B, n]: of the draft's nodes."""
+        device = self.draft.device
+        count, path = step.count.to(device), step.path.to(device)
+        inner = path[:, 1:-1]  # a node with an accepted child has been read
+        if inner.shape[1]:
+            place = columns.expand(len(path), -1).gather(1, (inner - 1).clamp(min=0))
+            ahead = torch.arange(inner.shape[1], device=device)
+            place = place.masked_fill(ahead >= (count - 2).unsqueeze(1), -1)
+            self.draft.cache.commit(place, torch.zeros_like(count))
+        self.length = (self.length + count) * (count > 0)  # a finished row stays at column 0
+        line = torch.cat([self.last_two[:, 1:], step.new_tokens.to(device)], 1)
+        pair = line.gather(1, torch.stack([count - 1, count], 1).clamp(min=0))
+        self.last_two = torch.where((count > 0).unsqueeze(1), pair, self.last_two)
+        self.committed = step.max_committed
+        for row, ids in enumerate(step.host_ids):
+            self.room[row] = max(self.room[row] - len(ids), 0) if ids else 0
