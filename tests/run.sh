@@ -2,6 +2,7 @@
 # Sets up the environment when it is missing, then checks the style and runs the tests (CPU, offline).
 #   ./tests/run.sh             everything
 #   ./tests/run.sh -k pld      arguments go to pytest
+#   WORKERS=1 ./tests/run.sh   one process (default: 2, one thread each)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(./eval.sh --setup)
@@ -9,4 +10,5 @@ if "$PYTHON" -m ruff --version > /dev/null 2>&1; then
     "$PYTHON" -m ruff check --quiet .
     "$PYTHON" -m ruff format --quiet --check .
 fi
-exec "$PYTHON" -m pytest -q "$@"
+export OMP_NUM_THREADS=1
+exec "$PYTHON" -m pytest -q -n "${WORKERS:-2}" --dist loadfile "$@"
