@@ -1,10 +1,11 @@
 """Train the mini target's draft heads: the methods' own trainers on one corpus with one budget.
 
-Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp
+Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp space
         python data/mini_models/train_heads.py --num-threads 1 eagle --fresh
 Every head sees the same 15,000 invented conversations once; SpecDec++'s, which judges the drafts of
-the mini draft model, sees 2,500 four times, answered by the target itself. Further flags go to the
-trainers. An interrupted run goes on from its last checkpoint.
+the mini draft model, sees 2,500 four times, answered by the target itself; SPACE's model, which is
+the target with masks, sees fewer. Further flags go to the trainers. An interrupted run goes on from
+its last checkpoint.
 """
 
 import argparse
@@ -29,19 +30,26 @@ OWN = {
 }
 
 
-ACCEPTANCE = ["--dtype", "float32", "--device", "cpu"]  # of specdecpp
+CPU = ["--dtype", "float32", "--device", "cpu"]
 EXAMPLES = MINI / ".work" / "examples.jsonl"
 PREPARE = ["--batch-size", "64", "--max-new-tokens", "256", "--temperature", "0"]
 PREPARE += ["--labels", "warped"]
 HEAD = ["--mixed-precision", "no", "--max-length", "512", "--batch-tokens", "2048"]
 HEAD += ["--accumulate", "1", "--learning-rate", "2e-3", "--warmup", "0.05", "--epochs", "4"]
 HEAD += ["--eval-every", "100"]
+MASKS = ["--mixed-precision", "no", "--max-length", "512", "--batch-tokens", "1024"]
+MASKS += ["--accumulate", "1", "--clip-norm", "1", "--scheme", "append", "--num-groups", "24"]
+MASKS += ["--mask-prob", "1", "--mask-loss-weight", "0.5", "--learning-rate", "1e-3"]
+MASKS += ["--warmup", "0.05", "--min-rate", "0.05", "--num-tokens", "700000"]
+MASKS += ["--held-out", "0.01", "--eval-every", "200"]
 
 
 def main():
     """Make the corpora where they are missing, then train one head after another."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=[*OWN, "specdecpp"], help="what to train")
+    parser.add_argument(
+        "names", nargs="+", choices=[*OWN, "specdecpp", "space"], help="what to train"
+    )
     parser.add_argument("--num-threads", default="2", help="CPU threads")
     args, rest = parser.parse_known_args()
     threads = ["--num-threads", args.num_threads]
@@ -50,7 +58,8 @@ def main():
             train_acceptance(threads, rest)
             continue
         corpus(CORPUS, NUM_CONVERSATIONS)
-        command = [f"model.{name}.train", *SHARED, *OWN[name], "--model-path", MINI / "target"]
+        own = [*CPU, *MASKS] if name == "space" else [*SHARED, *OWN[name]]
+        command = [f"model.{name}.train", *own, "--model-path", MINI / "target"]
         command += ["--data", CORPUS, "--output", MINI / name, *threads, *rest]
         run("-m", *command)
 
@@ -59,10 +68,10 @@ def train_acceptance(threads, rest) -> None:
     """Answers of the target with the draft model's proposals, then the head on them."""
     chats = MINI / ".work" / "acceptance.jsonl"
     corpus(chats, 2500)
-    command = ["model.specdecpp.prepare", *ACCEPTANCE, *PREPARE, "--model-path", MINI / "target"]
+    command = ["model.specdecpp.prepare", *CPU, *PREPARE, "--model-path", MINI / "target"]
     command += ["--drafter-path", MINI / "sps", "--data", chats, "--output", EXAMPLES]
     run("-m", *command, *threads)
-    command = ["model.specdecpp.train", *ACCEPTANCE, *HEAD, "--model-path", MINI / "sps"]
+    command = ["model.specdecpp.train", *CPU, *HEAD, "--model-path", MINI / "sps"]
     run("-m", *command, "--data", EXAMPLES, "--output", MINI / "specdecpp", *threads, *rest)
 
 
