@@ -183,14 +183,19 @@ def head_rows(names, rounds: int = 3) -> list[dict]:
 
 def build_head(name: str, model_path: str, target, runtime: str):
     """A method's drafter with its mini head, as its script builds it."""
+    flag, folder = HEADS[name]
+    argv = ["--model-path", model_path, "--runtime", runtime, flag, str(MINI / folder)]
+    return build_script(name, argv, target)
+
+
+def build_script(name: str, argv: list[str], target):
+    """The drafter of a method's command line."""
     import importlib
 
     from model.common import args as arguments
 
     script = importlib.import_module(f"model.{name}.inference_{name}")
     parser = arguments.make_parser(name, script.__doc__, script.add_args)
-    flag, folder = HEADS[name]
-    argv = ["--model-path", model_path, "--runtime", runtime, flag, str(MINI / folder)]
     return script.build(parser.parse_args(argv), target)
 
 
