@@ -4,6 +4,7 @@ import random
 
 from data.mini_bench.generate import conversations, held_out
 from data.mini_models.build_tokenizer import ASSISTANT, messages
+from model.common.conversations import by_length
 
 MAX_LENGTH = 512
 POOL = 1024  # conversations that are sorted by length together
@@ -31,17 +32,6 @@ def collate(rows, pad_id):
     input_ids = [ids + [pad_id] * (longest - len(ids)) for ids, _ in rows]
     weights = [w + [0.0] * (longest - len(w)) for _, w in rows]
     return torch.tensor(input_ids), torch.tensor(weights)
-
-
-def by_length(rows, num_tokens):
-    """Split rows, shortest first, into groups of about num_tokens padded tokens."""
-    groups, group = [], []
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        if group and (len(group) + 1) * len(row[0]) > num_tokens:
-            groups.append(group)
-            group = []
-        group.append(row)
-    return [*groups, group]
 
 
 def training_steps(tokenizer, seed, prompt_weight, micro_tokens, micro_per_step, shares=None):

@@ -258,11 +258,14 @@ def batch_size(rows: list[Row]) -> int:
     return sum(len(row.ids) for row in rows)
 
 
-def by_length(rows: list[Row], num_tokens: int) -> list[list[Row]]:
-    """Split rows, shortest first, into batches of at most num_tokens padded tokens, or one row."""
+def by_length(rows: list, num_tokens: int) -> list[list]:
+    """Split rows, shortest first, into batches of at most num_tokens padded tokens, or one row.
+
+    A row is a tuple whose first item has its ids.
+    """
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if not batches or (len(batches[-1]) + 1) * len(row.ids) > num_tokens:
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if not batches or (len(batches[-1]) + 1) * len(row[0]) > num_tokens:
             batches.append([])
         batches[-1].append(row)
     return batches

@@ -89,6 +89,12 @@ class Step:
     prompt_topk: Tensor | None = None
 
 
+def committed_rows(states: Tensor, path: Tensor) -> Tensor:
+    """Rows path [B, m] of a step's states [B, 1+n, H], [B, m, H]; row 0 where path is -1."""
+    rows = path.clamp(min=0).to(states.device).unsqueeze(-1)
+    return states.gather(1, rows.expand(-1, -1, states.shape[-1]))
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a drafter reads of the target; nothing else is computed.

@@ -1,5 +1,24 @@
-"""The one exception for bad input: a line that names the file, flag or tensor, exit code 2."""
+"""Bad input: a line that names the file, flag or tensor, exit code 2."""
+
+import sys
+from contextlib import contextmanager
 
 
 class BadInput(Exception):
     """What the user gave cannot be used; the message is one line and names it."""
+
+
+@contextmanager
+def ends_in_one_line(prog: str, verb: str = "goes on"):
+    """Turn BadInput into its line and exit code 2, an interruption into a hint and 130.
+
+    verb: what the same command does after an interruption.
+    """
+    try:
+        yield
+    except BadInput as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
+        sys.exit(130)

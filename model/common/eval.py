@@ -8,7 +8,7 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common.conversation import Conversation, read_history
-from model.common.errors import BadInput
+from model.common.errors import BadInput, ends_in_one_line
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -22,16 +22,9 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
     args = parser.parse_args(argv)
     args.model_id = args.model_id or arguments.default_model_id(method, args)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+    with ends_in_one_line(parser.prog, "resumes"):
         arguments.check(args)
         failed = _run(method, args, build, engine)
-    except BadInput as error:
-        message = " ".join(str(error).split())
-        print(f"{parser.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(130)
     if failed:
         plural = "s" if failed > 1 else ""
         print(

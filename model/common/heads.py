@@ -162,11 +162,20 @@ def head_fields(config) -> dict:
     chosen = {name: fields[name] for name in names if fields.get(name) is not None}
     if fields.get("head_dim", 0) * chosen["num_attention_heads"] != chosen["hidden_size"]:
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]  # heads of H / their number
-    rope = fields.get("rope_parameters") or {}
-    rope = rope.get("full_attention") or rope  # models whose kinds of attention differ in RoPE
-    theta = rope.get("rope_theta", 10000.0)
+    theta = target_rope(fields).get("rope_theta", 10000.0)
     llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     return {**llama, **chosen, "num_hidden_layers": 1, "rope_theta": theta}
+
+
+def target_rope(fields: dict) -> dict:
+    """RoPE's parameters of a target's config, as a dict; of full attention where kinds differ."""
+    rope = fields.get("rope_parameters") or {}
+    return rope.get("full_attention") or rope
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Size of a head's own tensors; what it borrows of the target is not counted."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
 class CausalRows:

@@ -39,5 +39,15 @@ def top_ids(logits: Tensor, k: int) -> Tensor:
     return candidates.gather(-1, best)
 
 
+def top_logp(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(ids, log probabilities in float32, never above 0) of the k largest, [.., V] -> [.., k]."""
+    ids = top_ids(logits, k)
+    scores = logits.float()
+    if temperature != 1:
+        scores = scores / temperature
+    logp = scores.gather(-1, ids) - scores.logsumexp(-1, keepdim=True)
+    return ids, logp.clamp(max=0)
+
+
 def _pays(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and logits.numel() > SMALL

@@ -13,12 +13,11 @@ import math
 import os
 import pickle
 import shutil
-import sys
 import time
 from pathlib import Path
 
 from model.common import training_args
-from model.common.errors import BadInput
+from model.common.errors import BadInput, ends_in_one_line
 from model.common.training_log import LOG, Log, Mean, card
 
 CHECKPOINT, FEATURES, CARD = "checkpoint.pt", ".features", "README.md"
@@ -62,14 +61,8 @@ def main(prog: str, doc: str, add_args, make_method, defaults: dict, argv=None, 
     parser = training_args.make_parser(prog, doc, add_args, defaults)
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+    with ends_in_one_line(prog):
         train(args, make_method, training_args.command_line(prog, argv), load)
-    except BadInput as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
 
 
 def train(args, make_method, command: str = "", load=None) -> dict:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, Needs
+from model.common.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.sampling import draw
 from model.common.static_tree import StaticTree
@@ -25,8 +26,7 @@ class EagleDrafter(Drafter):
         self.needs = Needs(hidden=tuple(head.needs))
 
     def facts(self):
-        tensors = self.head.module.state_dict().values()
-        return {"head_bytes": sum(tensor.nbytes for tensor in tensors)}
+        return {"head_bytes": module_bytes(self.head.module)}
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler, self.device = sampler, prefill.tokens.device
@@ -46,11 +46,7 @@ class EagleDrafter(Drafter):
         if step.max_committed == 0:
             return
         self.catch_up()  # where another drafter made the last step's draft
-        rows = step.path.clamp(min=0)
-        hidden = {
-            name: states.gather(1, rows.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-            for name, states in step.hidden.items()
-        }
+        hidden = {name: committed_rows(states, step.path) for name, states in step.hidden.items()}
         tokens = step.new_tokens.clamp(min=0).to(self.head.device)
         count = step.count.to(self.head.device)
         self.unread = (tokens, self.head.features(hidden), count, step.max_committed - 1)
@@ -121,7 +117,7 @@ class StaticEagleDrafter(EagleDrafter):
 
     def propose(self):
         features, logits = self.catch_up()
-        drawn, used, levels, probs, offset = self._uniforms(len(logits)), 0, [], [], 0
+        drawn, used, levels, probs, offset = self._uniforms(), 0, [], [], 0
         for depth, (known, parent, place, rank, most) in enumerate(self.passes):
             if depth:
                 rows = features[:, parent]
@@ -145,7 +141,7 @@ class StaticEagleDrafter(EagleDrafter):
         given = torch.cat(probs, 1).to(self.device) if probs else None
         return Draft(tokens, self.tree.parents, self.tree.depth, given)
 
-    def _uniforms(self, batch: int) -> Tensor | None:
+    def _uniforms(self) -> Tensor | None:
         """One for every candidate of the step; None = greedy."""
         if self.sampler.greedy:
             return None

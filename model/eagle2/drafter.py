@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.common.drafter import Draft
 from model.common.errors import BadInput
-from model.common.ranking import top_ids
+from model.common.ranking import top_logp
 from model.eagle.drafter import EagleDrafter
 
 
@@ -85,10 +85,8 @@ class DynamicEagleDrafter(EagleDrafter):
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(target ids, log probabilities) of the top_k candidates of each row, [.., V_d]."""
-        ids = top_ids(logits, self.top_k)
-        logits = logits.float()
-        logp = logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
-        return self.head.target_ids(ids), logp.clamp(max=0)
+        ids, logp = top_logp(logits, self.top_k)
+        return self.head.target_ids(ids), logp
 
 
 class _Pool:

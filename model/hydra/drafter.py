@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, Needs
-from model.common.heads import CachedHead, shared_module
+from model.common.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.heads import CachedHead, module_bytes, shared_module
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
@@ -61,7 +61,7 @@ class HydraDrafter(Drafter):
         return [(len(self.tree), self.tree.parents)]
 
     def facts(self):
-        return {"head_bytes": sum(weight.nbytes for weight in self.heads.parameters())}
+        return {"head_bytes": module_bytes(self.heads)}
 
     @torch.inference_mode()
     def warm(self, capacity):
@@ -106,9 +106,7 @@ class HydraDrafter(Drafter):
         if self.prefix is None:
             self.state = last_committed(step)
             return
-        features = step.hidden["last"]
-        path = step.path.clamp(min=0).to(features.device).unsqueeze(-1)
-        rows = features.gather(1, path.expand(-1, -1, features.shape[-1]))  # [B, 1+depth, H]
+        rows = committed_rows(step.hidden["last"], step.path)  # [B, 1+depth, H]
         self.unread = rows, step.count.to(self.head_device), step.max_committed - 1
 
     def _tokens(self, state: Tensor, root: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from model.common.attention import additive
 from model.common.checkpoint import Checkpoint
 from model.common.errors import BadInput
-from model.common.heads import RowAttention, llama_config
+from model.common.heads import CausalRows, RowAttention, llama_config, target_rope
 from model.medusa.heads import ResidualBlock
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")
@@ -146,14 +145,8 @@ class HydraHeads(nn.Module):
         """s_t of whole sequences, [B, T, H]: the prefix layer's output, or the features."""
         if self.prefix is None:
             return features
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-        length, device = features.shape[1], features.device
-        rotary = LlamaRotaryEmbedding(self.config).to(device)
-        positions = torch.arange(length, device=device).unsqueeze(0)
-        causal = torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
-        mask = additive(causal, features.dtype)
-        return self.prefix((features, None), rotary(features, positions), mask, None)[0]
+        rows = CausalRows(self.config, features.device)
+        return self.prefix((features, None), rows.rotary(features), rows.mask(features), None)[0]
 
     @torch.no_grad()
     def init_from(self, lm_head: nn.Linear) -> None:
@@ -195,9 +188,8 @@ def state_to_save(heads: HydraHeads) -> dict[str, Tensor]:
 def layer_config(target_config, vocab_size: int):
     """LlamaConfig of the prefix layer: the target's sizes, norms and RoPE."""
     fields = target_config.to_dict()
-    rope = fields.get("rope_parameters") or {}
-    rope = rope.get("full_attention") or rope  # models whose kinds of attention differ in RoPE
-    return llama_config(fields | {"rope_parameters": rope, "vocab_size": vocab_size}, "target")
+    own = {"rope_parameters": target_rope(fields), "vocab_size": vocab_size}
+    return llama_config(fields | own, "target")
 
 
 def load_heads(path: str, target, num_heads: int) -> HydraHeads:

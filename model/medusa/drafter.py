@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, Needs, Step
+from model.common.drafter import Draft, Drafter, Needs, Step, committed_rows
+from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
@@ -36,7 +37,7 @@ class MedusaDrafter(Drafter):
         return [(len(self.tree), self.tree.parents)]
 
     def facts(self):
-        return {"head_bytes": sum(weight.nbytes for weight in self.heads.parameters())}
+        return {"head_bytes": module_bytes(self.heads)}
 
     @torch.inference_mode()
     def warm(self, capacity):
@@ -64,7 +65,5 @@ def last_committed(step: Step) -> Tensor:
 
     It is the one whose successor became the new root.
     """
-    hidden = step.hidden["last"]
     place = (step.count - 1).clamp(min=0).unsqueeze(1)
-    row = step.path.gather(1, place).clamp(min=0).to(hidden.device)
-    return hidden.gather(1, row.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])).squeeze(1)
+    return committed_rows(step.hidden["last"], step.path.gather(1, place)).squeeze(1)

@@ -13,7 +13,7 @@ import os
 import sys
 
 from model.common.args import Parser, at_least
-from model.common.errors import BadInput
+from model.common.errors import BadInput, ends_in_one_line
 
 SHOWN_BAD = 10
 BATCH = 1 << 20  # characters tokenised at a time
@@ -128,17 +128,11 @@ def main(argv=None) -> None:
         if len(bad) <= SHOWN_BAD:
             print(f"{parser.prog}: {line}", file=sys.stderr)
 
-    try:
-        manifest = build(args, say)
-    except BadInput as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"{parser.prog}: {error.filename or args.output}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with ends_in_one_line(parser.prog):
+        try:
+            manifest = build(args, say)
+        except OSError as error:
+            raise BadInput(f"{error.filename or args.output}: {error.strerror}") from error
     if len(bad) > SHOWN_BAD:
         print(f"{parser.prog}: {len(bad) - SHOWN_BAD} more were left out", file=sys.stderr)
     print(

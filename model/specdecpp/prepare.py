@@ -10,10 +10,9 @@ on; what is drawn for a record depends on its number and the seed, not on the ba
 from __future__ import annotations
 
 import os
-import sys
 
 from model.common.args import DTYPES, Parser, at_least, temperature
-from model.common.errors import BadInput
+from model.common.errors import ends_in_one_line
 
 
 def make_parser() -> Parser:
@@ -54,14 +53,8 @@ def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+    with ends_in_one_line(parser.prog):
         prepare(args)
-    except BadInput as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
 
 
 def prepare(args) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.common.drafter import Draft, Drafter
-from model.common.ranking import top_ids
+from model.common.ranking import top_logp
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
 
@@ -143,7 +143,7 @@ class SpecExecDrafter(Drafter):
 
     def _grow(self, logits: Tensor, index: Tensor, there: Tensor) -> None:
         """Add the successors of nodes index [B, r] (-1 = the root) where `there` [B, r]."""
-        ids, logq = self._best(logits)  # [B, r, W]
+        ids, logq = top_logp(logits, self.shape.branch_width, self.shape.temperature)  # [B, r, W]
         above, level = self._of(self.pool.scores, index, 0.0), self._of(self.pool.levels, index, -1)
         scores = above.unsqueeze(-1) + (self.log_decay + logq)
         scores = scores.masked_fill(~there.unsqueeze(-1) | (scores <= self.shape.min_log_prob), OUT)
@@ -157,13 +157,6 @@ class SpecExecDrafter(Drafter):
         if values.shape[1] == 0:
             return torch.full_like(index, root, dtype=values.dtype)
         return torch.where(index < 0, root, values.gather(1, index.clamp(min=0)))
-
-    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(ids, log probabilities in float32) of the branch_width best successors, [B, r, W]."""
-        ids = top_ids(logits, self.shape.branch_width)
-        logits = logits.float() / self.shape.temperature
-        logq = logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
-        return ids, logq.clamp(max=0)
 
     def _survey(self, room: Tensor):
         """((nodes to read [B, size], how many) or None, depth of the tree); one host read."""
