@@ -105,7 +105,9 @@ def with_graphs(drafter):
 
 
 class Guarded(Eager):
-    """Notes what a compiler would guard: shapes, strides and types of tensors, and numbers."""
+    """Notes what a compiler would guard: shapes, strides, types and inference mode of tensors, and
+    numbers.
+    """
 
     static_shapes = True
 
@@ -121,8 +123,7 @@ class Guarded(Eager):
     def guard(argument):
         if not isinstance(argument, torch.Tensor):
             return argument
-        pairs = zip(argument.shape, argument.stride())
-        return argument.dtype, *((size, stride if size > 1 else 0) for size, stride in pairs)
+        return argument.dtype, argument.is_inference(), argument.shape, argument.stride()
 
 
 def assert_warm_sees_every_shape(target, drafter, prompts, limit):

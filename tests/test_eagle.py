@@ -197,7 +197,10 @@ def test_published_formats(name, monkeypatch):
         model=SimpleNamespace(
             get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: embedding
         ),
+        twin=None,
+        grown=lambda *head: Target.grown(target, *head),
     )
+    target.origin = target
     head = load_eagle("published", target, "eager")
     held = {n: tuple(t.shape) for n, t in head.module.state_dict().items()}
     assert held == {n: s for n, s in shapes.items() if n != "embed_tokens.weight"}

@@ -161,7 +161,10 @@ def test_published_formats(name, monkeypatch):
         model=SimpleNamespace(
             get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: embedding
         ),
+        twin=None,
+        grown=lambda *head: Target.grown(target, *head),
     )
+    target.origin = target
     head = load_eagle3("published", target, "eager")
     held = {n: tuple(p.shape) for n, p in head.module.named_parameters()}
     assert held == shapes

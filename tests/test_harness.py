@@ -27,7 +27,7 @@ from model.common.drafter import EmptyDrafter
 
 SPEC_BENCH = ["question_id", "category", "answer_id", "model_id", "choices", "tstamp"]
 PER_TURN = ["turns", "decoding_steps", "new_tokens", "wall_time", "output_ids", "prompt_tokens"]
-PER_TURN += ["finish_reason", "prefill_s", "batch"]
+PER_TURN += ["finish_reason", "prefill_s", "batch", "recompiled"]
 ENDINGS = (".jsonl", ".meta.json")
 PER_STEP = ["drafted", "depth", "draft_s", "verify_s", "commit_s"]
 

@@ -148,7 +148,7 @@ def test_warm_runs_are_not_resumed(tmp_path):
 def test_choice_record():
     turns = [
         Turn([5, 6, 7, 8], "stop", 0.5, 1.5, [2, 1], [3, 0], [3, 0], {"draft": [0.1, 0.2]}),
-        Turn([9], "length", 0.25, 0.25, [], [], [], {"draft": []}),
+        Turn([9], "length", 0.25, 0.25, [], [], [], {"draft": []}, recompiled=2),
     ]
     for turn in turns:
         turn.phase_s |= {"verify": turn.phase_s["draft"], "commit": turn.phase_s["draft"]}
@@ -165,6 +165,7 @@ def test_choice_record():
         "finish_reason": ["stop", "length"],
         "prefill_s": [0.5, 0.25],
         "batch": [7, 7],
+        "recompiled": [0, 2],
         "drafted": [[3, 0], []],
         "depth": [[3, 0], []],
         "draft_s": [[0.1, 0.2], []],

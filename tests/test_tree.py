@@ -106,12 +106,15 @@ def test_memo_is_bounded_and_never_answers_for_another_tree():
         assert len(tree._static) <= 256
 
 
-def test_batched_parents_are_not_remembered():
+def test_batched_parents_are_remembered_by_their_draft_alone():
     parents = torch.tensor([[-1, 0], [-1, -1]])
     draft = Draft(torch.zeros(2, 2).long(), parents, 2)
-    tree.layout(draft)
-    parents[0, 1] = -1
-    assert tree.layout(draft)[2].tolist() == [[0, 1, 1], [0, 1, 1]]
+    first = tree.layout(draft)
+    assert tree.layout(draft) is first
+    parents[0, 1] = -1  # a drafter may write its next tree into the same tensor
+    assert tree.layout(Draft(draft.tokens, parents, 2))[2].tolist() == [[0, 1, 1], [0, 1, 1]]
+    draft.parents = torch.tensor([[-1, 0], [-1, 0]])
+    assert tree.layout(draft)[2].tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_only_plain_chains_are_chains():

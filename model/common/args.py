@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from model.common.errors import BadInput
+from model.common.shapes import KNOWN, read_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
@@ -50,6 +51,15 @@ def temperature(text: str) -> float:
     return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
 
 
+def shape_name(text: str) -> str:
+    """Argument type: the name or the numbers of a shape in shapes.py."""
+    try:
+        read_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def make_parser(method: str, doc: str, add_args) -> Parser:
     """The parser of a method's script; add_args(group) adds the flags that only it has."""
     parser = Parser(
@@ -70,7 +80,18 @@ def _add_model(group):
     group.add_argument(
         "--model-id", help="name in file names and tables (default: made from the run)"
     )
-    group.add_argument("--dtype", choices=DTYPES, default="float16", help="target's precision")
+    group.add_argument(
+        "--scale-to",
+        type=shape_name,
+        metavar="SHAPE",
+        help=f"run the target's twin: the same function at the size and cost of {KNOWN}",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=(*DTYPES, "float64"),
+        default="float16",
+        help="target's precision; float64 settles ties that float32 leaves",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--runtime",
@@ -150,6 +171,16 @@ def add_offload(parser) -> None:
     )
 
 
+def add_draft_scale(parser, usual: str = "7b beside 70b, else 68m") -> None:
+    """--draft-scale-to, for methods with a draft model; `usual` as in shapes.draft_shape()."""
+    parser.add_argument(
+        "--draft-scale-to",
+        type=shape_name,
+        metavar="SHAPE",
+        help=f"beside --scale-to: of the draft model's twin (default: {usual})",
+    )
+
+
 def is_warm(args) -> bool:
     """Whether the run carries state between questions."""
     return getattr(args, "state", "cold") == "warm"
@@ -164,6 +195,10 @@ def check(args) -> None:
             f"--num-gpus-total {args.num_gpus_total} is no multiple of "
             f"--num-gpus-per-model {args.num_gpus_per_model}"
         )
+    if args.scale_to and args.num_gpus_per_model > 1:
+        raise BadInput("--scale-to and --num-gpus-per-model above 1 exclude each other")
+    if getattr(args, "draft_scale_to", None) and not args.scale_to:
+        raise BadInput("--draft-scale-to needs --scale-to")
     if args.num_gpus_total > 1 and args.device == "cpu":
         raise BadInput("--num-gpus-total above 1 and --device cpu exclude each other")
     if is_warm(args) and args.num_gpus_total > args.num_gpus_per_model:
@@ -175,6 +210,8 @@ def check(args) -> None:
 def default_model_id(method: str, args) -> str:
     """NAME-METHOD-DTYPE-temperature-T, in the manner of Spec-Bench's file names."""
     name = Path(args.model_path.rstrip("/")).name
+    if args.scale_to:
+        name += f"-twin-{args.scale_to}"
     return f"{name}-{method}-{args.dtype}-temperature-{args.temperature}"
 
 

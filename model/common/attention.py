@@ -93,7 +93,7 @@ class SuffixMasks:
     """Masks of one sequence whose length the host knows: zeros, then the rows' own block.
 
     Chains of few rows and static trees are kept behind a stretch of zeros, of which a step's mask
-    is a view: no operation at all. slack: most columns that a view has beyond the rows.
+    is a view on a CPU: no operation at all. slack: most columns that a view has beyond the rows.
     """
 
     KEPT_ROWS = 64  # of chains; longer ones are prompts, each of another length
@@ -118,7 +118,10 @@ class SuffixMasks:
                 self.kept.clear()
             self.kept[key] = found
         skipped = found[1] - start
-        return found[2][:, :, :num_rows, skipped : skipped + view]
+        mask = found[2][:, :, :num_rows, skipped : skipped + view]
+        if mask.device.type == "cpu":
+            return mask
+        return mask.clone(memory_format=torch.contiguous_format)  # SDPA's kernels want it aligned
 
     def _block(self, known, num_rows: int, device) -> Tensor:
         if known is None:

@@ -21,7 +21,7 @@ class CachedModel:
 
     def __init__(self, layer_devices: list, dtype: torch.dtype, runtime: str):
         self.layer_devices, self.dtype, self.device = layer_devices, dtype, layer_devices[0]
-        self.runtime = make_runtime(runtime, self._rows, self.device.type == "cpu")
+        self.runtime = make_runtime(runtime, self._rows, self.device)
         self.cache: KVCache | None = None
         self.suffix_masks = SuffixMasks(dtype, EAGER_BUCKET)
 

@@ -24,6 +24,7 @@ class Clock:
 
     def __init__(self, device):
         self.on_gpu = device.type == "cuda"
+        self.stream = torch.cuda.current_stream(device) if self.on_gpu else None
         self.marks: list[tuple[str | None, object]] = []
         self.ends: list[int] = []  # index into marks where each step ends
 
@@ -31,7 +32,7 @@ class Clock:
         """From here on time belongs to `phase` (None: to none)."""
         if self.on_gpu:
             stamp = torch.cuda.Event(enable_timing=True)
-            stamp.record()
+            stamp.record(self.stream)
         else:
             stamp = time.perf_counter()
         self.marks.append((phase, stamp))

@@ -14,6 +14,7 @@ class Conversation:
     def __init__(self, question: dict, history: list[str] | None):
         self.id, self.turns, self.history = question["question_id"], question["turns"], history
         self.texts, self.results, self.prompt_tokens = [], [], []
+        self.prompt: list[int] = []  # ids of the turn being answered
         self.error: str | None = None
 
     @property

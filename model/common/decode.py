@@ -17,6 +17,7 @@ from model.common import verify
 from model.common.clock import Clock, now
 from model.common.drafter import Draft, Drafter, Step
 from model.common.errors import BadInput
+from model.common.runtime import compilations
 from model.common.sampling import Sampler
 
 
@@ -28,6 +29,7 @@ class Turn:
     drafted         candidate nodes of each step (inert and probe rows not counted); depth their
                     bound
     wall_s          prefill + steps, the device synchronised at both ends
+    recompiled      graphs compiled or captured within wall_s; 0 where the warm-up met every shape
     """
 
     output_ids: list[int] = field(default_factory=list)
@@ -38,6 +40,7 @@ class Turn:
     drafted: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
     phase_s: dict[str, list[float]] = field(default_factory=dict)
+    recompiled: int = 0
 
 
 @dataclass
@@ -83,6 +86,7 @@ class _Rows:
         self.max_lengths = [len(ids) + limit for ids, limit in zip(prompts, limits)]
         self.turns = [Turn() for _ in prompts]
         self.alive = [True] * len(prompts)
+        self.compiled = compilations()
 
     def add(self, row: int, ids: list[int]) -> int:
         """Append committed ids, cut at the stop; returns how many were kept."""
@@ -102,6 +106,7 @@ class _Rows:
         for turn, before, after in zip(self.turns, running, self.alive):
             if before and not after:
                 turn.wall_s = end - begin
+                turn.recompiled = compilations() - self.compiled
 
     def longest(self) -> int:
         """Committed length of the longest unfinished sequence."""
@@ -161,6 +166,7 @@ def generate(
     prefilled = now(device)
     for turn in rows.turns:
         turn.prefill_s = turn.wall_s = prefilled - begin
+        turn.recompiled = compilations() - rows.compiled
     clock = Clock(device)
     alive, running = _running(target, rows), rows.alive[:]
     while any(rows.alive):

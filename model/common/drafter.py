@@ -35,6 +35,7 @@ class Draft:
     probs    [B, n, V] or None: the distribution each node was sampled from, given the siblings
              before it (rejection rules); None = the nodes are point guesses (token matching)
     probe    [n] bool or None: rows the target reads and that are never committed
+    layout   what tree.layout() keeps here
     """
 
     tokens: Tensor
@@ -42,6 +43,7 @@ class Draft:
     depth: int
     probs: Tensor | None = None
     probe: Tensor | None = None
+    layout: tuple | None = None
 
     @classmethod
     def chain(cls, tokens: Tensor, probs: Tensor | None = None) -> Draft:

@@ -28,6 +28,7 @@ OWN_SHARED = (
     "runtime",
     "warmup",
     "num_gpus_per_model",
+    "scale_to",
 )
 NOT_METHOD = ("model_path", "model_id", "device", "num_threads", "num_gpus_total", "question_file")
 NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired")

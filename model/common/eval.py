@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from model.common import args as arguments
@@ -93,12 +94,14 @@ class Bench:
             args.runtime,
             args.num_gpus_per_model,
             wanted_offload(args),
+            args.scale_to,
         )
         self.target.static_batch = args.batch_size
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
         self.sampler = Sampler(args.temperature, args.top_k, args.top_p)
         self.drafter = build(args, self.target)
         self.baseline = EmptyDrafter() if args.paired else None
+        self.decode_s = 0.0  # seconds inside timed regions
         self.typical = None
         if is_lossy(args):
             self.typical = (args.posterior_threshold, args.posterior_alpha)
@@ -117,20 +120,29 @@ class Bench:
 
     def run(self) -> int:
         """Answer every question not yet in the files; returns how many failed."""
+        from model.common.offload import wanted_offload
+        from model.common.roofline import measure, note
+
         failed = 0
-        warm = False
+        measured = None
         for opened in self.runs:
             files = list(zip((self.drafter, self.baseline), opened))
             groups = self._groups(files)
-            if groups and not warm:
-                self._warm_up()
-                warm = True
             if groups:
+                if measured is None:  # before the warm-up, which allocates the run's cache
+                    measured = measure(self.target, wanted_offload(self.args) is not None)
+                    self._warm_up()
+                note(opened, measured)
                 self.drafter.forget()
+            begin, self.decode_s = time.perf_counter(), 0.0
             failed += self._answer(groups, files)
+            harness_s = time.perf_counter() - begin - self.decode_s
             order = [question["question_id"] for question in self.questions]
             for drafter, file in files:
                 facts = drafter.facts() | self.target.facts() if groups else None
+                if groups:
+                    seconds = {"decode": round(self.decode_s, 3), "harness": round(harness_s, 3)}
+                    file.note({"run_s": seconds, "runtime_ran": self.target.runtime.name})
                 file.finish(order, facts)
         return failed
 
@@ -154,21 +166,20 @@ class Bench:
         group = self.questions[: self.args.batch_size]
         try:
             self.target.reserve(len(group), capacity + 128)
+            prompts = [self.prompter.render(question["turns"], []) for question in group]
             for _ in range(self.args.warmup):
                 for drafter in filter(None, (self.drafter, self.baseline)):
-                    self._decode(
-                        drafter, [q["turns"] for q in group], [[]] * len(group), [0] * len(group)
-                    )
+                    self._decode(drafter, prompts, [0] * len(group))
             if self.args.warmup and self.target.static_shapes:
                 for drafter in filter(None, (self.drafter, self.baseline)):
                     self.target.warm(capacity + 1, drafter.shapes(), drafter.needs.hidden)
                     drafter.warm(capacity + 1)
-        except Exception:  # the question fails again when its turn comes, and is recorded then
-            return
+        except Exception as error:  # the question fails again when its turn comes, and is recorded
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            print(f"warm-up: {reason}; shapes met later are timed as they come", file=sys.stderr)
 
-    def _decode(self, drafter, turns, answers, seeds) -> list:
-        prompts = [self.prompter.render(t, a) for t, a in zip(turns, answers)]
-        return self.generate(
+    def _decode(self, drafter, prompts: list[list[int]], seeds: list[int]) -> list:
+        done = self.generate(
             self.target,
             drafter,
             prompts,
@@ -178,6 +189,8 @@ class Bench:
             self.args.max_new_tokens,
             self.typical if drafter is self.drafter else None,
         )
+        self.decode_s += max(turn.wall_s for turn in done)
+        return done
 
     def _answer(self, groups, files) -> int:
         from model.common.progress import Progress
@@ -227,15 +240,13 @@ class Bench:
         state = [Conversation(q, self.history.get(q["question_id"])) for q in group]
         for turn in range(max((len(question["turns"]) for question in group), default=0)):
             active = [c for c in state if c.error is None and turn < len(c.turns)]
-            self._refuse_long(active)
+            self._render(active)
             active = [c for c in active if c.error is None]
             if not active:
                 continue
             seeds = [c.seed(self.args.seed, index, turn) for c in active]
             try:
-                done = self._decode(
-                    drafter, [c.turns for c in active], [c.past for c in active], seeds
-                )
+                done = self._decode(drafter, [c.prompt for c in active], seeds)
             except Exception as error:  # one question's failure must not lose the run
                 for conversation in active:
                     conversation.error = " ".join(f"{type(error).__name__}: {error}".split())[:500]
@@ -248,14 +259,15 @@ class Bench:
             for c in state
         ]
 
-    def _refuse_long(self, conversations) -> None:
-        """Give each conversation whose next prompt cannot be read its error, alone."""
+    def _render(self, conversations) -> None:
+        """Each conversation's next prompt; one that cannot be read becomes its error, alone."""
         from model.common.decode import check_lengths
 
         for conversation in conversations:
             ids = self.prompter.render(conversation.turns, conversation.past)
             try:
                 check_lengths(self.target, [ids], [self.args.max_new_tokens])
+                conversation.prompt = ids
                 conversation.prompt_tokens.append(len(ids))
             except BadInput as error:
                 conversation.error = str(error)

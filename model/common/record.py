@@ -5,7 +5,7 @@ A line of NAME.jsonl is one question in Spec-Bench's format with per-step facts 
     question_id, category, answer_id, model_id, tstamp
     choices[{index, turns, decoding_steps, new_tokens, wall_time, accept_lengths,
     Spec-Bench's
-             output_ids, prompt_tokens, finish_reason, prefill_s, batch,                 per turn
+             output_ids, prompt_tokens, finish_reason, prefill_s, batch, recompiled,     per turn
              drafted, depth, draft_s, verify_s, commit_s}]                               per turn
                                                             and step
     error   one line, where the question failed
@@ -15,7 +15,13 @@ included and after the stop cut, so the baseline's is 1.00; the prefill's own to
 length, hence new_tokens = 1 + sum(accept lengths of the turn), EOS included. wall_time = prefill +
 steps in seconds, the device synchronised at both ends, tokenising and detokenising outside; with
 several sequences in a batch it ends when the sequence does, and `batch` names those that were
-decoded together.
+decoded together. `recompiled` counts the graphs that were compiled or captured within wall_time:
+0 where the warm-up met every shape.
+
+The meta file's run_s is of the last process that answered, or of one worker of several: `decode`
+seconds within wall_times (--paired: of both files), `harness` all others between the first question
+and the last. runtime_ran is what --runtime came to: eager, where graphs could not be captured.
+roofline.py says what step_reads and environment.bandwidth are.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from model.common.args import ROOT
 from model.common.errors import BadInput
 
 SCHEMA = 1
+MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts")  # of a meta, never compared
 
 
 def choice_record(
@@ -54,6 +61,7 @@ def choice_record(
         "finish_reason": [turn.finish_reason for turn in turns],
         "prefill_s": [round(turn.prefill_s, 7) for turn in turns],
         "batch": batches,
+        "recompiled": [turn.recompiled for turn in turns],
         "drafted": [turn.drafted for turn in turns],
         "depth": [turn.depth for turn in turns],
         **phases,
@@ -123,8 +131,16 @@ class AnswerFile:
             raise BadInput(
                 f"{self.path}: answers of another run ({field}); --overwrite replaces them"
             )
-        if "method_facts" in old:
-            self.meta["method_facts"] = old["method_facts"]
+        self.keep_measured(old)
+
+    def keep_measured(self, old: dict) -> None:
+        """Take over what an earlier process, or a worker, measured for answers of this file."""
+        for name in MEASURED:
+            if name in old:
+                self.meta.setdefault(name, old[name])
+        bandwidth = old.get("environment", {}).get("bandwidth")
+        if bandwidth is not None:
+            self.meta["environment"].setdefault("bandwidth", bandwidth)
 
     def _check_resumable(self) -> None:
         """A warm method's state is gone with its process, so its run cannot go on."""
@@ -147,11 +163,15 @@ class AnswerFile:
             out.flush()
             os.fsync(out.fileno())
 
+    def note(self, facts: dict) -> None:
+        """Write what was measured into the meta file."""
+        self.meta.update(facts)
+        _write_atomic(meta_path(self.path), json.dumps(self.meta, indent=1) + "\n")
+
     def finish(self, order: list[int], facts: dict | None = None) -> None:
         """Put the lines into the questions' order; note the method's facts in the meta."""
         if facts:
-            self.meta["method_facts"] = facts
-            _write_atomic(meta_path(self.path), json.dumps(self.meta, indent=1) + "\n")
+            self.note({"method_facts": facts})
         if list(self.records) != [i for i in order if i in self.records]:
             self.records = {i: self.records[i] for i in order if i in self.records}
             self._rewrite()

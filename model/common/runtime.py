@@ -11,17 +11,28 @@ import sys
 import torch
 
 RUNTIMES = ("eager", "compile", "cudagraph")
+CPU = torch.device("cpu")
 
 
-def make_runtime(name: str, forward, on_cpu: bool = True):
-    """The runtime of a name; CUDA graphs without CUDA fall back to eager with one line."""
+def make_runtime(name: str, forward, device: torch.device = CPU):
+    """The runtime of a name, for a forward on `device`.
+
+    CUDA graphs without CUDA fall back to eager with one line.
+    """
     if name == "compile":
-        return Compiled(forward, on_cpu)
+        return Compiled(forward, device.type == "cpu")
     if name == "cudagraph":
-        if torch.cuda.is_available():
-            return Graphs(forward, cuda_capture)
+        if device.type == "cuda" and torch.cuda.is_available():
+            return Graphs(forward, CudaCapture(device))
         print("--runtime cudagraph: no CUDA device, running eager", file=sys.stderr)
     return Eager(forward)
+
+
+def compilations() -> int:
+    """Graphs that this process has compiled or captured so far, of target and drafters alike."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # absent where nothing was compiled
+    compiled = dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+    return compiled + Graphs.captured
 
 
 class Eager:
@@ -58,7 +69,8 @@ class Compiled(Eager):
 
     @property
     def compilations(self) -> int:
-        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        """As the function of that name: torch does not tell whose graphs they are."""
+        return compilations()
 
 
 class Graphs(Eager):
@@ -71,6 +83,7 @@ class Graphs(Eager):
 
     name = "cudagraph"
     static_shapes = True
+    captured = 0  # by all objects of this process
 
     def __init__(self, forward, capture):
         super().__init__(forward)
@@ -92,8 +105,9 @@ class Graphs(Eager):
             try:
                 self.graphs[key] = self._record(arguments)
             except RuntimeError as error:
-                self.broken = True
-                reason = str(error).splitlines()[0]
+                self.broken, self.name = True, "eager"
+                first = error.__context__ or error  # leaving a broken capture raises once more
+                reason = str(first).split("\n")[0]
                 print(f"--runtime cudagraph: {reason}; running eager", file=sys.stderr)
                 return self.forward(*arguments)
         buffers, replay, result = self.graphs[key]
@@ -106,17 +120,39 @@ class Graphs(Eager):
     def _record(self, arguments):
         buffers = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
         replay, result = self.capture(lambda: self.forward(*buffers))
+        Graphs.captured += 1
         return buffers, replay, result
 
 
-def cuda_capture(function):
-    """Warm up on a side stream, then record one call of `function` in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
-    return graph.replay, result
+class CudaCapture:
+    """Records a call of a function as a CUDA graph, after one call that warms up.
+
+    Both run on one side stream, for which cuBLAS has one workspace. All graphs share a memory pool,
+    and every replay writes over it: results are copied to tensors outside, which stand until the
+    same graph is replayed.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream, self.first = device, None, None
+
+    def __call__(self, function):
+        with torch.cuda.device(self.device):
+            self.stream = self.stream or torch.cuda.Stream()
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                kept = function()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            graph, pool = torch.cuda.CUDAGraph(), self.first and self.first.pool()
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                for tensor, new in zip(tensors_of(kept), tensors_of(function())):
+                    tensor.copy_(new)
+        self.first = self.first or graph  # a pool whose graphs are all gone cannot be shared again
+        return graph.replay, kept
+
+
+def tensors_of(result) -> list[torch.Tensor]:
+    """All tensors of a forward's result: a tensor, or nested tuples and dicts of tensors."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    parts = result.values() if isinstance(result, dict) else result
+    return [tensor for part in parts for tensor in tensors_of(part)]

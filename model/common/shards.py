@@ -119,5 +119,7 @@ def take_over(file, part: Path) -> None:
     for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
         record = json.loads(line)
         file.add(record | {"model_id": file.meta["model_id"]})
+    file.keep_measured(json.loads(meta_path(part).read_text(encoding="utf-8")))
+    file.note({})
     part.unlink()
     meta_path(part).unlink()

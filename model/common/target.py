@@ -35,10 +35,14 @@ class Prefilled(NamedTuple):
 
 
 class Target(CachedModel):
-    """A causal language model that reads chains and trees of rows after a cached prefix."""
+    """A causal language model that reads chains and trees of rows after a cached prefix.
 
-    def __init__(self, model, runtime: str = "eager"):
-        self.model = model.eval()
+    twin: a twin.Twin where it is a small model at a large one's size.
+    """
+
+    def __init__(self, model, runtime: str = "eager", twin=None):
+        torch.backends.cuda.enable_cudnn_sdp(False)  # takes up to 0.4 s for every new shape
+        self.model, self.twin = model.eval(), twin
         self.config = model.config.get_text_config()
         devices = [model.device] * self.config.num_hidden_layers
         if getattr(model, "hf_device_map", None):
@@ -52,6 +56,21 @@ class Target(CachedModel):
     def facts(self) -> dict:
         """What a report should say of how it is run, as Drafter.facts()."""
         return {}
+
+    @property
+    def origin(self) -> Target:
+        """The target that heads were trained for: itself, or the one that it is a twin of."""
+        return self.twin.origin if self.twin else self
+
+    def grown(self, module, config, make, kinds: dict, dtype=None):
+        """(module, config) of a head at this target's size, given as loaded for `origin`.
+
+        Both as they are where this is no twin. make(config): an empty head of a config; kinds:
+        {pattern of a submodule's name: how it grows, see corner.KINDS}; dtype None = the target's.
+        """
+        if self.twin is None:
+            return module, config
+        return self.twin.head(module, config, make, kinds, (self.device, dtype or self.dtype))
 
     @property
     def context(self) -> int | None:
@@ -170,20 +189,36 @@ class Target(CachedModel):
 
 
 def load_target(
-    path: str, dtype: str, device: str, runtime: str, num_gpus: int = 1, offload=None
+    path: str,
+    dtype: str,
+    device: str,
+    runtime: str,
+    num_gpus: int = 1,
+    offload=None,
+    scale_to: str | None = None,
 ) -> Target:
     """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map.
 
-    offload: an offload.Offload, for layers that are streamed to the device.
+    offload: an offload.Offload, for layers that are streamed to the device; scale_to: the name of
+    a shape in shapes.SHAPES, or its numbers, for the model's twin of that size.
     """
+
+    def model_on(device: str):
+        if scale_to is None:
+            return load_model(path, dtype, device, num_gpus), None
+        from model.common.twin import load_twin
+
+        return load_twin(path, dtype, torch_device(device), scale_to)
+
     if offload is None:
-        return Target(load_model(path, dtype, device, num_gpus), runtime)
+        model, twin = model_on(device)
+        return Target(model, runtime, twin)
     from model.common.offload import LayerStream, private_folder
 
     folder, where = private_folder(offload), torch_device(device)
-    model = load_model(path, dtype, "cpu")
+    model, twin = model_on("cpu")
     stream = LayerStream(model, where, offload, folder)
-    target = Target(model, runtime)
+    target = Target(model, runtime, twin)
     target.facts = stream.facts
     return target
 

@@ -44,19 +44,22 @@ def ancestors(parents: Tensor) -> Tensor:
 def layout(draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
     """(parent rows [.., 1+n], ancestors [.., 1+n, 1+n], depths [.., 1+n]) of a draft.
 
-    A static tree (1-D parents) is worked out once per tensor object, so drafters pass the same one.
+    A static tree (1-D parents) is worked out once per tensor object, so drafters pass the same one;
+    any other once per draft: the forward and the acceptance rule both ask.
     """
     parents = draft.parents
-    if parents.dim() == 1:
-        found = _static.get(id(parents))
-        if found is not None and found[0] is parents:
-            return found[1]
+    is_static = parents.dim() == 1
+    found = _static.get(id(parents)) if is_static else draft.layout
+    if found is not None and found[0] is parents:
+        return found[1]
     known = ancestors(parents)
     result = (parent_rows(parents), known, known.sum(-1) - 1)
-    if parents.dim() == 1:
-        if len(_static) >= 256:
-            _static.clear()
-        _static[id(parents)] = (parents, result)
+    if not is_static:
+        draft.layout = (parents, result)
+        return result
+    if len(_static) >= 256:
+        _static.clear()
+    _static[id(parents)] = (parents, result)
     return result
 
 

@@ -65,10 +65,12 @@ class EagleDrafter(Drafter):
             self.committed, self.unread = committed, None
         return self.last
 
+    @torch.inference_mode()  # as the loop: a graph made for other tensors is not used there
     def warm(self, capacity):
         capacity += self.rows + self.slots
         tokens, features = self.blank
-        self.head.warm(capacity, (tokens, tokens[:, 0].contiguous(), features))
+        pick = tokens.new_zeros(len(tokens))  # no view of one row, whose stride would be another's
+        self.head.warm(capacity, (tokens, pick, features))
         self.warm_passes(capacity)
 
     def warm_passes(self, capacity: int) -> None:

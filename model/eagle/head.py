@@ -15,6 +15,7 @@ from model.common.errors import BadInput
 from model.common.heads import CachedHead, RowAttention, llama_config, shared_module
 
 FILES = ("pytorch_model.bin", "model.safetensors")
+KINDS = {"fc": "state"}  # see corner.KINDS
 
 
 class EagleLayer(nn.Module):
@@ -36,7 +37,7 @@ class EagleLayer(nn.Module):
 class EagleModule(nn.Module):
     """The published tensors; the target's embedding and lm_head are borrowed, not owned."""
 
-    def __init__(self, config, bias: bool, embedding: nn.Module, lm_head: nn.Module):
+    def __init__(self, config, bias: bool, embedding: nn.Module | None, lm_head: nn.Module | None):
         super().__init__()
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=bias)
         self.layers = nn.ModuleList([EagleLayer(config)])
@@ -90,15 +91,20 @@ def module_config(checkpoint: Checkpoint, target):
 
 def load_eagle(path: str, target, runtime: str) -> EagleHead:
     """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors."""
-    checkpoint = Checkpoint(path, FILES)
-    config = module_config(checkpoint, target)
+    checkpoint, origin = Checkpoint(path, FILES), target.origin
+    config = module_config(checkpoint, origin)
+
+    def make(config):
+        return EagleModule(config, checkpoint.config.get("bias", True), None, None)
+
     with torch.device("meta"):
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        module = EagleModule(config, checkpoint.config.get("bias", True), embedding, embedding)
+        module = make(config)
     expected = {**module.state_dict(), "embed_tokens.weight": embedding.weight}
     checkpoint.check(expected, optional=("embed_tokens.weight",))
     checkpoint.drop("embed_tokens.weight")  # a copy of the target's
-    checkpoint.load_into(module, target.dtype, target.device)
+    checkpoint.load_into(module, origin.dtype, origin.device)
+    module, config = target.grown(module, config, make, KINDS)
     module.borrowed = borrowed_from(target)
     return EagleHead(module.eval(), config, target.device, target.dtype, runtime)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from model.common.checkpoint import Checkpoint
+from model.common.corner import FAR
 from model.common.errors import BadInput
 from model.common.heads import CachedHead, RowAttention, llama_config
-from model.eagle.head import FILES, borrowed_from, pick_rows
+from model.eagle.head import FILES, KINDS, borrowed_from, pick_rows
 
 MIN_LAYERS = 8  # of the target: with fewer the three states coincide or lose their order
 UNSUPPORTED = {"norm_before_residual": False, "fc_norm": False, "norm_output": True}
@@ -112,12 +113,13 @@ class Eagle3Head(CachedHead):
 
 def load_eagle3(path: str, target, runtime: str) -> Eagle3Head:
     """EAGLE-3's published files; layers.0.* (speculators, vLLM) reads as midlayer.*."""
-    fused_layers(target.config.num_hidden_layers)
+    origin = target.origin
+    fused_layers(origin.config.num_hidden_layers)
     checkpoint = Checkpoint(path, FILES)
     for name in list(checkpoint.tensors):
         checkpoint.rename(name, name.replace("layers.0.", "midlayer."))
-    config = _config(checkpoint, target)
-    width = target.config.hidden_size
+    config = _config(checkpoint, origin)
+    width = origin.config.hidden_size
     draft_vocab = checkpoint.config.get("draft_vocab_size") or config.vocab_size
     owns = config.hidden_size != width
     with torch.device("meta"):
@@ -127,10 +129,29 @@ def load_eagle3(path: str, target, runtime: str) -> Eagle3Head:
         checkpoint.drop("embed_tokens.weight")  # of no use, and random in some published files
     if draft_vocab == config.vocab_size:
         checkpoint.drop("d2t", "t2d")
-    checkpoint.load_into(module, target.dtype, target.device, optional=("t2d",))
+    checkpoint.load_into(module, origin.dtype, origin.device, optional=("t2d",))
     check_vocabulary(module, checkpoint)
+    module, config = _grown(module, config, target)
     module.borrowed = (module.embed_tokens,) if owns else borrowed_from(target)[:1]
     return Eagle3Head(module.eval(), config, target, runtime)
+
+
+def _grown(module: Eagle3Module, config, target):
+    """As Target.grown(); a twin's head has a row for every id, as those published for Vicuna."""
+    if target.twin is None:
+        return module, config
+    if hasattr(module, "d2t"):
+        ids = torch.arange(len(module.d2t)) + module.d2t
+        whole = nn.Linear(config.hidden_size, config.vocab_size)
+        with torch.no_grad():
+            whole.weight.index_copy_(0, ids, module.lm_head.weight)
+            whole.bias.fill_(FAR).index_fill_(0, ids, 0.0)
+        module.lm_head = whole
+
+    def make(config):
+        return Eagle3Module(config, config.vocab_size, config.hidden_size, None)
+
+    return target.grown(module, config, make, KINDS)
 
 
 def _config(checkpoint: Checkpoint, target):

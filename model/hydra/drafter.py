@@ -33,8 +33,7 @@ class HydraDrafter(Drafter):
         self.head_device = next(heads.parameters()).device  # where the target's last layer is
         self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
         self.levels = self._plan()
-        on_cpu = self.head_device.type == "cpu"
-        self.runtime = make_runtime(runtime, self._tokens, on_cpu)
+        self.runtime = make_runtime(runtime, self._tokens, self.head_device)
         self.prefix = self.root = None
         if heads.prefix is not None:
             self.prefix = CachedHead(

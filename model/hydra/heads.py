@@ -25,6 +25,10 @@ UNUSED = (  # copies of the target's embedding, a table that nothing reads, RoPE
     f"{PREFIX}.rotary_emb.inv_freq",
     f"{PREFIX}.layers.0.self_attn.rotary_emb.inv_freq",
 )
+KINDS = {  # see corner.KINDS
+    r"hydra_mlp\.\d+\.\d+\.(linear|res_connection)": "state",
+    r"hydra_lm_head\.\d+(\.1)?": "output",
+}
 
 
 class PrefixLayer(nn.Module):
@@ -205,8 +209,9 @@ def load_heads(path: str, target, num_heads: int) -> HydraHeads:
     found = {m[1] for name in checkpoint.tensors if (m := re.match(r"hydra_mlp\.(\d+)\.", name))}
     if not found:
         raise BadInput(f"{checkpoint.file}: no tensor hydra_mlp.0..., so no Hydra head")
-    lm_head = target.model.get_output_embeddings()
-    config = layer_config(target.config, lm_head.weight.shape[0])
+    origin = target.origin
+    lm_head = origin.model.get_output_embeddings()
+    config = layer_config(origin.config, lm_head.weight.shape[0])
     with torch.device("meta"):
         every = HydraHeads(config, arch, len(found), num_layers)
     checkpoint.check(state_to_save(every), tuple(every.repeats()))
@@ -215,11 +220,15 @@ def load_heads(path: str, target, num_heads: int) -> HydraHeads:
             f"{checkpoint.file}: {len(found)} heads, a tree of depth {num_heads} needs {num_heads}"
         )
     _merge(checkpoint, every.repeats())
+
+    def make(config):
+        return HydraHeads(config, arch, num_heads, num_layers)
+
     with torch.device("meta"):
-        heads = HydraHeads(config, arch, num_heads, num_layers)
+        heads = make(config)
     checkpoint.drop(*every.state_dict().keys() - heads.state_dict().keys())
-    checkpoint.load_into(heads, target.dtype, lm_head.weight.device)
-    return heads.eval()
+    checkpoint.load_into(heads, origin.dtype, lm_head.weight.device)
+    return target.grown(heads, config, make, KINDS)[0].eval()
 
 
 def _kind(checkpoint: Checkpoint) -> tuple[str, int]:

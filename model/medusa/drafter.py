@@ -30,7 +30,7 @@ class MedusaDrafter(Drafter):
         self.head_device = next(heads.parameters()).device
         depths = torch.tensor(tree.depths)
         self.columns = ((depths - 1) * self.num_best + tree.ranks.cpu()).to(self.head_device)
-        self.runtime = make_runtime(runtime, self._tokens, self.head_device.type == "cpu")
+        self.runtime = make_runtime(runtime, self._tokens, self.head_device)
         self.hidden = None
 
     def shapes(self):

@@ -16,6 +16,7 @@ from model.common.errors import BadInput
 HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")  # Medusa-2, and vLLM's packing
 BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.weight")
+KINDS = {r"\d+\.\d+\.linear": "state", r"\d+\.\d+": "output"}  # see corner.KINDS
 PACKED_BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.weight")
 
 
@@ -95,7 +96,8 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
     if not found:
         first = _stored("0.0.linear.weight", packed)
         raise BadInput(f"{checkpoint.file}: no tensor {first}, so no Medusa head")
-    lm_head = target.model.get_output_embeddings()
+    origin = target.origin
+    lm_head = origin.model.get_output_embeddings()
     outputs = {_stored(f"{k}.{num_layers}.weight", packed) for k in range(num_found)}
     owns = str(checkpoint.config.get("version")) != "2" or outputs & checkpoint.tensors.keys()
     vocab_size, hidden_size = lm_head.weight.shape
@@ -114,8 +116,13 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
         else torch.zeros(like.shape)
         for name, like in heads.state_dict().items()
     }
-    checkpoint.load_into(heads, target.dtype, lm_head.weight.device)
-    return heads.eval()
+    checkpoint.load_into(heads, origin.dtype, lm_head.weight.device)
+
+    def make(config):
+        shared = None if owns else target.model.get_output_embeddings()
+        return MedusaHeads(num_heads, config.hidden_size, config.vocab_size, num_layers, shared)
+
+    return target.grown(heads, origin.config, make, KINDS)[0].eval()
 
 
 def _open(path: str) -> tuple[Checkpoint, bool]:

@@ -6,7 +6,7 @@ import torch
 
 from model.common.drafter import Drafter, EmptyDrafter
 from model.common.errors import BadInput
-from model.specdecpp.heads import load_head
+from model.specdecpp.heads import grown_head, load_head
 from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model
 
 
@@ -77,7 +77,9 @@ def build_drafter(args, target) -> Drafter:
     if args.bound[0] > args.bound[1]:
         raise BadInput("--bound {} {}: the first is above the second".format(*args.bound))
     draft = load_draft_model(args, target)
-    head = load_head(args.head_path, draft.config.hidden_size, draft.device)
+    origin = draft.origin
+    head = load_head(args.head_path, origin.config.hidden_size, origin.device)
+    head = grown_head(head, draft)
     ends = getattr(target.model.generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, (list, tuple)) else [ends]
     eos_ids = [token for token in ends if token is not None]

@@ -82,6 +82,16 @@ def load_head(path: str, hidden_size: int, device) -> AcceptanceHead:
     return head.eval()
 
 
+def grown_head(head: AcceptanceHead, draft) -> AcceptanceHead:
+    """A head loaded for `draft.origin` at the draft model's own size, see Target.grown()."""
+
+    def make(config):
+        return AcceptanceHead(config.hidden_size, head.num_layers, len(head.blocks) < 2)
+
+    kinds = {r"blocks\.\d+": "state", "output": "output"}  # see corner.KINDS
+    return draft.grown(head, draft.origin.config, make, kinds, torch.float32)[0]
+
+
 def _size(checkpoint: Checkpoint, field: str, low: int) -> int:
     value = checkpoint.get(field, 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < low:

@@ -5,7 +5,7 @@ Run:    python -m model.specdecpp.inference_specdecpp --model-path meta-llama/Ll
         --drafter-path meta-llama/Llama-2-7b-chat-hf --head-path hacky/acchead-llama2-chat-7bx70b
 """
 
-from model.common.args import at_least, between
+from model.common.args import add_draft_scale, at_least, between
 from model.common.eval import main
 
 
@@ -15,6 +15,7 @@ def add_args(parser):
     parser.add_argument(
         "--drafter-device", help="where the draft model sits (default: the target's)"
     )
+    add_draft_scale(parser)
     parser.add_argument("--head-path", help="acceptance head of schedule ada: directory or hub id")
     parser.add_argument(
         "--schedule",

@@ -5,7 +5,7 @@ Run:    python -m model.specexec.inference_specexec --model-path meta-llama/Llam
         --drafter-path meta-llama/Llama-2-7b-chat-hf --max-budget 1024 --offload ram
 """
 
-from model.common.args import add_offload
+from model.common.args import add_draft_scale, add_offload
 from model.common.eval import main
 from model.specexec.flags import add_tree_flags
 
@@ -13,6 +13,7 @@ from model.specexec.flags import add_tree_flags
 def add_args(parser):
     """Flags that only this method has."""
     add_tree_flags(parser)
+    add_draft_scale(parser)
     add_offload(parser)
 
 

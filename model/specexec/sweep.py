@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
-from model.common.args import add_offload
+from model.common.args import add_draft_scale, add_offload
 from model.common.errors import BadInput
 from model.specexec.flags import add_tree_flags
 
@@ -61,6 +61,7 @@ def values_of(kind):
 def add_args(parser):
     """The method's flags, the sweepable ones as lists."""
     add_tree_flags(parser, values_of)
+    add_draft_scale(parser)
     add_offload(parser)
     parser.add_argument(
         "--output", required=True, help="folder of the answer files and the summary"

@@ -15,6 +15,7 @@ from model.common.sampling import draw
 from model.common.target import Target, load_target
 
 SHORTEST = 4  # nodes; static runtimes round varying draft lengths up to powers of two from here
+GROWTH = 24  # nodes that 12 full accepts in a row add; a longer draft compiles when it comes
 
 
 class SpSDrafter(Drafter):
@@ -53,7 +54,11 @@ class SpSDrafter(Drafter):
     def shapes(self):
         if self.schedule == "constant":
             return [(self.num_draft, None)]
-        return [(width, None) for width in (SHORTEST, 2 * SHORTEST, 4 * SHORTEST)]
+        longest = self.num_draft + (GROWTH if self.schedule == "heuristic" else 0)
+        widths = [SHORTEST]
+        while widths[-1] < longest:
+            widths.append(2 * widths[-1])
+        return [(width, None) for width in widths]
 
     def warm(self, capacity):
         self.draft.warm(capacity + self.num_draft)
@@ -149,9 +154,13 @@ def _to_width(logits, width: int):
     return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
 
 
-def load_draft_model(args, target: Target) -> Target:
-    """The draft model in the target's dtype and runtime; one with other token ids is refused."""
+def load_draft_model(args, target: Target, usual: str | None = None) -> Target:
+    """The draft model in the target's dtype and runtime; one with other token ids is refused.
+
+    usual: size of its twin in this method, see shapes.draft_shape().
+    """
     from model.common.prompts import load_tokenizer
+    from model.common.shapes import draft_shape
     from model.common.target import check_model_path
 
     check_model_path(args.drafter_path)
@@ -165,4 +174,6 @@ def load_draft_model(args, target: Target) -> Target:
             f"the first and {wanted.get(token)} in the second"
         )
     device = args.drafter_device or str(target.device)
-    return load_target(args.drafter_path, args.dtype, device, args.runtime)
+    return load_target(
+        args.drafter_path, args.dtype, device, args.runtime, scale_to=draft_shape(args, usual)
+    )

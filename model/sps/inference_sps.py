@@ -5,7 +5,7 @@ Run:    python -m model.sps.inference_sps --model-path lmsys/vicuna-7b-v1.3 --dr
         double7/vicuna-68m
 """
 
-from model.common.args import at_least, between
+from model.common.args import add_draft_scale, at_least, between
 from model.common.eval import main
 
 
@@ -15,6 +15,7 @@ def add_args(parser):
     parser.add_argument(
         "--drafter-device", help="where the draft model sits (default: the target's)"
     )
+    add_draft_scale(parser)
     parser.add_argument(
         "--num-draft", type=at_least(1), default=5, help="draft length, the first one or the bound"
     )
