@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.fields import Fields
-from evaluation.meta import AnswerError, read_meta
+from evaluation.meta import AnswerError, find_field, read_meta
 
 MT_BENCH_TOPICS = frozenset(
     ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -35,6 +35,9 @@ class Choice:
     prefill_s: list | None
     stage_s: dict | None  # stage -> seconds, summed over all steps of all turns
     batch: list | None  # [T] id of the batch that the turn was decoded in
+    verify_s: list | None = None  # [T][steps]
+    drafted: list | None = None  # [T][steps] candidates, without inert and probe rows
+    recompiled: list | None = None  # [T] graphs compiled or captured within wall_s
 
 
 @dataclass
@@ -69,41 +72,70 @@ class AnswerFile:
         return bool(self.meta and self.meta["lossy"])
 
     @property
+    def twin(self):
+        """'twin of mini at 7b' where the target was a small model at a large one's size, or ""."""
+        size = find_field(self.meta, "scale_to")
+        return f"twin of {find_field(self.meta, 'target')} at {size}" if size else ""
+
+    @property
     def label(self):
-        """The name to print; a lossy method is never named without saying so."""
-        return f"{self.model_id} (lossy)" if self.lossy else self.model_id
+        """The name to print; a lossy method and a twin are never named without saying so."""
+        marks = ", ".join(filter(None, ("lossy" if self.lossy else "", self.twin)))
+        return f"{self.model_id} ({marks})" if marks else self.model_id
 
 
-def read_answers(path):
-    """Read and check the answer file at `path` and the meta file beside it."""
-    path = Path(path)
+def read_lines(path):
+    """(content, [(line number, model_id, Question)], quirks) of the answer file at `path`.
+
+    Every line is parsed by itself; what lines say together (an id twice, times of zero) is not
+    judged here.
+    """
     try:
         content = path.read_bytes()
     except IsADirectoryError:
         raise AnswerError(f"{path}: a directory; name one .jsonl answer file") from None
     except OSError as error:
         raise AnswerError(f"{path}: {error.strerror}") from None
-    questions, line_of, model_ids, quirks = {}, {}, [], set()
+    rows, quirks = [], set()
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         record = parse_line(line, where, is_last=number == len(lines))
-        question = parse_question(record, where, quirks)
+        rows.append((number, record.get("model_id"), parse_question(record, where, quirks)))
+    if not rows:
+        raise AnswerError(f"{path}: no answers in it (the file is empty)")
+    return content, rows, quirks
+
+
+def read_answers(path):
+    """Read and check the answer file at `path` and the meta file beside it."""
+    path = Path(path)
+    content, rows, quirks = read_lines(path)
+    questions, line_of = {}, {}
+    for number, _, question in rows:
         question_id = question.question_id
+        where = f"{path}: line {number}"
         if question_id in questions:
             first = line_of[question_id]
             raise AnswerError(f"{where}: question_id {question_id} stands on line {first} already")
+        check_times(question, where)
         questions[question_id] = question
         line_of[question_id] = number
-        model_ids.append(record.get("model_id"))
-    if not questions:
-        raise AnswerError(f"{path}: no answers in it (the file is empty)")
     meta = read_meta(path)
-    model_id = one_model_id(path, model_ids, meta)
+    model_id = one_model_id(path, [name for _, name, _ in rows], meta)
     digest = hashlib.sha256(content).hexdigest()
     return AnswerFile(path, digest, model_id, questions, meta, warnings_for(path, meta, quirks))
+
+
+def check_times(question, where):
+    """Refuse a turn that took no time, or less than its prefill: it has no speed."""
+    for number, choice in enumerate(question.choices):
+        if min(choice.wall_s) <= 0:
+            raise AnswerError(f"{where}: choice {number}: wall_time of {min(choice.wall_s)} s")
+        if choice.prefill_s and any(p > w for p, w in zip(choice.prefill_s, choice.wall_s)):
+            raise AnswerError(f"{where}: choice {number}: prefill_s is longer than wall_time")
 
 
 def one_model_id(path, model_ids, meta):
@@ -200,11 +232,10 @@ def parse_choice(record, number, where, quirks):
         prefill_s=fields.seconds("prefill_s") if "prefill_s" in record else None,
         stage_s=fields.stages(),
         batch=fields.labels("batch"),
+        verify_s=fields.turns("verify_s"),
+        drafted=fields.step_counts("drafted"),
+        recompiled=fields.counts("recompiled") if "recompiled" in record else None,
     )
-    if min(choice.wall_s) <= 0:
-        raise AnswerError(f"{where}: choice {number}: wall_time of {min(choice.wall_s)} s")
-    if choice.prefill_s and any(p > w for p, w in zip(choice.prefill_s, choice.wall_s)):
-        raise AnswerError(f"{where}: choice {number}: prefill_s is longer than wall_time")
     if ours:
         check_counts(choice, f"{where}: choice {number}")
     elif choice.accept_lengths is None:

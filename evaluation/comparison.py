@@ -7,6 +7,8 @@ import numpy as np
 from evaluation import metrics
 from evaluation.meta import AnswerError, check_shared, find_field
 from evaluation.pairing import pair_questions
+from evaluation.roofline import roofline
+from evaluation.step_profile import harness_share, profile, recompiled_turns
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn",
@@ -37,16 +39,19 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
     ]
     ours, theirs = zip(*pairing.pairs)
     columns, base_columns = metrics.question_columns(ours), metrics.question_columns(theirs)
+    identity = metrics.time_identity(columns, base_columns)
     result = {
-        "method": describe_file(method),
-        "baseline": describe_file(base),
+        "method": describe_file(method) | {"recompiled_turns": recompiled_turns(ours)},
+        "baseline": describe_file(base) | {"recompiled_turns": recompiled_turns(theirs)},
         "questions": len(pairing.pairs),
         "left_out": pairing.left_out,
         "notes": pairing.notes + baseline_notes(base, base_columns),
         "allowed": allowed,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
         "tasks": tasks,
-        "time_identity": metrics.time_identity(columns, base_columns),
+        "time_identity": identity,
+        "roofline": roofline(base, theirs),
+        "profile": profile(identity, ours, theirs),
         "throughput": throughput(method, ours, theirs),
     }
     if count_tokens is not None:
@@ -72,6 +77,9 @@ def describe_file(answers):
         "batch_size": find_field(meta, "batch_size"),
         "commit": find_field(meta, "commit"),
         "facts": meta.get("method_facts") or {},
+        "runtime": find_field(meta, "runtime"),
+        "runtime_ran": meta.get("runtime_ran"),
+        "harness_share": harness_share(meta.get("run_s")),
     }
 
 

@@ -9,6 +9,14 @@ Run:  python evaluation/equal.py ANSWERS/vanilla.jsonl ANSWERS/pld.jsonl ANSWERS
       python evaluation/equal.py --file-path ANSWERS --jsonfile1 vanilla.jsonl --jsonfile2 pld.jsonl
 
 Exit status: 0 all equal, 1 a file differs, 2 a file could not be compared.
+
+With --model-path TARGET, why a file differs: every token of the differing questions is measured on
+the target's own logits (one prefill a turn), and the gap to the target's best token is held to the
+noise that this machine's readings of the same prefixes show. Verdicts: EXACT, TIES ONLY, SUSPECT,
+BUG, LOSSY BY DESIGN, per question and file (README, How a difference is judged). The exit status is
+then of the gravest file: 0 EXACT, TIES ONLY, LOSSY BY DESIGN; 3 SUSPECT; 1 BUG; 2 not compared.
+
+      python evaluation/equal.py vanilla.jsonl pld.jsonl --model-path TARGET --proof
 """
 
 import json
@@ -20,6 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from evaluation.answers import read_answers  # noqa: E402
 from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
+from evaluation.judging.foreign import read_any  # noqa: E402
+from evaluation.judging.lines import judgement_lines  # noqa: E402
+from evaluation.judging.verdicts import BUG, EXACT, STATUS, SUSPECT  # noqa: E402
 from evaluation.meta import (  # noqa: E402
     AnswerError,
     check_shared,
@@ -48,7 +60,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--max-print", type=int, default=20, help="differences printed for each file"
     )
+    add_flags(parser)
     args = parser.parse_args(argv)
+    check_flags(args)
     named = (args.file_path, args.jsonfile1, args.jsonfile2)
     if args.paths and any(named):
         parser.error("name the files either as arguments or with --jsonfile1 and --jsonfile2")
@@ -170,30 +184,57 @@ def print_result(result, max_print):
         print(f"  ... and {len(result['differences']) - max_print} more differences")
 
 
-def main():
-    """Compare, print, and return the exit status."""
-    args = parse_args()
-    decode = load_tokenizer(args.tokenizer_path).decode if args.tokenizer_path else None
-    base = read_answers(args.paths[0])
-    for message in base.warnings:
+def read_other(path, args):
+    """An AnswerFile and its warnings on stderr; with a target, any jsonl with ids or texts."""
+    answers = read_any(path) if args.model_path else read_answers(path)
+    for message in answers.warnings:
         warn(message)
-    results, refused = [], []
+    return answers
+
+
+def compare_all(args, base, decode):
+    """(results, refusals): every file compared and, with --model-path, judged; printed as it is."""
+    judge, results, refused = None, [], []
+    if args.model_path:
+        from evaluation.judging.judge import Judge
+
+        judge = Judge(args, base)
     for path in args.paths[1:]:
         try:
-            other = read_answers(path)
-            for message in other.warnings:
-                warn(message)
+            other = read_other(path, args)
             results.append(compare_files(base, other, args.allow, decode))
+            print_result(results[-1], args.max_print)
+            if judge:
+                found = results[-1]["judgement"] = judge.judge(other)
+                print(*judgement_lines(results[-1]["label"], found, args.max_print), sep="\n")
+                if found["proof_refused"]:
+                    raise AnswerError(found["proof_refused"])
         except AnswerError as error:
             print(f"equal.py: error: {error}", file=sys.stderr)
             refused.append(str(error))
-            continue
-        print_result(results[-1], args.max_print)
-    document = {"tool": "equal", "schema": 1, "baseline": base.label, "file": str(base.path)}
-    print(json.dumps({**document, "results": results, "not_compared": refused}))
+    return results, refused
+
+
+def exit_status(results, refused, judged):
+    """2 where a file was refused; else of the gravest file."""
     if refused:
         return 2
-    return 0 if all(result["equal"] for result in results) else 1
+    if not judged:
+        return 0 if all(result["equal"] for result in results) else 1
+    verdicts = {result["judgement"]["verdict"] for result in results}
+    return STATUS[BUG if BUG in verdicts else SUSPECT if SUSPECT in verdicts else EXACT]
+
+
+def main(argv=None):
+    """Compare, print, and return the exit status."""
+    args = parse_args(argv)
+    decode = load_tokenizer(args.tokenizer_path).decode if args.tokenizer_path else None
+    base = read_other(args.paths[0], args)
+    results, refused = compare_all(args, base, decode)
+    schema = 2 if args.model_path else 1
+    document = {"tool": "equal", "schema": schema, "baseline": base.label, "file": str(base.path)}
+    print(json.dumps({**document, "results": results, "not_compared": refused}))
+    return exit_status(results, refused, bool(args.model_path))
 
 
 if __name__ == "__main__":

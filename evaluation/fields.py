@@ -49,6 +49,16 @@ class Fields:
             self.refuse(name, "is no list of counts")
         return values
 
+    def step_counts(self, name):
+        """[T][steps] whole numbers, zero or more, or None where the field is absent."""
+        turns = self.turns(name)
+        for values in turns or ():
+            if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+                self.refuse(name, "is no list of counts a turn")
+            if min(values, default=0) < 0:
+                self.refuse(name, "holds a negative number")
+        return turns
+
     def seconds(self, name):
         """[T] finite times in seconds, zero or more."""
         values = self.turns(name)

@@ -76,8 +76,18 @@ def wall_ratios(method, base, mean=plain_mean):
             "mean_ratio": mean(method.speed) / mean(base.speed),
             "total_ratio": (mean(method.tokens) / mean(method.wall_s))
             / (mean(base.tokens) / mean(base.wall_s)),
-            "geometric_mean": np.exp(mean(np.log(method.speed / base.speed))),
+            "geometric_mean": np.exp(mean(finite_log(method.speed / base.speed))),
         }
+
+
+def finite_log(ratio):
+    """log of ratios [N]; of 0 a number that exp() takes to 0, so that a weight of 0 removes it."""
+    return np.maximum(np.log(ratio), -1e300)
+
+
+def decode_rows(method, base):
+    """[N] whether a question has a decode speed on both sides."""
+    return (method.steps > 0) & (base.steps > 0) & (method.decode_s > 0) & (base.decode_s > 0)
 
 
 def decode_ratios(method, base, mean=plain_mean):
@@ -89,7 +99,7 @@ def decode_ratios(method, base, mean=plain_mean):
     """
     if any(side.decode_s is None or side.accepted is None for side in (method, base)):
         return None
-    has = (method.steps > 0) & (base.steps > 0) & (method.decode_s > 0) & (base.decode_s > 0)
+    has = decode_rows(method, base)
     if not has.any():
         return None
     speed, base_speed = (
@@ -128,7 +138,8 @@ def bootstrap_intervals(ratios, method, base, resamples, seed, level=0.95):
     `ratios` is wall_ratios or decode_ratios. A resample in which a ratio is not defined (no
     question with a step was drawn) is dropped. One question alone has no interval: (None, None).
     """
-    if len(base.wall_s) < 2:
+    rows = decode_rows(method, base) if ratios is decode_ratios else base.wall_s > 0
+    if rows.sum() < 2:
         return {name: (None, None) for name in ratios(method, base)}
     means = resample_means(len(base.wall_s), resamples, seed)
     drawn = [ratios(method, base, mean) for mean in means]

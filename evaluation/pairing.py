@@ -59,7 +59,10 @@ def pair_questions(method, base, common=False):
         check_pair(ours, theirs, method, check_prompts)
         pairs.append((ours, theirs))
     if not pairs:
-        raise AnswerError(f"{method.path}: no question was answered in it and in {base.path}")
+        reasons = "".join(f"; {note}" for note in notes)
+        raise AnswerError(
+            f"{method.path}: no question was answered in it and in {base.path}{reasons}"
+        )
     return Pairing(pairs, notes, left_out)
 
 

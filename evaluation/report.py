@@ -3,6 +3,7 @@
 from evaluation.comparison import AGGREGATES, TASK_NAMES
 from evaluation.meta import describe
 from evaluation.metrics import identity_product
+from evaluation.roofline import bound_line, share_text
 
 NO_VALUE = "-"
 
@@ -46,8 +47,23 @@ def definition_lines(bootstrap):
         f"[ , ]     {bootstrap['level']:.0%} paired bootstrap over questions (percentile,"
         f" {bootstrap['resamples']} resamples, seed {bootstrap['seed']})",
         "accepted  mean tokens per step, bonus included: over all steps | over questions",
+        "bound     least time of a baseline's step: bytes of weights and KV / measured read"
+        " bandwidth; launch-bound: more than twice that",
         "",
     ]
+
+
+def row_label(side):
+    """A side's name, marked where compilations fell into its times."""
+    turns = side["recompiled_turns"]
+    noun = "turn" if turns == 1 else "turns"
+    return side["label"] + (f" (recompiled in {turns} {noun})" if turns else "")
+
+
+def runtime_text(side):
+    """'compile', or 'cudagraph (ran eager)' where the runtime asked for could not be had."""
+    asked, ran = side["runtime"], side["runtime_ran"]
+    return (asked or NO_VALUE) + (f" (ran {ran})" if ran not in (None, asked) else "")
 
 
 def heading_lines(result):
@@ -60,6 +76,11 @@ def heading_lines(result):
         rule = result["method"]["acceptance"]
         lines.append(f"  lossy: acceptance {rule}: the output may differ from the target's")
     lines += [f"  note: {note}" for note in result["notes"]]
+    for side in (result["method"], result["baseline"]):
+        if side["recompiled_turns"]:
+            lines.append(f"  note: {row_label(side)}: compiling stands inside the times of these")
+        if side["runtime_ran"] not in (None, side["runtime"]):
+            lines.append(f"  note: {side['label']}: runtime {runtime_text(side)}")
     return lines + [f"  differs in {describe(field)}" for field in result["allowed"]]
 
 
@@ -153,7 +174,8 @@ def report_lines(result, detail=False):
     lines = [*heading_lines(result), *task_lines(result)]
     if detail:
         lines += detail_lines(result)
-    lines += [identity_line(result), *throughput_lines(result), *compat_lines(result)]
+    lines += [identity_line(result), bound_line(result["baseline"]["label"], result["roofline"])]
+    lines += [*throughput_lines(result), *compat_lines(result)]
     return lines + facts_lines(result)
 
 
@@ -180,16 +202,44 @@ def summary_lines(results):
     columns = task_columns(results)
     columns = [c for c in columns if any(c[0] == r["task"] for x in results for r in x["tasks"])]
     header = ["speedup (mean ratio)", "questions", *(name for _, name in columns)]
-    header += ["accepted/step", "Overall"]
+    header += ["accepted/step", "Overall", "baseline of its bound"]
     rows = []
     for result in results:
         by_task = {row["task"]: row for row in result["tasks"]}
         overall = by_task["overall"]
-        cells = [result["method"]["label"], str(result["questions"])]
+        cells = [row_label(result["method"]), str(result["questions"])]
         cells += [fixed(mean_ratio(by_task.get(task))) for task, _ in columns]
         cells += [accepted_text(overall, "over_steps")]
-        rows.append([*cells, ratio_text(overall["speedup"]["mean_ratio"])])
+        cells += [ratio_text(overall["speedup"]["mean_ratio"]), share_text(result["roofline"])]
+        rows.append(cells)
     return table(header, rows)
+
+
+def profile_lines(results):
+    """One row a method: where its time goes, the price of verification, the break-even."""
+    header = ["profile", "draft", "verify", "commit", "rest", "rows", "verify ms", "price"]
+    header += ["break-even", "accepted", "above it", "harness"]
+    rows = []
+    for result in results:
+        found, shares = result["profile"], result["profile"]["shares"] or {}
+        cells = [row_label(result["method"])]
+        cells += [percent(shares.get(name)) for name in header[1:5]]
+        cells += [fixed(found["rows"], 0), fixed(found["verify_ms"]), fixed(found["price"], 2)]
+        cells += [fixed(found["break_even"], 2), fixed(found["accepted"], 2)]
+        cells += [NO_VALUE if found["pays"] is None else "yes" if found["pays"] else "no"]
+        rows.append([*cells, percent(result["method"]["harness_share"])])
+    return [
+        "draft ... rest: shares of the decode time; rows, verify ms: medians of a step; price:"
+        " verify ms / the baseline's, which reads one row",
+        "break-even: accept length at which the method is as fast as the baseline, prefill left"
+        " out; harness: share of the run outside timed regions",
+        *table(header, rows),
+    ]
+
+
+def percent(share):
+    """'12.3 %' of 0.123."""
+    return NO_VALUE if share is None else f"{100 * share:.1f} %"
 
 
 def mean_ratio(row):
@@ -202,16 +252,18 @@ def markdown_lines(results):
     columns = task_columns(results)
     header = ["Method", *(name for _, name in columns), "#Mean accepted tokens (over steps)"]
     header += ["Overall (mean ratio, 95 % interval)", "Questions", "Target", "Device", "Dtype"]
-    header += ["Temperature", "Batch", "Commit", "Answers (sha256)", "Baseline (sha256)"]
+    header += ["Temperature", "Batch", "Baseline of its bound"]
+    header += ["Commit", "Answers (sha256)", "Baseline (sha256)"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for result in results:
         by_task = {row["task"]: row for row in result["tasks"]}
         method, base, overall = result["method"], result["baseline"], by_task["overall"]
         ratios = (mean_ratio(by_task.get(task)) for task, _ in columns)
-        cells = [method["label"], *(NO_VALUE if r is None else f"{r:.2f}x" for r in ratios)]
+        cells = [row_label(method), *(NO_VALUE if r is None else f"{r:.2f}x" for r in ratios)]
         cells += [accepted_text(overall, "over_steps")]
         cells += [ratio_text(overall["speedup"]["mean_ratio"]), result["questions"]]
         cells += [method[key] for key in ("target", "device", "dtype", "temperature", "batch_size")]
+        cells += [share_text(result["roofline"])]
         cells += [short_commit(method["commit"]), file_cell(method), file_cell(base)]
         texts = (NO_VALUE if cell is None else str(cell) for cell in cells)
         lines.append("| " + " | ".join(text.replace("|", "/") for text in texts) + " |")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation import report, runs  # noqa: E402
+from evaluation import ladder, report, runs  # noqa: E402
 from evaluation.answers import read_answers  # noqa: E402
 from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
 from evaluation.comparison import compare  # noqa: E402
@@ -27,6 +27,22 @@ NEEDS_TOKENIZER = (
 def parse_args(argv=None):
     """The command line."""
     parser = Parser(__doc__)
+    add_files(parser)
+    add_report(parser)
+    args = parser.parse_args(argv)
+    if args.resamples < 1 or args.seed < 0:
+        parser.error("--resamples must be 1 or more and --seed 0 or more")
+    if args.markdown and args.mean_report:
+        parser.error("--markdown prints rows of one run, drop --mean-report")
+    if args.markdown and (args.ladder or args.profile):
+        parser.error("--markdown prints rows of the leaderboard alone, drop --ladder and --profile")
+    if args.mean_report and args.ladder:
+        parser.error("--ladder compares files of one run, drop --mean-report")
+    return args
+
+
+def add_files(parser):
+    """Flags that say which files are read and what may differ in them."""
     parser.add_argument("--file-path", nargs="+", required=True, help="answer files of the methods")
     parser.add_argument("--base-path", required=True, help="answer file of the baseline")
     parser.add_argument(
@@ -48,7 +64,24 @@ def parse_args(argv=None):
         "--common", action="store_true", help="compare the questions that both files have"
     )
     parser.add_argument(
+        "--ladder",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="answer files of further baselines, of any runtime: how good each is, and the"
+        " speedups against the best",
+    )
+
+
+def add_report(parser):
+    """Flags that say what is printed."""
+    parser.add_argument(
         "--detail", action="store_true", help="add total ratio and geometric mean of the speedups"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="add where the time goes, the price of verification and the break-even accept length",
     )
     parser.add_argument(
         "--spec-bench-compat",
@@ -58,12 +91,6 @@ def parse_args(argv=None):
     parser.add_argument("--markdown", action="store_true", help="print rows for Leaderboard.md")
     parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    args = parser.parse_args(argv)
-    if args.resamples < 1 or args.seed < 0:
-        parser.error("--resamples must be 1 or more and --seed 0 or more")
-    if args.markdown and args.mean_report:
-        parser.error("--markdown prints rows of one run, drop --mean-report")
-    return args
 
 
 def token_counter(args):
@@ -79,7 +106,9 @@ def token_counter(args):
 
 
 def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
-    """Read the files, compare each method with the baseline; returns (baseline, results).
+    """Read the files, compare each method with the baseline.
+
+    Returns (baseline, methods' files, results).
 
     first_base: the baseline of the first of several runs, whose shared settings this one must have.
     """
@@ -87,20 +116,21 @@ def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
     check_shared(base, first_base or base, args.allow)
     for message in base.warnings:
         warn(message)
-    results = []
+    methods, results = [], []
     for path in file_paths:
         method = base if Path(path) == Path(base_path) else read_answers(path)
         for message in method.warnings if method is not base else ():
             warn(message)
+        methods.append(method)
         results.append(
             compare(method, base, args.resamples, args.seed, args.allow, args.common, count_tokens)
         )
-    return base, results
+    return base, methods, results
 
 
 def single_report(args, count_tokens):
     """Print the tables of one run; return the JSON document's content."""
-    _, results = compare_files(args.file_path, args.base_path, args, count_tokens)
+    base, methods, results = compare_files(args.file_path, args.base_path, args, count_tokens)
     if args.markdown:
         print("\n".join(report.markdown_lines(results)))
     else:
@@ -109,14 +139,28 @@ def single_report(args, count_tokens):
             print("\n".join(report.report_lines(result, args.detail)) + "\n")
         if len(results) > 1:
             print("\n".join(report.summary_lines(results)) + "\n")
-    return {"results": results}
+    if args.profile:
+        print("\n".join(report.profile_lines(results)) + "\n")
+    if not args.ladder:
+        return {"results": results}
+    return {"results": results, "ladder": ladder_report(args, base, methods, results)}
+
+
+def ladder_report(args, base, methods, results):
+    """Print the ladder of baselines; return the JSON document's part."""
+    rungs = ladder.read_rungs(args.ladder, base)
+    for message in (message for rung in rungs if rung is not base for message in rung.warnings):
+        warn(message)
+    built = ladder.build(rungs, methods, base, args)
+    print("\n".join(ladder.ladder_lines(built, results)) + "\n")
+    return built
 
 
 def mean_report(args, count_tokens):
     """Print every run and the averages over the runs; return the JSON document's content."""
     folders, by_run, first_base = [], [], None
     for methods, base_path in runs.expand(args.file_path, args.base_path):
-        base, results = compare_files(methods, base_path, args, count_tokens, first_base)
+        base, _, results = compare_files(methods, base_path, args, count_tokens, first_base)
         first_base = first_base or base
         folders.append(base_path.parent)
         by_run.append(results)
@@ -125,6 +169,8 @@ def mean_report(args, count_tokens):
         print(f"== {folder}")
         for result in results:
             print("\n".join(report.report_lines(result, args.detail)) + "\n")
+        if args.profile:
+            print("\n".join(report.profile_lines(results)) + "\n")
     averages = [runs.average(results) for results in zip(*by_run)]
     for averaged in averages:
         print("\n".join(runs.average_lines(averaged)) + "\n")

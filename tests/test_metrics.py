@@ -125,6 +125,24 @@ def test_bootstrap_is_paired_seeded_and_right():
     assert first["mean_ratio"] == pytest.approx(np.percentile(plain, [2.5, 97.5]), rel=0.03)
 
 
+def test_a_question_without_tokens_stays_in_the_interval():
+    base = columns([4, 4], [1.0, 1.0])
+    method = columns([0, 8], [1.0, 1.0])
+    assert metrics.wall_ratios(method, base)["geometric_mean"] == 0
+    low, high = metrics.bootstrap_intervals(metrics.wall_ratios, method, base, 200, 0)[
+        "geometric_mean"
+    ]
+    assert low == 0 and high == pytest.approx(2)  # a resample may hold the other one twice
+
+
+def test_one_question_with_steps_has_no_decode_interval(tmp_path):
+    lines = [line(1, "writing", [([], [])]), method_lines()[1]]  # the first ends at the prefill
+    base = write(tmp_path / "base.jsonl", base_lines())
+    row = task(compared(write(tmp_path / "m.jsonl", lines), base), "overall")
+    assert row["decode_speedup"]["mean_ratio"] == {"value": 4.0, "low": None, "high": None}
+    assert row["speedup"]["mean_ratio"]["low"] is not None
+
+
 def test_throughput_of_batches(tmp_path):
     lines, base = method_lines(), base_lines()  # both questions in batch 0
     paths = (
