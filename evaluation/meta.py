@@ -82,11 +82,19 @@ def is_execution_field(dotted):
 
 
 def differing_fields(meta, base_meta):
-    """[(dotted name, value, baseline's value)] of the shared fields that differ."""
+    """[(dotted name, value, baseline's value)] of the shared fields that differ.
+
+    A field that one side lacks differs from a value, not from None: it was not asked for.
+    """
     ours, theirs = flatten(meta["shared"]), flatten(base_meta["shared"])
     names = list(theirs) + [name for name in ours if name not in theirs]
     pairs = ((name, ours.get(name, ABSENT), theirs.get(name, ABSENT)) for name in names)
-    return [(name, value, base) for name, value, base in pairs if value != base]
+    unset = (None, ABSENT)
+    return [
+        (name, value, base)
+        for name, value, base in pairs
+        if value != base and not (value in unset and base in unset)
+    ]
 
 
 def covers(allowed, dotted):
