@@ -15,12 +15,18 @@
 #   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space
 #           with MASK_ID 32002); its baseline is vanilla on that model, compared in a table of its own
 #   SPECDECPP  acceptance head of SPS: data/mini_models/specdecpp (another target: none)
+#   SD2     a draft model with exits: data/mini_models/sd2 (another target: parsakaveh/SD2-SoFT-Draft,
+#           with SD2_EXITS 6,9,12)
+#   SCALE_TO  7b, 13b, 70b, HxLxI: the target's twin of that size, drafts and heads with it (a GPU; nothing is fetched)
 #   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
 #   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2)
 #   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd)
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
+#   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
+# vanilla-compile, vanilla-cudagraph and vanilla-hf (transformers' generate) are further baselines, for the ladder.
+# Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -65,17 +71,20 @@ if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for 
     MEDUSA=${MEDUSA:-data/mini_models/medusa} HYDRA=${HYDRA:-data/mini_models/hydra}
     EAGLE=${EAGLE:-data/mini_models/eagle} EAGLE3=${EAGLE3:-data/mini_models/eagle3}
     SPECDECPP=${SPECDECPP:-data/mini_models/specdecpp} SPACE=${SPACE:-data/mini_models/space}
+    SD2=${SD2:-data/mini_models/sd2}
 else
     SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
     MEDUSA=${MEDUSA:-FasterDecoding/medusa-vicuna-7b-v1.3}
     HYDRA=${HYDRA:-ankner/hydra-vicuna-7b-v1.3}
     EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-} SPECDECPP=${SPECDECPP:-}
     [ -n "${SPACE:-}" ] || SPACE=AntMan/vicuna-v1.3-7b-space MASK_ID=${MASK_ID:-32002}
+    [ -n "${SD2:-}" ] || SD2=parsakaveh/SD2-SoFT-Draft SD2_EXITS=${SD2_EXITS:-6,9,12}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
-NAME=$(basename "$TARGET")
+[ "$TEMPERATURE" = 0 ] || JUDGE=  # sampled answers differ rightly: they are audited instead
+NAME=$(basename "$TARGET")${SCALE_TO:+-twin-$SCALE_TO}
 ANSWERS=data/$BENCH/model_answer
-INDEX=data/$BENCH/index/$NAME
+INDEX=data/$BENCH/index/$(basename "$TARGET")
 REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
@@ -87,7 +96,7 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags tha
         --model-path "$TARGET" --model-id "$NAME-$name-$DTYPE-temperature-$TEMPERATURE" \
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
-        --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" \
+        --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${ARGS:-} "$@"
 }
 
@@ -105,6 +114,9 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
 run_method() {
     case $1 in
         vanilla) run vanilla ;;
+        vanilla-compile) RUNTIME=compile run vanilla-compile ;;
+        vanilla-cudagraph) RUNTIME=cudagraph run vanilla-cudagraph ;;
+        vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run vanilla-hf --engine hf ;;
         pld) run pld ;;
         sps) run sps --drafter-path "$SPS" ;;
         lookahead) run lookahead ;;
@@ -131,6 +143,8 @@ run_method() {
             [ $status -le 1 ] || return $status
             run space --model-path "$SPACE" ${MASK_ID:+--mask-id $MASK_ID} || status=$?
             return $status ;;
+        sd2) run sd2 --drafter-path "$SD2" ${SD2_EXITS:+--exits "$SD2_EXITS"} ;;
+        sd2-chain) run sd2-chain --draft chain --drafter-path "$SD2" ${SD2_EXITS:+--exits "$SD2_EXITS"} ;;
         specexec) run specexec --drafter-path "$SPS" ;;
         specexec-specinfer) run specexec-specinfer --gen-type specinfer --drafter-path "$SPS" ;;
         *)
@@ -141,29 +155,50 @@ run_method() {
 }
 
 ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd medusa hydra eagle eagle2)
-ALL+=(specexec specexec-specinfer space)
+ALL+=(specexec specexec-specinfer sd2 sd2-chain space)
 [ -z "$EAGLE3" ] || ALL+=(eagle3)
 [ -z "$SPECDECPP" ] || ALL+=(specdecpp)
 failed=0
-FILES=()
+FILES=() RUNGS=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do
     [ ${#FILES[@]} -eq 0 ] || [ "$method" != vanilla ] || continue
     run_method "$method" || { [ $? -eq 1 ] && failed=1; } || exit 2
-    if [ "$method" = space ]; then SPACED=1; else FILES+=("$(answers_of "$method")"); fi
+    case $method in
+        space) SPACED=1 ;;
+        vanilla-*) RUNGS+=("$(answers_of "$method")") ;;
+        *) FILES+=("$(answers_of "$method")") ;;
+    esac
 done
 BASE=${FILES[0]} FILES=("${FILES[@]:1}")
 
 status=0
-compare() {  # compare BASE FILE...: the speedup table and the equality verdicts
-    local base=$1 own=0
-    shift
-    "$PYTHON" evaluation/speed.py --file-path "${@:-$base}" --base-path "$base"
-    "$PYTHON" evaluation/equal.py "$base" "${@:-$base}" || own=$?
-    [ $own -le $status ] || status=$own
+note_status() {  # note_status N: 2 (bad input) before 1 (a difference) before 3 (a suspicion)
+    local rank=(0 2 3 1)
+    [ "${rank[$1]:-3}" -le "${rank[$status]}" ] || status=$1
 }
-compare "$BASE" ${FILES[@]:+"${FILES[@]}"}
-[ -z "${SPACED:-}" ] || compare "$(answers_of vanilla-space)" "$(answers_of space)"
-if [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; then
-    [ $status -ne 1 ] || status=0  # half precision flips near-ties, sampling draws other tokens
+compare() {  # compare TARGET BASE FILE...: speedup table, what a step costs, verdicts
+    local target=$1 base=$2 own=0
+    shift 2
+    [ $# -gt 0 ] || set -- "$base"
+    "$PYTHON" evaluation/speed.py --profile --file-path "$@" --base-path "$base" \
+        ${RUNGS[@]:+--ladder "${RUNGS[@]}"}
+    "$PYTHON" evaluation/equal.py "$base" "$@" \
+        ${JUDGE:+--model-path "$target" --device "${DEVICE:-auto}"} \
+        ${JUDGE:+${NUM_THREADS:+--num-threads "$NUM_THREADS"}} || own=$?
+    if [ -z "${JUDGE:-}" ] && [ $own -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
+        own=0  # half precision flips near-ties, sampling draws other tokens
+    fi
+    note_status $own
+    if [ "$TEMPERATURE" != 0 ]; then
+        own=0
+        "$PYTHON" evaluation/audit_sampling.py "$base" "$@" || own=$?
+        note_status $own
+    fi
+}
+compare "$TARGET" "$BASE" ${FILES[@]:+"${FILES[@]}"}
+if [ -n "${SPACED:-}" ]; then
+    RUNGS=()
+    compare "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
 fi
-exit $((status > failed ? status : failed))
+[ $failed -eq 0 ] || note_status 1
+exit $status

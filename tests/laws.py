@@ -31,15 +31,15 @@ def p_value(counts, law) -> float:
     return stats.chi2.sf(statistic, len(counts) - 1)
 
 
-def detectable(num: int, cells: int) -> float:
-    """The total variation that `num` draws over `cells` cells find with chance POWER at LEVEL.
+def detectable(num: int, cells: int, level: float = LEVEL, power: float = POWER) -> float:
+    """The total variation that `num` draws over `cells` cells find with chance `power` at `level`.
 
     Whatever the bias looks like: by Cauchy-Schwarz its noncentrality is at least 4 num TV^2.
     """
     freedom = cells - 1
-    bound = stats.chi2.isf(LEVEL, freedom)
+    bound = stats.chi2.isf(level, freedom)
     noncentrality = optimize.brentq(
-        lambda shift: stats.ncx2.sf(bound, freedom, shift) - POWER, 1e-3, 1e6
+        lambda shift: stats.ncx2.sf(bound, freedom, shift) - power, 1e-3, 1e6
     )
     return (noncentrality / (4 * num)) ** 0.5
 

@@ -1,10 +1,9 @@
-"""State between questions: none when cold, the same beginning for every run when warm."""
+"""State between questions: the same beginning for every warm run. Cold ones: conformance/."""
 
 import random
 
 import pytest
 from harness_runs import COMMON, answer, questions_of, read, run, write
-from test_methods import METHODS, TINY_FLAGS, tiny_target
 
 from model.common import args as arguments
 
@@ -30,19 +29,6 @@ def shuffled_file(question_file, tmp_path_factory):
     questions = questions_of(question_file)
     random.Random(5).shuffle(questions)
     return write(tmp_path_factory.mktemp("shuffled") / "shuffled.jsonl", questions)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_cold_answers_do_not_depend_on_the_order(
-    model_dir, draft_dir, question_file, shuffled_file, tmp_path, method
-):
-    flags = TINY_FLAGS.get(method, lambda paths: [])({"target": model_dir, "draft": draft_dir})
-    model = tiny_target(method, model_dir)
-    one, other = (
-        facts(answer(method, model, file, tmp_path / f"{i}.jsonl", *flags))
-        for i, file in enumerate((question_file, shuffled_file))
-    )
-    assert one == other
 
 
 @pytest.mark.parametrize("method", WARM)

@@ -1,10 +1,11 @@
 """Train the mini target's draft heads: the methods' own trainers on one corpus with one budget.
 
-Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp space
+Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp space sd2 sd2_sft
         python data/mini_models/train_heads.py --num-threads 1 eagle --fresh
 Every head sees the same 15,000 invented conversations once; SpecDec++'s, which judges the drafts of
 the mini draft model, sees 2,500 four times, answered by the target itself; SPACE's model, which is
-the target with masks, sees fewer. Further flags go to the trainers. An interrupted run goes on from
+the target with masks, sees fewer; the sorted draft (sd2) and its control (sd2_sft) are models of
+their own and see it three times. Further flags go to the trainers. An interrupted run goes on from
 its last checkpoint.
 """
 
@@ -42,13 +43,18 @@ MASKS += ["--accumulate", "1", "--clip-norm", "1", "--scheme", "append", "--num-
 MASKS += ["--mask-prob", "1", "--mask-loss-weight", "0.5", "--learning-rate", "1e-3"]
 MASKS += ["--warmup", "0.05", "--min-rate", "0.05", "--num-tokens", "700000"]
 MASKS += ["--held-out", "0.01", "--eval-every", "200"]
+SORTED = ["--mixed-precision", "no", "--max-length", "512", "--batch-tokens", "1024"]
+SORTED += ["--accumulate", "2", "--hidden-size", "96", "--intermediate-size", "256"]
+SORTED += ["--num-heads", "3", "--learning-rate", "3e-3", "--warmup", "0.05", "--min-rate", "0.05"]
+SORTED += ["--num-tokens", "5000000", "--held-out", "0.01", "--eval-every", "250"]
+LOSSES = {"sd2": "soft", "sd2_sft": "sft"}
 
 
 def main():
     """Make the corpora where they are missing, then train one head after another."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "names", nargs="+", choices=[*OWN, "specdecpp", "space"], help="what to train"
+        "names", nargs="+", choices=[*OWN, "specdecpp", "space", *LOSSES], help="what to train"
     )
     parser.add_argument("--num-threads", default="2", help="CPU threads")
     args, rest = parser.parse_known_args()
@@ -58,8 +64,10 @@ def main():
             train_acceptance(threads, rest)
             continue
         corpus(CORPUS, NUM_CONVERSATIONS)
-        own = [*CPU, *MASKS] if name == "space" else [*SHARED, *OWN[name]]
-        command = [f"model.{name}.train", *own, "--model-path", MINI / "target"]
+        own = [*CPU, *MASKS] if name == "space" else [*SHARED, *OWN.get(name, [])]
+        if name in LOSSES:
+            own = [*CPU, *SORTED, "--loss", LOSSES[name]]
+        command = [f"model.{name.split('_')[0]}.train", *own, "--model-path", MINI / "target"]
         command += ["--data", CORPUS, "--output", MINI / name, *threads, *rest]
         run("-m", *command)
 

@@ -1,0 +1,262 @@
+"""The methods under test, each with a tiny target in float64 whose text it can predict.
+
+A vocabulary of 16 tokens, a pull to token 0 and embeddings that are heard make greedy answers of
+cycles and runs: random heads, copied text and a noisy draft model all hit paths of several tokens,
+while the changes between cycles hang on the attention. The tokenizer knows 14 of the 16 tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from conftest import FAMILIES, make_model
+from test_methods import METHODS, TINY_FLAGS, TINY_LAYERS
+
+from model.common import args as arguments
+from model.common.decode import StopRules, generate
+from model.common.sampling import Sampler
+from model.common.target import Target
+
+VOCAB, KNOWN, EOS = 16, 14, 1  # ids of the model, of the tokenizer; the tokenizer's end
+LETTERS = "etaoinsrhlu:"
+CONTEXT = 96
+LENGTH = 28  # tokens of the known answers
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": False,
+}
+CHAIN = ["--draft", "chain"]
+# further ways to run a method, beside its defaults: {method: {name: flags}}; the path of a draft
+# model is filled in
+VARIANTS = {
+    "lookahead": {"prompt-ngrams": lambda paths: ["--prompt-ngrams"]},
+    "sd2": {"chain": lambda paths: ["--drafter-path", "", "--exits", "1,2,3", *CHAIN]},
+    "samd": {"recycling": lambda paths: ["--auxiliary", "recycling"]},
+    "specexec": {
+        "specinfer": lambda paths: [
+            *["--drafter-path", "", "--gen-type", "specinfer"],
+            *["--max-num-beams", "3", "--max-beam-len", "4"],
+        ]
+    },
+    "sps": {
+        "confidence": lambda paths: [*TINY_FLAGS["sps"](paths), "--schedule", "confidence"],
+    },
+}
+
+
+def make_prompts(num: int = 4) -> list[list[int]]:
+    """Ragged prompts with token 0 in them, and ids that the tokenizer does not know."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 19, 11, 2, 30, 7][:num]
+    return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+PROMPTS = make_prompts()
+_folders: list = []  # kept until the process ends
+
+
+def new_folder() -> str:
+    """A folder that is removed when the tests end."""
+    _folders.append(tempfile.TemporaryDirectory(prefix="conformance-"))
+    return _folders[-1].name
+
+
+def make_lively(family="llama", noise=0.0, **shape):
+    """A random model of float64 with predictable greedy answers; noise: of a draft model's."""
+    model = make_model(family, 0, 0.25, torch.float64, **{**SHAPE, **shape})
+    pull = torch.full((SHAPE["hidden_size"],), SHAPE["hidden_size"] ** -0.5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name and "gemma" not in family:  # gemma's norms add the 1 themselves
+                weight.add_(1)
+        embedding = model.get_input_embeddings().weight
+        embedding.mul_(4).add_(3 * pull)
+        if "gemma" in family:  # which multiplies them itself
+            embedding.mul_(SHAPE["hidden_size"] ** -0.5)
+        model.get_output_embeddings().weight[0] += 1.2 * pull
+        for weight in model.parameters():
+            own = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.add_(noise * weight.std() * own)
+    return model.requires_grad_(False)
+
+
+def make_tokenizer():
+    """A letter a token, everything else dropped; ids 14 and 15 of the model are no tokens of it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *LETTERS])}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert len(tokenizer) == KNOWN
+    return tokenizer
+
+
+@functools.cache
+def model_dir(layers: int, noise: float = 0.0) -> str:
+    """A checkpoint directory of the tiny target, or of a noisy copy as its draft model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = new_folder()
+    model = make_lively(noise=noise, num_hidden_layers=layers)
+    model.set_attn_implementation("eager")
+    model.generation_config.eos_token_id = EOS
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+class World:
+    """A tiny target and what transformers' own class says about it, read without a cache."""
+
+    def __init__(self, family: str, layers: int):
+        kinds = FAMILIES[family].get("layer_types", [])
+        shape = {"num_hidden_layers": layers}
+        if kinds:
+            shape["layer_types"] = (kinds * layers)[:layers]
+        self.target = Target(make_lively(family, **shape))
+        self.plain = make_lively(family, **shape)
+        self.plain.set_attn_implementation("eager")
+        self.paths = {"target": model_dir(layers), "draft": model_dir(layers, 0.1)}
+        self.tokenizer = make_tokenizer()
+        self._answers: dict = {}
+
+    @torch.inference_mode()
+    def logits(self, sequences: list[list[int]]) -> torch.Tensor:
+        """After each sequence, [N, V]; right-padded, which a causal model does not see."""
+        longest = max(map(len, sequences))
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences])
+        last = torch.tensor([len(ids) - 1 for ids in sequences])
+        return self.plain(input_ids=ids, use_cache=False).logits[torch.arange(len(ids)), last]
+
+    def answer(self, prompt: list[int], length: int = LENGTH) -> list[int]:
+        """Greedy ids, the first of equals; at most to the end of the context."""
+        length = min(length, CONTEXT - len(prompt))
+        ids = self._answers.setdefault(tuple(prompt), [])
+        while len(ids) < length:
+            (scores,) = self.logits([prompt + ids])
+            ids.append(int((scores == scores.max()).nonzero()[0]))
+        return ids[:length]
+
+    def forget(self) -> None:
+        """Forget the answers, where a test has changed the model."""
+        self._answers.clear()
+
+
+@functools.cache
+def world_of(family: str = "llama", layers: int = 3) -> World:
+    """One of a family and depth, shared by all cases."""
+    return World(family, layers)
+
+
+@functools.cache
+def own_store(model_path: str) -> str:
+    """A REST datastore of some of the tiny target's answers, as far as the tokenizer knows them."""
+    from model.rest.build_datastore import main as build_datastore
+
+    folder, words = Path(new_folder()), ["<s>", "</s>", *LETTERS]
+    answers = [world_of().answer(prompt) for prompt in make_prompts(6)]
+    texts = ["".join(words[token] for token in ids if token < KNOWN) for ids in answers]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "corpus.jsonl").write_text(lines, encoding="utf-8")
+    argv = ["--model-path", model_path, "--input", str(folder / "corpus.jsonl")]
+    build_datastore([*argv, "--output", str(folder / "store")])
+    return str(folder / "store")
+
+
+# in place of TINY_FLAGS, where these would hardly ever hit
+OWN_FLAGS = {"rest": lambda paths: ["--datastore-path", own_store(paths["target"])]}
+
+
+class Case:
+    """A method with its flags, built once for its tiny target."""
+
+    def __init__(self, method: str, variant: str = "", family: str = "llama", world=None):
+        self.method, self.variant = method, variant
+        self.world = world or world_of(family, TINY_LAYERS.get(method, 3))
+        flags = {**TINY_FLAGS, **OWN_FLAGS}.get(method, lambda _: [])
+        if variant:
+            flags = VARIANTS[method][variant]
+        self.flags = list(flags(self.world.paths))
+        if "--drafter-path" in self.flags:  # any draft model is the one that knows the vocabulary
+            self.flags[self.flags.index("--drafter-path") + 1] = self.world.paths["draft"]
+        self.target = self.world.target
+
+    def __repr__(self):
+        return "-".join(filter(None, (self.method, self.variant)))
+
+    @functools.cached_property
+    def drafter(self):
+        """The one that all checks share."""
+        return self.build()
+
+    @functools.cached_property
+    def alone(self):
+        """Greedy turns of PROMPTS, one at a time."""
+        return self.decode(PROMPTS, batch=1)
+
+    @functools.cached_property
+    def together(self):
+        """The same in one batch."""
+        return self.decode(PROMPTS)
+
+    @property
+    def script(self):
+        """The method's inference module."""
+        return importlib.import_module(f"model.{self.method}.inference_{self.method}")
+
+    def build(self):
+        """A new drafter, as the method's command builds it."""
+        script = self.script
+        parser = arguments.make_parser(self.method, script.__doc__, script.add_args)
+        args = parser.parse_args(["--model-path", self.world.paths["target"], *self.flags])
+        args.dtype, args.device = "float64", "cpu"
+        return script.build(args, self.target)
+
+    def decode(self, prompts, limit=LENGTH, batch=None, stop=None, drafter=None, **sampling):
+        """Turns of all prompts, decoded `batch` at a time (default: together).
+
+        sampling: sampler (default: greedy) and seeds, one a prompt.
+        """
+        batch, turns = batch or len(prompts), []
+        sampler = sampling.get("sampler") or Sampler()
+        seeds = sampling.get("seeds") or list(range(len(prompts)))
+        drafter, stop = drafter or self.drafter, stop or StopRules()
+        for begin in range(0, len(prompts), batch):
+            part = slice(begin, begin + batch)
+            turns += generate(
+                self.target, drafter, prompts[part], sampler, seeds[part], stop, limit
+            )
+        return turns
+
+
+@functools.cache
+def case(method: str, variant: str = "", family: str = "llama") -> Case:
+    """One of each, shared by all tests of a process."""
+    return Case(method, variant, family)
+
+
+CASES = [(method, variant) for method in METHODS for variant in ("", *VARIANTS.get(method, {}))]

@@ -1,0 +1,274 @@
+"""Planted defects: each is a way to be wrong that has been seen in speculative decoders.
+
+A defect is a function that patches the project through pytest's MonkeyPatch. EXPECTED names, for
+each, the checks that have to turn red and the case in which.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from conformance import greedy, law, runs
+from model.common import verify
+from model.common.conversation import Conversation
+from model.common.decode import StopRules
+from model.common.drafter import Draft
+from model.common.kv_cache import KVCache
+from model.common.prompts import Prompter
+from model.common.sampling import TARGET, Sampler, draw
+from model.common.target import Target
+from model.nasd.drafter import NASDRow, NGramStore
+from model.sps.drafter import SpSDrafter
+
+# --- acceptance rules ---
+
+
+def typical_called_exact(patch):
+    """Whatever the target finds likely enough is accepted (Medusa's rule)."""
+    rule = verify.choose
+
+    def lossy(sampler, draft, typical=None):
+        return rule(sampler, draft, None if sampler.greedy else (0.09, 0.3))
+
+    patch.setattr(verify, "choose", lossy)
+
+
+def unwarped_bonus(patch):
+    """The token behind a fully accepted draft is drawn at temperature 1 without top-p."""
+    rule = verify.rejection
+
+    def forgetful(logits, draft, warp, uniforms):
+        accepted = rule(logits, draft, warp, uniforms)
+        full = accepted.count == logits.shape[1]
+        bonus = draw(logits[:, -1].softmax(-1), uniforms[:, -1])
+        last = accepted.successors[:, -1]
+        accepted.successors[:, -1] = torch.where(full, bonus, last)
+        return accepted
+
+    patch.setattr(verify, "rejection", forgetful)
+
+
+def unwarped_everything(patch):
+    """The rule of point guesses draws from the plain softmax."""
+    rule = verify.token_matching
+
+    def plain(logits, draft, warp, uniforms):
+        return rule(logits, draft, lambda scores: scores.softmax(-1), uniforms)
+
+    patch.setattr(verify, "token_matching", plain)
+
+
+def forgotten_residual(patch):
+    """What replaces a refused token is drawn from p, not from the rest of p over q."""
+    patch.setattr(verify, "_residual", lambda target, proposal: target)
+
+
+def shared_uniforms(patch):
+    """The drafter draws with the numbers that the rule decides with."""
+    uniform = Sampler.uniform
+
+    def same(self, num, purpose, first=0):
+        return uniform(self, num, TARGET, first)
+
+    patch.setattr(Sampler, "uniform", same)
+
+
+def last_of_equals(patch):
+    """The argmax takes the last of equally good tokens."""
+
+    def last(logits):
+        return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
+
+    patch.setattr(verify, "best_id", last)
+
+
+def second_best_will_do(patch):
+    """Greedy acceptance of a drafted token that is among the two best."""
+    rule = verify.greedy
+
+    def lenient(logits, draft):
+        if draft.tokens.shape[1] == 0:
+            return rule(logits, draft)
+        rows = torch.arange(len(logits)).unsqueeze(1)
+        parents = verify._parents(draft)
+        second = logits.topk(2, dim=-1).indices[..., 1][rows, parents]
+        wanted = torch.where(second == draft.tokens, parents, -1)
+        raised = logits.clone()
+        for row, node in (wanted >= 0).nonzero().tolist():
+            raised[row, parents[row, node], draft.tokens[row, node]] = float("inf")
+        return rule(raised, draft)
+
+    patch.setattr(verify, "greedy", lenient)
+
+
+# --- stop rules ---
+
+
+def peeking_stop(patch):
+    """A drafter takes its last token back where it finds that token unlikely."""
+    propose = SpSDrafter.propose
+
+    def peeking(self):
+        draft = propose(self)
+        if draft.probs is None:
+            return draft
+        tokens = draft.tokens.clone()
+        last = (tokens >= 0).sum(1, keepdim=True).clamp(min=1) - 1
+        token = tokens.gather(1, last)
+        index = last.unsqueeze(2).expand(-1, -1, draft.probs.shape[2])
+        chance = draft.probs.gather(1, index).squeeze(1).gather(1, token.clamp(min=0))
+        tokens.scatter_(1, last, torch.where(chance < 0.5, -1, token))
+        return Draft.chain(tokens, draft.probs)
+
+    patch.setattr(SpSDrafter, "propose", peeking)
+
+
+def forgotten_ends(patch):
+    """EOS and stop strings are looked for behind a step's last token only."""
+    cut = StopRules.cut
+
+    def late(self, ids, new, limit):
+        kept = min(new, limit - (len(ids) - new))
+        return kept, cut(self, ids[: len(ids) - new + kept], 1, limit)[1]
+
+    patch.setattr(StopRules, "cut", late)
+
+
+def forgotten_limit(patch):
+    """An answer ends with the step that reaches the limit, whole as it is."""
+    cut = StopRules.cut
+
+    def late(self, ids, new, limit):
+        kept, reason = cut(self, ids, new, 10**6)
+        return kept, reason or ("length" if len(ids) >= limit else "")
+
+    patch.setattr(StopRules, "cut", late)
+
+
+# --- cache, mask, positions ---
+
+
+def shifted_cache(patch):
+    """Committed rows are taken one row too early."""
+    commit = KVCache.commit
+
+    def shifted(self, path, count):
+        if path is not None:
+            path = torch.where(path > 0, path - 1, path)
+        commit(self, path, count)
+
+    patch.setattr(KVCache, "commit", shifted)
+
+
+def stale_rows(patch):
+    """A path's rows stay where they were drafted: refused ones stand in their places."""
+    commit = KVCache.commit
+    patch.setattr(KVCache, "commit", lambda self, path, count: commit(self, None, count))
+
+
+def batch_keeps_the_longest(patch):
+    """Every row of a batch keeps as many cache rows as the one that accepted most."""
+    commit = KVCache.commit
+
+    def longest(self, path, count):
+        commit(self, path, torch.where(count > 0, count.max(), count))
+
+    patch.setattr(KVCache, "commit", longest)
+
+
+def read_wrapped(patch, change):
+    """Have the target's read() see change(known, depths) of every tree."""
+    read = Target.read
+
+    def changed(self, tokens, known, depths, *more, **named):
+        if known is not None:
+            known, depths = change(known, depths)
+        return read(self, tokens, known, depths, *more, **named)
+
+    patch.setattr(Target, "read", changed)
+
+
+def seen_siblings(patch):
+    """The tree mask lets a row read its siblings."""
+
+    def with_siblings(known, depths):
+        above = known & ~torch.eye(known.shape[-1], dtype=torch.bool)
+        siblings = (above.unsqueeze(-2) == above.unsqueeze(-3)).all(-1)
+        return known | siblings, depths
+
+    read_wrapped(patch, with_siblings)
+
+
+def positions_off_by_one(patch):
+    """Nodes of a tree sit one position behind their own."""
+    read_wrapped(patch, lambda known, depths: (known, depths + (depths > 0)))
+
+
+# --- state ---
+
+
+def leaking_drafter(patch):
+    """A cold method keeps its n-grams from question to question."""
+    start = NASDRow.start
+
+    def leaking(self, ids):
+        self.shared = getattr(self, "store", None) or NGramStore(self.n, self.min_context)
+        start(self, ids)
+
+    patch.setattr(NASDRow, "start", leaking)
+
+
+def forgotten_answer(patch):
+    """The second prompt has the first question, but not the answer to it."""
+    render = Prompter.render
+    patch.setattr(
+        Prompter, "render", lambda self, turns, answers: render(self, turns, [""] * len(answers))
+    )
+
+
+def seeds_by_order(patch):
+    """What is drawn depends on how many questions the process has answered."""
+    calls = itertools.count()
+    patch.setattr(Conversation, "seed", lambda self, seed, index, turn: next(calls))
+
+
+# --- what has to turn red ---
+
+EXPECTED = [  # (defect, check, method, variant)
+    (typical_called_exact, law.check_law, "medusa", ""),
+    (typical_called_exact, law.check_law, "eagle2", ""),
+    (unwarped_bonus, law.check_law, "sps", ""),
+    (unwarped_everything, law.check_law, "pld", ""),
+    (unwarped_everything, law.check_law, "vanilla", ""),
+    (forgotten_residual, law.check_law, "sps", ""),
+    (forgotten_residual, law.check_law, "eagle", ""),
+    (shared_uniforms, law.check_law, "sps", ""),
+    (peeking_stop, law.check_law, "sps", ""),
+    (last_of_equals, greedy.check_ties, "vanilla", ""),
+    (last_of_equals, greedy.check_ties, "medusa", ""),
+    (second_best_will_do, greedy.check_exact, "recycling", ""),
+    (second_best_will_do, greedy.check_exact, "nasd", ""),
+    (forgotten_ends, greedy.check_eos, "recycling", ""),
+    (forgotten_ends, greedy.check_ragged, "lookahead", ""),
+    (forgotten_ends, greedy.check_stop_strings, "sps", ""),
+    (forgotten_limit, greedy.check_limits, "nasd", ""),
+    (forgotten_limit, greedy.check_full_context, "recycling", ""),
+    (shifted_cache, greedy.check_logits, "medusa", ""),
+    (shifted_cache, greedy.check_exact, "recycling", ""),
+    (stale_rows, greedy.check_logits, "recycling", ""),
+    (stale_rows, greedy.check_exact, "lookahead", ""),
+    (batch_keeps_the_longest, greedy.check_exact, "sps", ""),
+    (batch_keeps_the_longest, greedy.check_ragged, "recycling", ""),
+    (batch_keeps_the_longest, greedy.check_empty, "nasd", ""),
+    (seen_siblings, greedy.check_logits, "medusa", ""),
+    (seen_siblings, greedy.check_exact, "recycling", ""),
+    (positions_off_by_one, greedy.check_logits, "medusa", ""),
+    (positions_off_by_one, greedy.check_exact, "recycling", ""),
+    (leaking_drafter, greedy.check_memory, "nasd", ""),
+    (leaking_drafter, runs.check_order, "nasd", ""),
+    (forgotten_answer, runs.check_two_turns, "vanilla", ""),
+    (seeds_by_order, runs.check_order, "vanilla", ""),
+    (seeds_by_order, runs.check_resume, "vanilla", ""),
+]
