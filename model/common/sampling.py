@@ -13,6 +13,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from model.common.ranking import best_id
+
 TARGET, DRAFT = 0, 1  # purposes: the acceptance rule's and the drafter's uniform of a position
 
 
@@ -122,5 +124,5 @@ class Sampler:
     def first_token(self, logits: Tensor) -> Tensor:
         """The prefill's token, [B] from [B, V]."""
         if self.greedy:
-            return logits.argmax(-1)
+            return best_id(logits)
         return draw(self.warp(logits), self.uniform(1, TARGET).squeeze(1))
