@@ -25,6 +25,7 @@
 #   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd)
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
+#   PAIRED  set: every method decodes the baseline beside it, question by question, and is compared with that
 # vanilla-compile, vanilla-cudagraph and vanilla-hf (transformers' generate) are further baselines, for the ladder.
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
@@ -97,7 +98,8 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags tha
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
-        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${ARGS:-} "$@"
+        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} \
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired) ${ARGS:-} "$@"
 }
 
 index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
@@ -180,8 +182,12 @@ compare() {  # compare TARGET BASE FILE...: speedup table, what a step costs, ve
     local target=$1 base=$2 own=0
     shift 2
     [ $# -gt 0 ] || set -- "$base"
-    "$PYTHON" evaluation/speed.py --profile --file-path "$@" --base-path "$base" \
-        ${RUNGS[@]:+--ladder "${RUNGS[@]}"}
+    if [ -n "${PAIRED:-}" ] && [ "$*" != "$base" ]; then
+        "$PYTHON" evaluation/speed.py --profile --file-path "$@" --paired
+    else
+        "$PYTHON" evaluation/speed.py --profile --file-path "$@" --base-path "$base" \
+            ${RUNGS[@]:+--ladder "${RUNGS[@]}"}
+    fi
     "$PYTHON" evaluation/equal.py "$base" "$@" \
         ${JUDGE:+--model-path "$target" --device "${DEVICE:-auto}"} \
         ${JUDGE:+${NUM_THREADS:+--num-threads "$NUM_THREADS"}} || own=$?

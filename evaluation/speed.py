@@ -4,6 +4,7 @@ Everything is computed from the answer files; metrics.py defines each number. Fi
 differ in a shared setting are refused. The last line of stdout is the report as one JSON document.
 
 Run:  python evaluation/speed.py --file-path ANSWERS/pld.jsonl --base-path ANSWERS/vanilla.jsonl
+      python evaluation/speed.py --file-path ANSWERS/pld.jsonl ANSWERS/sps.jsonl --paired
 """
 
 import json
@@ -38,13 +39,23 @@ def parse_args(argv=None):
         parser.error("--markdown prints rows of the leaderboard alone, drop --ladder and --profile")
     if args.mean_report and args.ladder:
         parser.error("--ladder compares files of one run, drop --mean-report")
+    if args.paired == bool(args.base_path):
+        parser.error("either --base-path or --paired says what the baseline is")
+    if args.paired and (args.ladder or args.mean_report):
+        parser.error("--paired has a baseline a file, drop --ladder and --mean-report")
     return args
 
 
 def add_files(parser):
     """Flags that say which files are read and what may differ in them."""
     parser.add_argument("--file-path", nargs="+", required=True, help="answer files of the methods")
-    parser.add_argument("--base-path", required=True, help="answer file of the baseline")
+    parser.add_argument("--base-path", help="answer file of the baseline")
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="every file against the baseline that its --paired run decoded beside it"
+        " (NAME-paired-baseline.jsonl)",
+    )
     parser.add_argument(
         "--tokenizer-path", help="the target's tokenizer; only --spec-bench-compat needs it"
     )
@@ -110,15 +121,18 @@ def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
 
     Returns (baseline, methods' files, results).
 
-    first_base: the baseline of the first of several runs, whose shared settings this one must have.
+    base_path: None = the one beside each file; first_base: the baseline of the first of several
+    runs, whose shared settings every other must have.
     """
-    base = read_answers(base_path)
-    check_shared(base, first_base or base, args.allow)
-    for message in base.warnings:
-        warn(message)
-    methods, results = [], []
+    base, methods, results = None, [], []
     for path in file_paths:
-        method = base if Path(path) == Path(base_path) else read_answers(path)
+        if base is None or base_path is None:
+            base = read_answers(base_path or paired_path(path))
+            first_base = first_base or base
+            check_shared(base, first_base, args.allow)
+            for message in base.warnings:
+                warn(message)
+        method = base if Path(path) == base.path else read_answers(path)
         for message in method.warnings if method is not base else ():
             warn(message)
         methods.append(method)
@@ -126,6 +140,12 @@ def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
             compare(method, base, args.resamples, args.seed, args.allow, args.common, count_tokens)
         )
     return base, methods, results
+
+
+def paired_path(path):
+    """The baseline's file beside a method's, as a --paired run names it."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}-paired-baseline.jsonl")
 
 
 def single_report(args, count_tokens):

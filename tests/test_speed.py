@@ -242,3 +242,30 @@ def test_help_is_quick():
         assert speed("--help").returncode == 0
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1  # about 0.15 s where nothing else runs
+
+
+def test_paired_takes_the_baseline_beside_each_file(tmp_path):
+    method, base = write_pair(tmp_path)
+    other = write(tmp_path / "other.jsonl", method_lines(), meta("m"))
+    slow = [{**record, "choices": slower(record["choices"])} for record in base_lines()]
+    base.rename(method.with_name(f"{method.stem}-paired-baseline.jsonl"))
+    beside = base.with_name(f"{base.stem}.meta.json")
+    beside.rename(method.with_name(f"{method.stem}-paired-baseline.meta.json"))
+    done = speed("--file-path", method, other, "--paired")
+    assert_refused(done, "other-paired-baseline.jsonl")
+    write(tmp_path / "other-paired-baseline.jsonl", slow, meta("base"))
+    done = speed("--file-path", method, other, "--paired")
+    assert done.returncode == 0, done.stderr
+    ratios = [
+        task(result, "overall")["speedup"]["mean_ratio"]["value"]
+        for result in last_json(done)["results"]
+    ]
+    assert ratios[1] == pytest.approx(2 * ratios[0])
+    both = speed("--file-path", method, "--base-path", base, "--paired")
+    assert_refused(both, "either --base-path or --paired")
+    assert_refused(speed("--file-path", method), "either --base-path or --paired")
+
+
+def slower(choices):
+    """Choices of half the speed."""
+    return [{**choice, "wall_time": [2 * s for s in choice["wall_time"]]} for choice in choices]
