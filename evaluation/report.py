@@ -68,9 +68,10 @@ def runtime_text(side):
 
 def heading_lines(result):
     """What is compared, and what a reader must know of it."""
+    plural = "question" if result["questions"] == 1 else "questions"
     lines = [
         f"{result['method']['label']} against {result['baseline']['label']}:"
-        f" {result['questions']} questions paired by question_id"
+        f" {result['questions']} {plural} paired by question_id"
     ]
     if result["method"]["lossy"]:
         rule = result["method"]["acceptance"]

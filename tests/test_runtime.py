@@ -1,5 +1,6 @@
 """runtime.py: compiled and captured steps give the eager ids; the bookkeeping of graphs."""
 
+import re
 import shutil
 
 import pytest
@@ -18,11 +19,14 @@ from oracle import (
     outputs,
 )
 
-from model.common.drafter import EmptyDrafter
+from model.common.drafter import Draft, EmptyDrafter, Needs
 from model.common.runtime import Eager, Graphs, make_runtime
 from model.common.target import Target
 
 PROMPTS = make_prompts(4)
+needs_compiler = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="torch.compile needs a C compiler"
+)
 
 
 class FakeCapture:
@@ -235,7 +239,7 @@ def test_cudagraph_without_cuda_says_so_once(capsys, monkeypatch):
     assert outputs(decode(target, Chain(known), PROMPTS)) == [ids[:24] for ids in known]
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
+@needs_compiler
 def test_compiled_steps_give_the_eager_ids():
     """About half a minute, nearly all of it in the compiler; nothing is compiled twice."""
     model = make_model("llama", 3, 0.3, num_hidden_layers=1)
@@ -251,6 +255,42 @@ def test_compiled_steps_give_the_eager_ids():
         turns = decode(target, new_drafter(kind, plain), PROMPTS[:1])
         assert outputs(turns) == [plain[0][:24]]
     assert target.runtime.compilations == compiled
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 3])
+def test_compiled_steps_write_the_cache_in_place(batch):
+    """No loop of a step's code is as long as the columns of a head: nothing copies the cache."""
+    from torch._inductor import config
+    from torch._inductor.utils import run_and_get_code
+
+    target = Target(make_model("llama"), "compile")
+    ids = torch.tensor([[3, 4, 5]] * batch)
+    target.prefill(ids, [3] * batch, 4096, Needs())
+    keys = target.cache.layers[0][0]
+    draft = Draft.chain(ids.new_zeros(batch, 2))
+    with config.patch(fx_graph_cache=False):  # else there may be no code to see
+        _, codes = run_and_get_code(target.forward, ids[:, 0], draft, 4)
+    bounds = [
+        int(n) for code in codes for n in re.findall(r"<static_cast<int64_t>\((\d+)L\)", code)
+    ]
+    assert len(bounds) > 20 and max(bounds) < keys.shape[2] * keys.shape[3]
+
+
+@needs_compiler
+def test_models_of_one_class_have_graphs_of_their_own():
+    """Weights are not asked for, so that nothing else tells two models of equal shapes apart."""
+    ids = torch.tensor([[3, 4, 5]])
+    found = []
+    for seed in (0, 1):
+        model = make_model("llama", seed)
+        pair = Target(model, "eager"), Target(model, "compile")
+        for target in pair:
+            target.prefill(ids, [3], 64, Needs())
+        rows = [t.forward(ids[:, 0], Draft.chain(ids[:, :2]), 4)[0] for t in pair]
+        assert torch.allclose(*rows, atol=1e-5)
+        found.append(rows[1].clone())
+    assert not torch.allclose(*found, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,8 @@ repeat.
 
 from __future__ import annotations
 
+import collections
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class KVCache:
         self.batch, self.capacity = batch, capacity
         self.layer_devices = layer_devices
         self.storage: list[Tensor] = []  # one per device, [layers there, 2, B, H, capacity, D]
-        self.place: list[tuple[int, int]] = []  # layer -> (storage, index in it)
+        self.layers: list[tuple] = []  # keys and values of every layer, views of the storage
         self.length = torch.zeros(batch, dtype=torch.long, device=layer_devices[0])
         self.slots, self.view = None, 0
 
@@ -35,28 +37,30 @@ class KVCache:
                 f"layer {layer}: keys {tuple(key.shape)} and values {tuple(value.shape)} differ in "
                 "shape; such attention is not supported"
             )
-        devices = list(dict.fromkeys(self.layer_devices))
-        counts = [0] * len(devices)
-        for device in self.layer_devices:
-            which = devices.index(device)
-            self.place.append((which, counts[which]))
-            counts[which] += 1
+        counts = collections.Counter(self.layer_devices)
         _, heads, _, dim = key.shape
         shape = (2, self.batch, heads, self.capacity, dim)
         self.storage = [
             torch.zeros((count, *shape), dtype=key.dtype, device=device)
-            for count, device in zip(counts, devices)
+            for device, count in counts.items()
         ]
+        self._view_layers()
+
+    def _view_layers(self) -> None:
+        """Give every layer views of its own; made once, so that a compiler takes them for inputs.
+
+        It keeps a single write to an input in place. Of a tensor that all layers write to, one
+        after another, it makes a copy before the first and copies it back after the last.
+        """
+        left = dict(zip(dict.fromkeys(self.layer_devices), map(iter, self.storage)))
+        self.layers = [tuple(next(left[device]).unbind(0)) for device in self.layer_devices]
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
         """Write rows [B, H, r, D] at their slots; return the layer's viewed keys and values."""
         if not self.storage:
             self._allocate(key, value, layer)
-        which, index = self.place[layer]
+        keys, values = self.layers[layer]
         slots = self.slots if self.slots.device == key.device else self.slots.to(key.device)
-        if torch.compiler.is_compiling():
-            return self._update_whole(self.storage[which], index, slots, key, value)
-        keys, values = self.storage[which][index].unbind(0)
         if self.batch == 1:
             keys.index_copy_(2, slots[0], key)
             values.index_copy_(2, slots[0], value)
@@ -66,21 +70,6 @@ class KVCache:
             place = (batch, heads, slots.unsqueeze(1))
             keys.index_put_(place, key)
             values.index_put_(place, value)
-        return keys[:, :, : self.view], values[:, :, : self.view]
-
-    def _update_whole(self, storage, index: int, slots: Tensor, key: Tensor, value: Tensor):
-        """The same as one write into all layers' tensor: a compiler copies what is written by view.
-
-        Inductor keeps a write to a graph input in place, but turns one to a slice of it into a copy
-        of the whole.
-        """
-        lines = self.batch * key.shape[1]
-        flat = storage.view(-1, *storage.shape[4:])  # [layers 2 B H, capacity, D]
-        first = 2 * index * lines + torch.arange(lines, device=key.device)
-        where = slots.repeat_interleave(key.shape[1], 0)  # [B H, r]
-        flat.index_put_((first.unsqueeze(1), where), key.flatten(0, 1))
-        flat.index_put_(((first + lines).unsqueeze(1), where), value.flatten(0, 1))
-        keys, values = storage[index].unbind(0)
         return keys[:, :, : self.view], values[:, :, : self.view]
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -130,3 +119,5 @@ class KVCache:
             grown = storage.new_zeros((*storage.shape[:4], capacity, storage.shape[5]))
             grown[..., :old, :] = storage
             self.storage[i] = grown
+        if self.storage:
+            self._view_layers()
