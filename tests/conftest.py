@@ -65,12 +65,15 @@ def make_prompts(num=4, seed=0, vocab_size=97):
     return [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
 
 
-def make_tokenizer(words=()):
-    """A byte-level tokenizer with <s>, </s> and a chat template; words are tokens of their own."""
+def make_tokenizer(words=(), letters=None):
+    """A byte-level tokenizer with <s>, </s> and a chat template; words are tokens of their own.
+
+    letters: the only bytes that it knows, None = all; it drops others.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = letters or sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet, *words])}
     inner = Tokenizer(models.BPE(vocabulary, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

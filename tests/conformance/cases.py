@@ -13,6 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import conftest
 import torch
 from conftest import FAMILIES, make_model
 from test_methods import METHODS, TINY_FLAGS, TINY_LAYERS
@@ -95,21 +96,7 @@ def make_lively(family="llama", noise=0.0, **shape):
 
 def make_tokenizer():
     """A letter a token, everything else dropped; ids 14 and 15 of the model are no tokens of it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *LETTERS])}
-    inner = Tokenizer(models.BPE(vocabulary, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}"
-        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    tokenizer = conftest.make_tokenizer(letters=LETTERS)
     assert len(tokenizer) == KNOWN
     return tokenizer
 
