@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import make_prompts, save_model
+from interrupted import interrupted
 from sd2_slow import EXITS, draft_model
 from test_training import curve
 
@@ -58,16 +59,8 @@ def trained(target_dir, data_file, output, stop_at=None, **changed):
     argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     args = make_parser("t", "doc", script.add_args, script.RECIPE).parse_args(argv)
 
-    class Stopping(script.SortedTraining):
-        calls = 0
-
-        def loss(self, batch):
-            self.calls += self.module.training
-            if stop_at and self.calls > stop_at:
-                raise KeyboardInterrupt
-            return super().loss(batch)
-
-    return train(args, Stopping, "the command", script.load)
+    stopping = interrupted(script.SortedTraining, stop_at)
+    return train(args, stopping, "the command", script.load)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, save_model
+from interrupted import interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model.common import args as arguments
@@ -286,18 +287,9 @@ APPEND = {"scheme": "append", "num-groups": 4, "mask-prob": 1}
 def run(argv, stop_at=None):
     """Train; interrupted after stop_at training batches of this run."""
 
-    class Stopping(script.SpaceTraining):
-        calls = 0
-
-        def loss(self, batch):
-            if self.module.training:
-                if self.calls == stop_at:
-                    raise KeyboardInterrupt
-                self.calls += 1
-            return super().loss(batch)
-
+    stopping = interrupted(script.SpaceTraining, stop_at)
     parser = make_parser("train_space", script.__doc__, script.add_args, script.RECIPE)
-    return train(parser.parse_args(argv), Stopping, "the command")
+    return train(parser.parse_args(argv), stopping, "the command")
 
 
 def curve(folder):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, make_prompts, save_model
+from interrupted import interrupted
 from test_training import curve
 
 from model.common.conversations import Rejected
@@ -272,16 +273,8 @@ def trained(dirs, data_file, output, *extra, stop_at=None, **changed):
     argv = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     args = make_parser("t", "doc", script.add_args, script.RECIPE).parse_args([*argv, *extra])
 
-    class Stopping(script.AcceptanceTraining):
-        calls = 0
-
-        def loss(self, batch):
-            self.calls += self.module.training
-            if stop_at and self.calls > stop_at:
-                raise KeyboardInterrupt
-            return super().loss(batch)
-
-    return train(args, Stopping, "the command", script.load)
+    stopping = interrupted(script.AcceptanceTraining, stop_at)
+    return train(args, stopping, "the command", script.load)
 
 
 @pytest.fixture(scope="module")
