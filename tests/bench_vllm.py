@@ -143,7 +143,7 @@ class Theirs:
 
 
 class Ours:
-    """A method in the loop, eager or compiled; everything compiled before the first round."""
+    """A method in the loop, by runtime; everything compiled before the first round."""
 
     alive = True
 
@@ -157,7 +157,8 @@ class Ours:
         self.prompts, self.limit = prompts, args.max_new_tokens
         path = str(MINI / "target")
         self.target = load_target(path, "float32", "cpu", runtime)
-        flags = ["--model-path", path, "--runtime", runtime, *our_flags(method, tree)]
+        flags = ["--model-path", path, "--dtype", "float32", "--runtime", runtime]
+        flags += our_flags(method, tree)
         self.drafter = build_script(method, flags, self.target)
         tokenizer = load_tokenizer(path)
         self.stop = Prompter(tokenizer).stop_rules(self.target.model.generation_config)
@@ -165,7 +166,7 @@ class Ours:
         capacity = max(map(len, prompts)) + self.limit + 64
         self.target.reserve(1, capacity)
         self.round(self.prompts[:1])
-        if runtime == "compile":
+        if runtime != "eager":
             self.target.warm(capacity, self.drafter.shapes(), self.drafter.needs.hidden)
             self.drafter.warm(capacity)
 
@@ -190,6 +191,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma list")
+    parser.add_argument("--runtimes", default="eager,compile,frozen", help="ours, comma list")
     parser.add_argument("--limit-per-category", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
@@ -231,7 +233,7 @@ def one_method(method: str, args, prompts, reference, folder: Path):
         Theirs(name, method, request | {"eager": eager}, args, folder)
         for name, eager in ENGINES.items()
     ]
-    contenders += [Ours(run, method, args, prompts, str(tree)) for run in ("eager", "compile")]
+    contenders += [Ours(run, method, args, prompts, str(tree)) for run in args.runtimes.split(",")]
     same = {}
     for number in range(args.rounds + 1):
         for contender in contenders if number % 2 else contenders[::-1]:

@@ -20,6 +20,7 @@ from oracle import (
 )
 
 from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.errors import BadInput
 from model.common.runtime import Eager, Graphs, make_runtime
 from model.common.target import Target
 
@@ -255,6 +256,30 @@ def test_compiled_steps_give_the_eager_ids():
         turns = decode(target, new_drafter(kind, plain), PROMPTS[:1])
         assert outputs(turns) == [plain[0][:24]]
     assert target.runtime.compilations == compiled
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_frozen_steps_give_the_eager_logits(dtype):
+    """Products are the graph's own code, but in float64, for which nobody writes any."""
+    from torch._inductor.utils import run_and_get_code
+
+    model = make_model("llama", num_hidden_layers=1).to(dtype)
+    ids, found = torch.tensor([PROMPTS[0]]), []
+    for runtime in ("eager", "frozen"):
+        target = Target(model, runtime)
+        target.prefill(ids, [ids.shape[1]], 64, Needs())
+        draft = Draft.chain(ids[:, :4])
+        (logits, _), codes = run_and_get_code(target.forward, ids[:, 0], draft, ids.shape[1] + 1)
+        found.append(logits)
+    assert torch.allclose(*found, atol=1e-5)
+    products = [line for code in codes for line in code.splitlines() if "cpu_mm_out(" in line]
+    assert bool(products) == (dtype is torch.float64)  # else they are the graph's own
+
+
+def test_frozen_is_for_cpus():
+    with pytest.raises(BadInput, match="--runtime frozen: .* not for cuda"):
+        make_runtime("frozen", lambda: 3, torch.device("cuda"))
 
 
 @needs_compiler

@@ -95,9 +95,9 @@ def _add_model(group):
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--runtime",
-        choices=("eager", "compile", "cudagraph"),
+        choices=("eager", "compile", "frozen", "cudagraph"),
         default="eager",
-        help="how a step's forward is run",
+        help="how a step's forward is run; frozen: compiled for a CPU, weights and all",
     )
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
     group.add_argument(
