@@ -6,9 +6,7 @@ and writes the target's cache. Shapes and the Python arguments select a graph; t
 
 from __future__ import annotations
 
-import itertools
 import sys
-import types
 
 import torch
 
@@ -16,7 +14,6 @@ from model.common.errors import BadInput
 
 RUNTIMES = ("eager", "compile", "frozen", "cudagraph")
 CPU = torch.device("cpu")
-NUMBERS = itertools.count()  # of compiled functions
 
 
 def make_runtime(name: str, forward, device: torch.device = CPU):
@@ -64,9 +61,9 @@ class Compiled(Eager):
     """torch.compile with static shapes; one graph per (rows, view). `compilations` counts them.
 
     On a CPU the graph's own code is C++ too: calling 120 small kernels from Python took a third of
-    the mini target's step (2.6 against 1.7 ms). Graphs are chosen by the arguments and the cache:
-    weights stay what they are, and asking every module at every step whether it is still the same
-    took 0.4 ms.
+    the mini target's step (2.6 against 1.7 ms). A graph is looked up by the arguments alone and
+    called as Inductor made it: asking at every step whether weights, cache and code are still what
+    they were took as long as a draft model's forward.
     """
 
     name = "compile"
@@ -75,11 +72,41 @@ class Compiled(Eager):
     def __init__(self, forward, on_cpu: bool):
         torch._dynamo.config.recompile_limit = 256
         torch._dynamo.config.accumulated_recompile_limit = 4096
-        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        if on_cpu:
-            options["cpp_wrapper"] = True
-        compiled = torch.compile(own_code(forward), fullgraph=True, dynamic=False, options=options)
-        super().__init__(compiled)
+        self.options = {"cpp_wrapper": True} if on_cpu else {}
+        self.calls: dict = {}  # signature -> a Call
+        self.latest = None  # (graph, its inputs, its outputs) of the traced call that ran last
+        super().__init__(
+            torch.compile(forward, fullgraph=True, dynamic=False, backend=self._backend)
+        )
+
+    def forget(self) -> None:
+        """Calls hold the cache's tensors: a new cache needs new ones."""
+        self.calls.clear()
+
+    def __call__(self, *arguments):
+        key = signature(arguments), strides(arguments)
+        if key in self.calls:
+            return self.calls[key](arguments)
+        result = self._trace(arguments)
+        self.calls[key] = Call(*self.latest, arguments, result)
+        return result
+
+    def _trace(self, arguments):
+        """The first call of a graph, which is traced and compiled."""
+        return self.forward(*arguments)
+
+    def _backend(self, graph, examples):
+        """Inductor, with a note of what its graph is called with."""
+        from torch._inductor.compile_fx import compile_fx
+
+        compiled = compile_fx(graph, examples, config_patches=self.options)
+
+        def noted(*inputs):
+            outputs = compiled(*inputs)
+            self.latest = compiled, inputs, outputs
+            return outputs
+
+        return noted
 
     @property
     def compilations(self) -> int:
@@ -87,10 +114,50 @@ class Compiled(Eager):
         return compilations()
 
 
+class Call:
+    """A compiled graph with its inputs: those of the arguments to be filled in, the others kept."""
+
+    def __init__(self, graph, inputs, outputs, arguments, result):
+        self.graph, self.inputs, self.result = graph, list(inputs), result
+        self.places = [
+            (place, number)
+            for place, tensor in enumerate(inputs)
+            for number, argument in enumerate(arguments)
+            if argument is tensor
+        ]
+        for place, _ in self.places:
+            self.inputs[place] = None
+        self.result = _numbered(result, {id(tensor): i for i, tensor in enumerate(outputs)})
+
+    def __call__(self, arguments):
+        inputs = self.inputs.copy()
+        for place, number in self.places:
+            inputs[place] = arguments[number]
+        return _filled(self.result, self.graph(*inputs))
+
+
+def _numbered(result, numbers: dict):
+    """A result with the numbers of the graph's outputs in place of its tensors."""
+    if isinstance(result, torch.Tensor):
+        return numbers[id(result)]
+    if isinstance(result, dict):
+        return {name: _numbered(part, numbers) for name, part in result.items()}
+    return tuple(_numbered(part, numbers) for part in result)
+
+
+def _filled(result, outputs):
+    """A result whose numbers are replaced by the outputs."""
+    if isinstance(result, int):
+        return outputs[result]
+    if isinstance(result, dict):
+        return {name: _filled(part, outputs) for name, part in result.items()}
+    return tuple(_filled(part, outputs) for part in result)
+
+
 class Frozen(Compiled):
     """Compiled with the weights as constants, laid out anew for matrix products written for them.
 
-    For CPUs and small models. A step of five rows of the mini target costs 1.2 of one row's there,
+    For CPUs and small models. A step of five rows of the mini target costs 1.7 of one row's there,
     and with the library's products 2.2 (MKL copies the weights at every call). Every graph holds
     weights of its own and takes some twenty seconds to compile, where the plain one takes three.
     """
@@ -99,44 +166,19 @@ class Frozen(Compiled):
 
     def __init__(self, forward):
         super().__init__(forward, True)
-        self.known: set = set()
 
-    def forget(self) -> None:
-        """Another cache has graphs of its own."""
-        self.known.clear()
-
-    def __call__(self, *arguments):
-        key = signature(arguments)
-        if key in self.known:
-            return self.forward(*arguments)
-        self.known.add(key)
+    def _trace(self, arguments):
         try:
-            return self._compile(arguments, "CPP")
+            return self._frozen(arguments, "CPP")
         except torch._inductor.exc.InductorError as error:
             if "NoValidChoicesError" not in str(error):
                 raise
-            return self._compile(arguments, "CPP,ATEN")  # in float64 no product can be written
+            return self._frozen(arguments, "CPP,ATEN")  # in float64 no product can be written
 
-    def _compile(self, arguments, products: str):
-        """The first call of a graph; the tracer too asks whether weights are constants."""
+    def _frozen(self, arguments, products: str):
         options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": products}
-        with torch._inductor.config.patch(options):
+        with torch._inductor.config.patch(options):  # the tracer asks whether weights are constants
             return self.forward(*arguments)
-
-
-def own_code(forward):
-    """A function or method over a code object of its own.
-
-    Graphs are kept by code object, and which weights are meant is not asked: a draft model must
-    never be given its target's graphs.
-    """
-    function = getattr(forward, "__func__", forward)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(NUMBERS)}")
-    own = types.FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
-    own.__kwdefaults__ = function.__kwdefaults__
-    return types.MethodType(own, forward.__self__) if hasattr(forward, "__self__") else own
 
 
 class Graphs(Eager):
@@ -189,8 +231,13 @@ class Graphs(Eager):
 
 
 def signature(arguments) -> tuple:
-    """What selects a graph: shapes and types of tensors, other arguments themselves."""
+    """What selects a graph: shapes and types of tensors, and other arguments themselves."""
     return tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
+
+
+def strides(arguments) -> tuple:
+    """Of the tensors: what else compiled code was made for."""
+    return tuple(a.stride() for a in arguments if isinstance(a, torch.Tensor))
 
 
 class CudaCapture:
