@@ -239,11 +239,14 @@ class ScriptedHead:
         self.place = torch.ones_like(count)
         return self._say(count.new_zeros(len(count), 1), self.place)
 
-    def read(self, inputs, committed, known=None, offset=0, depth=0):
+    def read(self, inputs, committed, known=None, offset=0, depth=0, then=None, extras=()):
         tokens, pick, features = inputs
         if pick is not None:
-            return self._say(tokens[:, :1] * 0, self.place + pick + 1)
-        return self._say(features.squeeze(-1).long() * self.base + tokens + 1, self.place)
+            out = self._say(tokens[:, :1] * 0, self.place + pick + 1)
+        else:
+            codes = features.squeeze(-1).long() * self.base + tokens + 1
+            out = self._say(codes, self.place)
+        return out if then is None else then(out, known, *extras)
 
     def advance(self, count, longest):
         self.place = self.place + count

@@ -150,9 +150,9 @@ def test_passes(target, folder, monkeypatch):
     head = load_eagle(folder, target, "eager")
     reads, read = [], head.read
 
-    def spy(inputs, committed, known=None, offset=0, depth=0):
+    def spy(inputs, committed, known=None, offset=0, depth=0, then=None, extras=()):
         reads.append((inputs[0].shape[1], known, offset, depth))
-        return read(inputs, committed, known, offset, depth)
+        return read(inputs, committed, known, offset, depth, then, extras)
 
     monkeypatch.setattr(head, "read", spy)
     decode(target, static(head, published_tree()), loopy_prompts(1), 4)

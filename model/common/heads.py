@@ -84,17 +84,29 @@ class CachedHead(CachedModel):
         self.rotary = LlamaRotaryEmbedding(config).to(device)
 
     @torch.inference_mode()
-    def read(self, inputs: tuple, committed: int, known=None, offset: int = 0, depth: int = 0):
+    def read(
+        self,
+        inputs: tuple,
+        committed: int,
+        known=None,
+        offset: int = 0,
+        depth: int = 0,
+        then=None,
+        extras: tuple = (),
+    ):
         """The module's output for rows [B, r] that begin `offset` columns after the committed ones.
 
-        inputs     tensors [B, r, ..]
+        inputs     three tensors [B, r, ..], or None
         committed  host int: rows of the longest sequence in cache.length
         known      [.., r, w] as in CachedModel.mask, None = a chain whose positions are its columns
         depth      positions of a tree's rows: committed rows + depth
+        then       what is made of the output in the same compiled or captured call:
+                   then(output, known, *extras), extras tensors; None = the output itself
         """
-        self.make_room(committed + offset + inputs[0].shape[1])
-        view = self.view(committed + offset + inputs[0].shape[1])
-        return self.runtime(*inputs, known, offset, depth, view, self.known_start(committed))
+        needed = committed + offset + inputs[0].shape[1]
+        self.make_room(needed)
+        place = (self.view(needed), self.known_start(committed))
+        return self.runtime(*inputs, known, offset, depth, *place, then, *extras)
 
     def read_prompt(self, inputs: tuple, count: Tensor, pick_at: int, capacity: int) -> tuple:
         """Read right-padded prompts [B, P] into the emptied cache, in chunks.
@@ -112,7 +124,7 @@ class CachedHead(CachedModel):
             parts = [part if part is None else part[:, begin:end] for part in inputs]
             parts[pick_at] = (last - begin).clamp(0, end - begin - 1)
             view = self.view(end)
-            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin))
+            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin), None)
             here = ((last >= begin) & (last < end)).view(-1, 1, 1)
             found = [torch.where(here, new, old) for new, old in zip(out, found or out)]
         self.cache.length.copy_(count)
@@ -127,21 +139,35 @@ class CachedHead(CachedModel):
         length.copy_(((length + count) * (count > 0)).clamp(max=longest))
 
     @torch.inference_mode()
-    def warm(self, capacity: int, inputs: tuple, known=None, offset: int = 0, depth: int = 0):
-        """Compile or capture a shape of read() in all buckets up to `capacity` columns."""
+    def warm(
+        self,
+        capacity: int,
+        inputs: tuple,
+        known=None,
+        offset: int = 0,
+        depth: int = 0,
+        then=None,
+        extras: tuple = (),
+    ):
+        """Compile or capture a shape of read() in all buckets up to `capacity` columns.
+
+        Returns the output of the last one, whose values mean nothing.
+        """
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for view in self.views(capacity):
             self.cache.length.zero_()
-            self.runtime(*inputs, known, offset, depth, view, None)
+            out = self.runtime(*inputs, known, offset, depth, view, None, then, *extras)
+        return out
 
-    def _rows(self, *arguments):
-        *inputs, known, offset, depth, view, start = arguments
-        num_rows = inputs[0].shape[1]
+    def _rows(self, first, pick, last, known, offset, depth, view, start, then, *extras):
+        num_rows = first.shape[1]
         positions = self.place(num_rows, view, start, offset)
         if known is not None:
             positions = (self.cache.length + depth).unsqueeze(1).expand(-1, num_rows)
         mask = self.mask(positions, known, None, start)
-        return self.module(tuple(inputs), self.rotary(inputs[-1], positions), mask, self.cache)
+        rotary = self.rotary(last, positions)
+        out = self.module((first, pick, last), rotary, mask, self.cache)
+        return out if then is None else then(out, known, *extras)
 
 
 def shared_module(module: nn.Module, device) -> nn.Module:

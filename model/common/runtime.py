@@ -63,7 +63,8 @@ class Compiled(Eager):
     On a CPU the graph's own code is C++ too: calling 120 small kernels from Python took a third of
     the mini target's step (2.6 against 1.7 ms). A graph is looked up by the arguments alone and
     called as Inductor made it: asking at every step whether weights, cache and code are still what
-    they were took as long as a draft model's forward.
+    they were took as long as a draft model's forward. What a forward reads of its object therefore
+    has to stay the same tensors until forget(), as with CUDA graphs.
     """
 
     name = "compile"
@@ -84,7 +85,7 @@ class Compiled(Eager):
         self.calls.clear()
 
     def __call__(self, *arguments):
-        key = signature(arguments), strides(arguments)
+        key = signature(arguments), layouts(arguments)
         if key in self.calls:
             return self.calls[key](arguments)
         result = self._trace(arguments)
@@ -235,9 +236,11 @@ def signature(arguments) -> tuple:
     return tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
 
 
-def strides(arguments) -> tuple:
-    """Of the tensors: what else compiled code was made for."""
-    return tuple(a.stride() for a in arguments if isinstance(a, torch.Tensor))
+def layouts(arguments) -> tuple:
+    """What else compiled code was made for: strides, and which tensors are one and the same."""
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    ids = [id(tensor) for tensor in tensors]
+    return tuple((tensor.stride(), ids.index(id(tensor))) for tensor in tensors)
 
 
 class CudaCapture:

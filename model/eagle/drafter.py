@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,11 @@ class EagleDrafter(Drafter):
            root, with the target's features; a tree's slots are written behind them and forgotten
     rows   rows that a step can commit, 1 + the tree's depth, or more beside another drafter
     slots  cache columns that a tree takes while it is drafted
+    first  what is made of the last slot's ([B, 1, H], [B, 1, V_d]), in the call that reads it; set
+           by start()
     """
+
+    first = None
 
     def __init__(self, head, rows: int, slots: int):
         self.head, self.rows, self.slots = head, rows, slots
@@ -39,6 +45,9 @@ class EagleDrafter(Drafter):
         capacity = max(max_lengths) + self.rows + self.slots
         inputs = (tokens, None, features)
         self.last = self.head.read_prompt(inputs, prefill.count, pick_at=1, capacity=capacity)
+        self.width = self.last[0].shape[-1]
+        if self.first is not None:
+            self.last = self.first(self.last, None)
         self.committed = prefill.max_committed - 1
         self.unread = None
 
@@ -51,8 +60,8 @@ class EagleDrafter(Drafter):
         count = step.count.to(self.head.device)
         self.unread = (tokens, self.head.features(hidden), count, step.max_committed - 1)
 
-    def catch_up(self) -> tuple[Tensor, Tensor]:
-        """Read what was committed; the last slot's feature and logits, [B, 1, H], [B, 1, V_d]."""
+    def catch_up(self) -> tuple:
+        """Read what was committed; what `first` makes of the last slot's feature and logits."""
         if self.unread is not None:
             tokens, features, count, committed = self.unread
             if self.head.static_shapes and tokens.shape[1] < self.rows:
@@ -60,7 +69,7 @@ class EagleDrafter(Drafter):
                 tokens = torch.nn.functional.pad(tokens, (0, missing))
                 features = torch.nn.functional.pad(features, (0, 0, 0, missing))
             pick = (count - 1).clamp(min=0)
-            self.last = self.head.read((tokens, pick, features), self.committed)
+            self.last = self.head.read((tokens, pick, features), self.committed, then=self.first)
             self.head.advance(count, committed)
             self.committed, self.unread = committed, None
         return self.last
@@ -70,7 +79,7 @@ class EagleDrafter(Drafter):
         capacity += self.rows + self.slots
         tokens, features = self.blank
         pick = tokens.new_zeros(len(tokens))  # no view of one row, whose stride would be another's
-        self.head.warm(capacity, (tokens, pick, features))
+        self.head.warm(capacity, (tokens, pick, features), then=self.first)
         self.warm_passes(capacity)
 
     def warm_passes(self, capacity: int) -> None:
@@ -90,6 +99,7 @@ class StaticEagleDrafter(EagleDrafter):
         self.inner = [torch.tensor(nodes, device=head.device) for nodes in tree.inner]
         super().__init__(head, 1 + tree.depth, sum(len(nodes) for nodes in self.inner[1:]))
         self.passes = [self._pass(depth) for depth in range(len(self.inner))]
+        self.best = [partial(self._best, depth) for depth in range(len(self.inner))]
 
     def _pass(self, depth: int):
         """What drafting the children of the inner nodes of a depth needs, as index tensors.
@@ -117,36 +127,58 @@ class StaticEagleDrafter(EagleDrafter):
     def shapes(self):
         return [(len(self.tree), self.tree.parents)]
 
+    def start(self, prefill, max_lengths, sampler):
+        self.first = self.best[0] if sampler.greedy else None
+        super().start(prefill, max_lengths, sampler)
+
     def propose(self):
+        tokens, given = self._likeliest() if self.sampler.greedy else self._sampled()
+        return Draft(tokens.to(self.device), self.tree.parents, self.tree.depth, given)
+
+    def _likeliest(self) -> tuple[Tensor, None]:
+        """The tokens [B, n] that are the best by rank."""
+        found, *inputs = self.catch_up()
+        offset = 0
+        for depth, (known, parent, *_) in enumerate(self.passes[1:], 1):
+            tokens, features = inputs
+            place = (known, offset, depth - 1, self.best[depth], (found,))
+            found, *inputs = self.head.read((tokens, None, features), self.committed, *place)
+            offset += len(parent)
+        return found, None
+
+    def _best(self, depth: int, out, _, *above) -> tuple:
+        """The tokens so far, and those and the features that the next pass reads."""
+        features, logits = out
+        *_, place, rank, most = self.passes[depth]
+        level = top_ids(logits, most)[:, place, rank]
+        found = torch.cat([*above, level], 1)
+        if depth + 1 == len(self.passes):
+            return (found,)
+        inner = self.inner[depth + 1] - self.tree.levels[depth].start
+        return found, level[:, inner], features[:, self.passes[depth + 1][1]]
+
+    def _sampled(self) -> tuple[Tensor, Tensor]:
+        """Tokens [B, n], drawn, and what each was drawn from, [B, n, V_d]."""
         features, logits = self.catch_up()
         drawn, used, levels, probs, offset = self._uniforms(), 0, [], [], 0
         for depth, (known, parent, place, rank, most) in enumerate(self.passes):
             if depth:
-                rows = features[:, parent]
                 inner = levels[-1][:, self.inner[depth] - self.tree.levels[depth - 1].start]
-                features, logits = self.head.read(
-                    (inner.clamp(min=0), None, rows), self.committed, known, offset, depth - 1
-                )
+                inputs = (inner.clamp(min=0), None, features[:, parent])
+                features, logits = self.head.read(inputs, self.committed, known, offset, depth - 1)
                 offset += len(parent)
-            if drawn is None:
-                candidates, given = top_ids(logits, most), None
-            else:
-                num = most * logits.shape[1]
-                uniforms = drawn[:, used : used + num].view(*logits.shape[:2], most)
-                candidates, given = draw_distinct(self.sampler.warp(logits), uniforms)
-                used += num
-                probs.append(given[:, place, rank])
-                if depth:  # below an inert node nothing is drafted
-                    candidates = candidates.masked_fill(inner.unsqueeze(-1) < 0, -1)
+            num = most * logits.shape[1]
+            uniforms = drawn[:, used : used + num].view(*logits.shape[:2], most)
+            candidates, given = draw_distinct(self.sampler.warp(logits), uniforms)
+            used += num
+            probs.append(given[:, place, rank])
+            if depth:  # below an inert node nothing is drafted
+                candidates = candidates.masked_fill(inner.unsqueeze(-1) < 0, -1)
             levels.append(candidates[:, place, rank])
-        tokens = torch.cat(levels, 1).to(self.device)
-        given = torch.cat(probs, 1).to(self.device) if probs else None
-        return Draft(tokens, self.tree.parents, self.tree.depth, given)
+        return torch.cat(levels, 1), torch.cat(probs, 1).to(self.device)
 
-    def _uniforms(self) -> Tensor | None:
-        """One for every candidate of the step; None = greedy."""
-        if self.sampler.greedy:
-            return None
+    def _uniforms(self) -> Tensor:
+        """One for every candidate of the step."""
         num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
         return self.sampler.spread(num).to(self.head.device)
 
@@ -156,9 +188,13 @@ class StaticEagleDrafter(EagleDrafter):
         for depth, (known, parent, *_) in enumerate(self.passes):
             if depth:
                 num_rows = len(parent)
-                rows = features.new_zeros(len(tokens), num_rows, self.last[0].shape[-1])
+                rows = features.new_zeros(len(tokens), num_rows, self.width)
                 inner = tokens.new_zeros(len(tokens), num_rows)
-                self.head.warm(capacity, (inner, None, rows), known, offset, depth - 1)
+                place = (known, offset, depth - 1)
+                if self.first is not None:
+                    above = tokens.new_zeros(len(tokens), self.tree.levels[depth].start)
+                    place = (*place, self.best[depth], (above,))
+                self.head.warm(capacity, (inner, None, rows), *place)
                 offset += num_rows
 
 

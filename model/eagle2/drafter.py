@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,9 @@ class DynamicEagleDrafter(EagleDrafter):
     def __init__(self, head, num_nodes: int, depth: int, top_k: int):
         super().__init__(head, 2 + depth, depth * top_k)
         self.num_nodes, self.depth, self.top_k = num_nodes, depth, top_k
-        self.self_known = torch.eye(top_k, dtype=torch.bool, device=head.device).unsqueeze(0)
+        self.alone = torch.eye(top_k, dtype=torch.bool, device=head.device).unsqueeze(0)
+        self.first = self._sprout
+        self.growth = [partial(self._grow, level) for level in range(depth)]
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)
@@ -49,39 +53,55 @@ class DynamicEagleDrafter(EagleDrafter):
     def shapes(self):
         return [(self.num_nodes, self.any_parents)]
 
-    def warm_passes(self, capacity):
-        batch, width = len(self.blank[0]), self.top_k
-        rows = self.last[0].new_zeros(batch, width, self.last[0].shape[-1])
-        tokens = self.blank[0].new_zeros(batch, width)
-        for depth in range(self.depth):
-            known = self.self_known.repeat(batch, 1, 1 + depth)
-            self.head.warm(capacity, (tokens, None, rows), known, depth * width, depth)
-
     def propose(self):
-        features, logits = self.catch_up()
-        batch, width = logits.shape[0], self.top_k
-        tokens, logp = self._best(logits[:, 0])  # [B, k]
-        pool = _Pool(tokens, logp)
-        alone = self.self_known.repeat(batch, 1, 1)  # no views: compiled graphs know their strides
-        known, features = alone, features.repeat(1, width, 1)
-        own = torch.arange(width, device=tokens.device).expand(batch, -1)  # pool index of each row
+        state = self.catch_up()
         for depth in range(self.depth):
-            features, logits = self.head.read(
-                (tokens, None, features), self.committed, known, depth * width, depth
-            )
-            children, logp = self._best(logits)  # [B, k, k]
-            scores = (pool.scores.gather(1, own).unsqueeze(-1) + logp).flatten(1)
-            first = pool.add(children.flatten(1), scores, own.repeat_interleave(width, 1))
-            if depth + 1 == self.depth:
-                break
-            chosen = scores.topk(width, dim=1).indices
-            parent = chosen // width
-            own, tokens = first + chosen, children.flatten(1).gather(1, chosen)
-            features = features.gather(1, parent.unsqueeze(-1).expand_as(features))
-            lines = known.gather(1, parent.unsqueeze(-1).expand_as(known))
-            known = torch.cat([lines, alone], 2)
-        tokens, parents = (part.to(self.device) for part in pool.best(self.num_nodes))
+            state = self.head.read(*self._inputs(depth, *state))
+        tokens, parents = (part.to(self.device) for part in state)
         return Draft(tokens, parents, 1 + self.depth)
+
+    def warm_passes(self, capacity):
+        state = self.last
+        for depth in range(self.depth):
+            inputs, _, *others = self._inputs(depth, *state)
+            state = self.head.warm(capacity, inputs, *others)
+
+    def _inputs(self, depth: int, tokens, features, known, own, *pool) -> tuple:
+        """Arguments of the head's read() for the pass at a depth, from what the one before gave."""
+        place = (known, depth * self.top_k, depth)
+        return (tokens, None, features), self.committed, *place, self.growth[depth], (own, *pool)
+
+    def _sprout(self, out, _) -> tuple:
+        """The first level: what _grow gives, for the children of the root."""
+        features, logits = out
+        tokens, scores = self._best(logits[:, 0])  # [B, k]
+        own = torch.arange(self.top_k, device=tokens.device).repeat(len(tokens), 1)
+        known = self.alone.repeat(len(tokens), 1, 1)
+        pool = tokens, scores, torch.full_like(tokens, -1)
+        return tokens.clone(), features.repeat(1, self.top_k, 1), known, own, *pool
+
+    def _grow(self, depth: int, out, known, own, tokens, scores, parents) -> tuple:
+        """Children of a pass's rows [B, k] join the pool (tokens, scores, parents [B, size]).
+
+        own [B, k]: the rows' places in it. Returns the next pass's tokens, features, known and own,
+        and the pool; of the last pass the tree's tokens and parents [B, n].
+        """
+        features, logits = out
+        width, first = self.top_k, tokens.shape[1]
+        children, logp = self._best(logits)  # [B, k, k]
+        new = (scores.gather(1, own).unsqueeze(-1) + logp).flatten(1)
+        tokens = torch.cat([tokens, children.flatten(1)], 1)
+        scores = torch.cat([scores, new], 1)
+        parents = torch.cat([parents, own.repeat_interleave(width, 1)], 1)
+        if depth + 1 == self.depth:
+            return best_nodes(tokens, scores, parents, self.num_nodes)
+        chosen = new.topk(width, dim=1).indices
+        parent = chosen // width
+        features = features.gather(1, parent.unsqueeze(-1).expand_as(features))
+        lines = known.gather(1, parent.unsqueeze(-1).expand_as(known))
+        known = torch.cat([lines, self.alone.expand(len(lines), -1, -1)], 2)
+        own = first + chosen
+        return tokens.gather(1, own), features, known, own, tokens, scores, parents
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(target ids, log probabilities) of the top_k candidates of each row, [.., V_d]."""
@@ -89,26 +109,15 @@ class DynamicEagleDrafter(EagleDrafter):
         return self.head.target_ids(ids), logp
 
 
-class _Pool:
-    """All nodes of a step, parents before children: tokens, scores and parents [B, size]."""
+def best_nodes(tokens: Tensor, scores: Tensor, parents: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """(tokens, parents) [B, num] of the nodes with the best scores, in their order.
 
-    def __init__(self, tokens: Tensor, scores: Tensor):
-        self.tokens, self.scores, self.parents = tokens, scores, torch.full_like(tokens, -1)
-
-    def add(self, tokens: Tensor, scores: Tensor, parents: Tensor) -> int:
-        """Append nodes; returns the first one's index."""
-        first = self.tokens.shape[1]
-        self.tokens = torch.cat([self.tokens, tokens], 1)
-        self.scores = torch.cat([self.scores, scores], 1)
-        self.parents = torch.cat([self.parents, parents], 1)
-        return first
-
-    def best(self, num: int) -> tuple[Tensor, Tensor]:
-        """(tokens, parents) of the nodes with the best scores, in the pool's order."""
-        order = self.scores.sort(dim=1, descending=True, stable=True).indices
-        kept = order[:, :num].sort(dim=1).values
-        place = torch.full_like(self.tokens, -1)
-        place.scatter_(1, kept, torch.arange(num, device=kept.device).expand_as(kept))
-        above = self.parents.gather(1, kept)
-        parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
-        return self.tokens.gather(1, kept), parents
+    tokens, scores, parents [B, size]: parents before children, and no child above its parent.
+    """
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    kept = order[:, :num].sort(dim=1).values
+    place = torch.full_like(tokens, -1)
+    place.scatter_(1, kept, torch.arange(num, device=kept.device).expand_as(kept))
+    above = parents.gather(1, kept)
+    parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
+    return tokens.gather(1, kept), parents
