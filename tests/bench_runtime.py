@@ -6,7 +6,7 @@ Prompt lookup copies what is there (clamp) on both sides, up to 10 tokens after 
 draft models draft 5.
 
 Run:    .venv/bin/python tests/bench_runtime.py                       (mini models, a few minutes)
-        .venv/bin/python tests/bench_runtime.py --rounds 3 --no-compile
+        .venv/bin/python tests/bench_runtime.py --rounds 3 --static compile
 """
 
 import argparse
@@ -18,6 +18,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+AGAINST = {
+    "vanilla": "transformers generate",
+    "pld": "transformers prompt lookup",
+    "sps": "transformers assisted",
+}
 
 
 class Contender:
@@ -72,14 +77,20 @@ def theirs(name, model, stop, limit, **options) -> Contender:
     return Contender(name, decode)
 
 
-def outside_forwards(target, models, decode, prompts) -> float:
-    """Milliseconds per step outside the models' own forward calls, prefill left out."""
+def outside_forwards(target, drafter, stop, limit, prompts) -> float:
+    """Milliseconds per step outside the models' forwards, prefill left out.
+
+    A forward is the model's own call, masks and positions not included; of a compiled step it is
+    the graph, which has them inside.
+    """
     from model.common.decode import generate
     from model.common.sampling import Sampler
+    from model.common.target import Target
 
-    spent = [0.0]
-    originals = [(model, model.forward) for model in models]
-    for model, forward in originals:
+    readers = [r for r in (target, getattr(drafter, "draft", None)) if isinstance(r, Target)]
+    owners = [(r, "runtime") if r.static_shapes else (r.model, "forward") for r in readers]
+    originals, spent = [getattr(*owner) for owner in owners], [0.0]
+    for (owner, name), forward in zip(owners, originals):
 
         def timed(*args, _forward=forward, **kwargs):
             begin = time.perf_counter()
@@ -87,17 +98,16 @@ def outside_forwards(target, models, decode, prompts) -> float:
             spent[0] += time.perf_counter() - begin
             return out
 
-        model.forward = timed
+        timed.static_shapes = getattr(forward, "static_shapes", False)
+        setattr(owner, name, timed)
     outside = steps = 0.0
-    drafter, stop, limit = decode
-    readers = [target] + ([drafter.draft] if hasattr(drafter, "draft") else [])
     for ids in prompts:
         mark = _spent_before_steps(readers, spent)
         turn = generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0]
         outside += (turn.wall_s - turn.prefill_s) - (spent[0] - mark())
         steps += len(turn.accept_lengths)
-    for model, forward in originals:
-        model.forward = forward
+    for (owner, name), forward in zip(owners, originals):
+        setattr(owner, name, forward)
     return 1e3 * outside / steps
 
 
@@ -130,7 +140,9 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--num-threads", type=int)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument(
+        "--static", default=["compile", "frozen"], type=lambda names: names.split(",")
+    )
     args = parser.parse_args()
     contenders, prompts, host = build(args)
     for number in range(args.rounds + 1):
@@ -188,32 +200,24 @@ def build(args):
             max_matching_ngram_size=3,
         ),
         theirs("transformers assisted", plain, stop, limit, assistant_model=assistant),
-        ours("vanilla eager", target, vanilla, stop, limit, "transformers generate"),
-        ours("pld eager", target, pld, stop, limit, "transformers prompt lookup"),
-        ours("sps eager", target, sps, stop, limit, "transformers assisted"),
     ]
-    if not args.no_compile:
-        compiled = Target(target.model, "compile")
-        quick = Target(draft.model, "compile")
+    pairs = [("eager", target, draft, pld, sps)]
+    for runtime in args.static:
+        steps, quick = Target(target.model, runtime), Target(draft.model, runtime)
         padded = PerSequence(lambda: PLDDrafter(3, 10, clamp=True), pad_to=10)
-        both = SpSDrafter(quick, compiled, "constant", 5, 0.4)
-        compiled.reserve(1, capacity)
+        pairs.append((runtime, steps, quick, padded, SpSDrafter(quick, steps, "constant", 5, 0.4)))
+    host = {}
+    for runtime, steps, quick, lookup, small in pairs:
+        steps.reserve(1, capacity)
         quick.reserve(1, capacity)
-        for drafter in (vanilla, padded, both):
-            compiled.warm(capacity, drafter.shapes())
-        contenders += [
-            ours("vanilla compiled", compiled, vanilla, stop, limit, "transformers generate"),
-            ours("pld compiled", compiled, padded, stop, limit, "transformers prompt lookup"),
-            ours("sps compiled", compiled, both, stop, limit, "transformers assisted"),
-        ]
-    host = {
-        name: outside_forwards(target, models, (drafter, stop, limit), prompts[:4])
-        for name, drafter, models in (
-            ("vanilla eager", vanilla, [target.model]),
-            ("pld eager", pld, [target.model]),
-            ("sps eager", sps, [target.model, draft.model]),
-        )
-    }
+        for name, drafter in (("vanilla", vanilla), ("pld", lookup), ("sps", small)):
+            contender = ours(f"{name} {runtime}", steps, drafter, stop, limit, AGAINST[name])
+            contender.decode(prompts[0])
+            if steps.static_shapes:
+                steps.warm(capacity, drafter.shapes())
+                drafter.warm(capacity)
+            contenders.append(contender)
+            host[contender.name] = outside_forwards(steps, drafter, stop, limit, prompts[:4])
     return contenders, prompts, host
 
 
