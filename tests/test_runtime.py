@@ -249,12 +249,14 @@ def test_compiled_steps_give_the_eager_ids():
     target = Target(model, "compile")
     target.reserve(1, 200)
     drafter = StaticTree(plain)
-    target.prefill(torch.tensor(PROMPTS[:1]), [5], 200, drafter.needs)
+    decode(target, StaticTree(plain), PROMPTS[:1], 4)  # shows the tree as it is accepted
     target.warm(200, [(0, None), (8, drafter.parents)])
     compiled = target.runtime.compilations
+    assert len(target.acceptance.warmed) == 1
     for kind in (EmptyDrafter, StaticTree):
         turns = decode(target, new_drafter(kind, plain), PROMPTS[:1])
         assert outputs(turns) == [plain[0][:24]]
+        assert not turns[0].recompiled
     assert target.runtime.compilations == compiled
 
 

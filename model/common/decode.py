@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 
 from model.common import verify
 from model.common.clock import Clock, now
-from model.common.drafter import Draft, Drafter, Step
+from model.common.drafter import Draft, Drafter, LoopStep, Step
 from model.common.errors import BadInput
 from model.common.runtime import compilations
 from model.common.sampling import Sampler
@@ -236,15 +235,9 @@ def _step(target, drafter, rows: _Rows, sampler, clock, root, alive, typical) ->
     clock.mark("verify")
     logits, hidden = target.forward(root, draft, rows.longest(), drafter.needs.hidden)
     clock.mark("commit")
-    accepted = verify.choose(sampler, draft, typical)(logits)
-    following = accepted.last
-    if alive is not None:
-        accepted = accepted.only(alive)
-        following = torch.where(alive, following, root)
-    path = None if draft.is_chain else accepted.path
-    target.cache.commit(path, accepted.count)
+    accepted, following, host = _accept(target, sampler, draft, typical, logits, root, alive)
     sampler.advance(accepted.count)
-    host_ids = _record(rows, draft, accepted)
+    host_ids = _record(rows, draft, host)
     clock.mark("draft")
     drafter.observe(
         LoopStep(root, draft, logits, hidden, accepted, following, host_ids, rows.longest())
@@ -253,37 +246,26 @@ def _step(target, drafter, rows: _Rows, sampler, clock, root, alive, typical) ->
     return following
 
 
-class LoopStep(Step):
-    """A Step whose padded tensors are made when a drafter asks for them."""
-
-    def __init__(
-        self, root, draft, logits, hidden, accepted, next_token, host_ids, max_committed: int
-    ):
-        self.root, self.draft, self.accepted = root, draft, accepted
-        self.logits, self.hidden, self.count = logits, hidden, accepted.count
-        self.next_token, self.host_ids, self.max_committed = next_token, host_ids, max_committed
-        self.prompt_topk = None
-
-    @cached_property
-    def tokens(self):
-        return torch.cat([self.root.unsqueeze(1), self.draft.tokens], 1)
-
-    @cached_property
-    def path(self):
-        return self.accepted.path
-
-    @cached_property
-    def new_tokens(self):
-        return self.accepted.tokens
+def _accept(target, sampler, draft: Draft, typical, logits, root, alive):
+    """Apply the rule and keep the accepted rows; (accepted, new roots [B], what the host reads)."""
+    if target.acceptance and sampler.greedy and typical is None and not draft.is_chain:
+        done = target.acceptance(logits, draft, root, alive, target.cache)
+        if done is not None:
+            return done
+    accepted = verify.choose(sampler, draft, typical)(logits)
+    following = accepted.last
+    if alive is not None:
+        accepted = accepted.only(alive)
+        following = torch.where(alive, following, root)
+    target.cache.commit(None if draft.is_chain else accepted.path, accepted.count)
+    return accepted, following, accepted.for_host(verify.candidates_of(draft))
 
 
-def _record(rows: _Rows, draft: Draft, accepted) -> list[list[int]]:
+def _record(rows: _Rows, draft: Draft, host: torch.Tensor) -> list[list[int]]:
     """The step's one copy to the host: committed ids per row, cut by the stop rules."""
-    nodes = draft.tokens if draft.probe is None else draft.tokens.masked_fill(draft.probe, -1)
-    packed = torch.cat([accepted.count.unsqueeze(1), accepted.successors, nodes], 1).tolist()
-    width = accepted.successors.shape[1]
+    width = host.shape[1] - draft.tokens.shape[1] - 1
     host_ids = []
-    for row, (committed, *ids) in enumerate(packed):
+    for row, (committed, *ids) in enumerate(host.tolist()):
         nodes = ids[width:]
         ids = ids[:committed]
         host_ids.append(ids)

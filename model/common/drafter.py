@@ -11,7 +11,7 @@ draft is row i + 1. A chain [a, b] is parents [-1, 0]; two candidates for the ne
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -89,6 +89,30 @@ class Step:
     host_ids: list[list[int]]
     max_committed: int
     prompt_topk: Tensor | None = None
+
+
+class LoopStep(Step):
+    """A Step whose padded tensors are made when a drafter asks for them."""
+
+    def __init__(
+        self, root, draft, logits, hidden, accepted, next_token, host_ids, max_committed: int
+    ):
+        self.root, self.draft, self.accepted = root, draft, accepted
+        self.logits, self.hidden, self.count = logits, hidden, accepted.count
+        self.next_token, self.host_ids, self.max_committed = next_token, host_ids, max_committed
+        self.prompt_topk = None
+
+    @cached_property
+    def tokens(self):
+        return torch.cat([self.root.unsqueeze(1), self.draft.tokens], 1)
+
+    @cached_property
+    def path(self):
+        return self.accepted.path
+
+    @cached_property
+    def new_tokens(self):
+        return self.accepted.tokens
 
 
 def committed_rows(states: Tensor, path: Tensor) -> Tensor:

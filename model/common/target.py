@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.common import tree
+from model.common import tree, verify
 from model.common.attention import mask_kinds
 from model.common.cached import CachedModel
 from model.common.drafter import Draft, Needs
@@ -51,6 +51,7 @@ class Target(CachedModel):
         self.vocab_size = self.config.vocab_size
         self.kinds = mask_kinds(self.config)
         self.static_batch = 1  # sequences per step where shapes are static
+        self.acceptance = verify.StaticGreedy(runtime, self.device) if self.static_shapes else None
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
 
     def facts(self) -> dict:
@@ -160,7 +161,9 @@ class Target(CachedModel):
         for tokens, known, depths, wanted, offset in list(self.seen.values()):
             for view in self.views(capacity) if tokens.shape[0] == batch else []:
                 self.cache.length.zero_()
-                self.runtime(tokens, known, depths, view, "all", wanted, None, offset)
+                logits, _ = self.runtime(tokens, known, depths, view, "all", wanted, None, offset)
+                if self.acceptance and known is not None:
+                    self.acceptance.warm(logits)
 
     def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple, start=None, offset=0):
         """The forward itself. keep: "all" rows' logits, or a tensor of row indices.

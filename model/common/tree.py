@@ -1,5 +1,5 @@
-"""Draft trees: from parents to ancestors, depths, attention masks and paths, all as tensor
-operations.
+"""Draft trees: from parents to ancestors, depths, attention masks, paths and what is accepted of
+them, all as tensor operations.
 
 Rows are numbered with the root first: node i is row i + 1 and parent -1 is row 0.
 Example: parents [-1, 0, -1] (a chain of two and a rival of its first) has
@@ -73,3 +73,78 @@ def path_to(row: Tensor, known: Tensor, depths: Tensor, depth: int) -> Tensor:
     path = torch.full((batch, depth + 2), -1, dtype=torch.long, device=row.device)
     rows = torch.arange(num_rows, device=row.device).expand(batch, num_rows)
     return path.scatter(1, place, rows)[:, : depth + 1]
+
+
+class Accepted:
+    """What a rule commits. What a step rarely needs is worked out when it is asked for.
+
+    count       [B]          1 + accepted nodes
+    successors  [B, 1+depth] successor of each row of the path, the last one the bonus; count are
+                valid
+    path        [B, 1+depth] rows, root first, -1 padded
+    tokens      [B, 1+depth] successors, -1 padded
+    """
+
+    def __init__(self, count: Tensor, successors: Tensor, path: Tensor | None = None):
+        self.count, self.successors, self._path = count, successors, path
+
+    @property
+    def path(self) -> Tensor:
+        """The rows 0, 1, 2, ... if the rule left it open, which is a chain's path."""
+        if self._path is None:
+            rows = torch.arange(self.successors.shape[1], device=self.count.device)
+            self._path = _pad(rows.expand_as(self.successors), self.count)
+        return self._path
+
+    @property
+    def tokens(self) -> Tensor:
+        return _pad(self.successors, self.count)
+
+    def only(self, alive: Tensor) -> Accepted:
+        """Nothing for the rows that are not alive [B]."""
+        path = self.path.masked_fill(~alive.unsqueeze(1), -1)
+        return Accepted(torch.where(alive, self.count, 0), self.successors, path)
+
+    @property
+    def last(self) -> Tensor:
+        """The bonus token, [B]."""
+        if self.successors.shape[1] == 1:
+            return self.successors.squeeze(1)
+        return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
+
+    def for_host(self, candidates: Tensor) -> Tensor:
+        """Count, successors and candidates [B, n] side by side: all that the host reads."""
+        return torch.cat([self.count.unsqueeze(1), self.successors, candidates], 1)
+
+
+def _pad(values: Tensor, count: Tensor) -> Tensor:
+    """[B, m] with -1 from count on."""
+    beyond = torch.arange(values.shape[1], device=values.device) >= count.unsqueeze(1)
+    return values.masked_fill(beyond, -1)
+
+
+def deepest(match: Tensor, known: Tensor, depths: Tensor, score: Tensor | None = None) -> Tensor:
+    """The deepest row [B] whose whole line matches, match [B, n]; ties: score, then first."""
+    good = torch.cat([match.new_ones(match.shape[0], 1), match], dim=1)
+    line = ~(known & ~good.unsqueeze(1)).any(-1)  # [B, 1+n]
+    rank = torch.where(line, depths + 1, 0)
+    if score is not None:
+        highest = rank == rank.max(1, keepdim=True).values
+        rank = torch.where(highest, score, float("-inf"))
+    return rank.argmax(1)
+
+
+def line_to(
+    row: Tensor, bonus: Tensor, tokens: Tensor, known: Tensor, depths: Tensor, depth: int
+) -> Accepted:
+    """What is committed where a walk ends on `row` [B].
+
+    The successor of a row is the node after it, tokens [B, n]; of the last one bonus [B].
+    """
+    path = path_to(row, known, depths, depth)
+    count = (path >= 0).sum(1)
+    root = tokens.new_full((row.shape[0], 1), -1)
+    rows = torch.cat([root, tokens], dim=1)
+    following = path.roll(-1, 1).clamp(min=0)
+    successors = rows.gather(1, following).scatter(1, count.unsqueeze(1) - 1, bonus.unsqueeze(1))
+    return Accepted(count, successors, path)

@@ -18,51 +18,18 @@ logits [B, 1+n, V]; uniforms [B, 1+depth], float64; nodes and rows as in tree.py
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from model.common import tree
 from model.common.drafter import Draft
+from model.common.kv_cache import KVCache, kept_slots
 from model.common.ranking import best_id
+from model.common.runtime import make_runtime
 from model.common.sampling import draw
-
-
-class Accepted:
-    """What a rule commits. What a step rarely needs is worked out when it is asked for.
-
-    count       [B]          1 + accepted nodes
-    successors  [B, 1+depth] successor of each row of the path, the last one the bonus; count are
-                valid
-    path        [B, 1+depth] rows, root first, -1 padded
-    tokens      [B, 1+depth] successors, -1 padded
-    """
-
-    def __init__(self, count: Tensor, successors: Tensor, path: Tensor | None = None):
-        self.count, self.successors, self._path = count, successors, path
-
-    @property
-    def path(self) -> Tensor:
-        """The rows 0, 1, 2, ... if the rule left it open, which is a chain's path."""
-        if self._path is None:
-            rows = torch.arange(self.successors.shape[1], device=self.count.device)
-            self._path = _pad(rows.expand_as(self.successors), self.count)
-        return self._path
-
-    @property
-    def tokens(self) -> Tensor:
-        return _pad(self.successors, self.count)
-
-    def only(self, alive: Tensor) -> Accepted:
-        """Nothing for the rows that are not alive [B]."""
-        path = self.path.masked_fill(~alive.unsqueeze(1), -1)
-        return Accepted(torch.where(alive, self.count, 0), self.successors, path)
-
-    @property
-    def last(self) -> Tensor:
-        """The bonus token, [B]."""
-        if self.successors.shape[1] == 1:
-            return self.successors.squeeze(1)
-        return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
+from model.common.tree import Accepted
 
 
 def choose(sampler, draft: Draft, typical: tuple[float, float] | None = None):
@@ -79,58 +46,115 @@ def choose(sampler, draft: Draft, typical: tuple[float, float] | None = None):
     return lambda logits: rule(logits, draft, sampler.warp, uniforms)
 
 
-def _candidates(draft: Draft) -> Tensor:
+def candidates_of(draft: Draft) -> Tensor:
     """Node tokens [B, n] with probe rows made inert."""
     if draft.probe is None:
         return draft.tokens
     return draft.tokens.masked_fill(draft.probe, -1)
 
 
-def _pad(values: Tensor, count: Tensor) -> Tensor:
-    """[B, m] with -1 from count on."""
-    beyond = torch.arange(values.shape[1], device=values.device) >= count.unsqueeze(1)
-    return values.masked_fill(beyond, -1)
-
-
 def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
     """The path to `row` [B]: its own tokens shifted by one, then the bonus [B]."""
     _, known, depths = tree.layout(draft)
-    path = tree.path_to(row, known, depths, draft.depth)
-    count = (path >= 0).sum(1)
-    root = draft.tokens.new_full((row.shape[0], 1), -1)
-    rows = torch.cat([root, draft.tokens], dim=1)
-    following = path.roll(-1, 1).clamp(min=0)
-    tokens = rows.gather(1, following).scatter(1, count.unsqueeze(1) - 1, bonus.unsqueeze(1))
-    return Accepted(count, tokens, path)
+    return tree.line_to(row, bonus, draft.tokens, known, depths, draft.depth)
 
 
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
     """Keep the longest path whose every token is the target's first best at its parent."""
-    best = best_id(logits)  # [B, 1+n]
     if draft.is_chain:
+        best = best_id(logits)  # [B, 1+n]
         if draft.depth == 0:
             return Accepted(torch.ones_like(best[:, 0]), best)
         match = draft.tokens == best[:, :-1]
         return Accepted(1 + match.cumprod(1).sum(1), best)
-    return _longest(draft, best, _candidates(draft) == best.gather(1, _parents(draft)))
+    return greedy_tree(logits, candidates_of(draft), *tree.layout(draft), draft.depth)
+
+
+def greedy_tree(
+    logits: Tensor, tokens: Tensor, parents: Tensor, known: Tensor, depths: Tensor, depth: int
+) -> Accepted:
+    """greedy() of a tree given as tensors: candidates [B, n] and their tree.layout()."""
+    best = best_id(logits)  # [B, 1+n]
+    match = tokens == best.gather(1, parents[..., 1:].expand(tokens.shape))
+    row = tree.deepest(match, known, depths)
+    bonus = best.gather(1, row.unsqueeze(1)).squeeze(1)
+    return tree.line_to(row, bonus, tokens, known, depths, depth)
+
+
+class Kept(NamedTuple):
+    """What a step keeps of an Accepted, with the padded tensors made."""
+
+    count: Tensor
+    path: Tensor
+    tokens: Tensor
+
+
+class StaticGreedy:
+    """greedy() of trees, and all that a step makes of it, as one call of a static runtime.
+
+    Its graphs are made by warm() alone, one for all depths up to the deepest that steps have shown:
+    a timed step compiles nothing, and leaves any other tree to greedy().
+    """
+
+    def __init__(self, runtime: str, device):
+        self.runtime = make_runtime(runtime, greedy_step, device)
+        self.seen: dict = {}  # what selects a graph -> a draft
+        self.warmed: dict = {}  # the same -> the depth it was made for
+
+    def __call__(self, logits: Tensor, draft: Draft, root: Tensor, alive, cache: KVCache):
+        """(what is kept, new roots [B], what the host reads) of a step; None = not warmed.
+
+        The cache keeps the accepted rows. alive [B] bool or None = all.
+        """
+        strides = draft.tokens.stride(), draft.parents.stride()
+        key = (logits.shape, logits.dtype, *strides, draft.probe is None)
+        depth = self.warmed.get(key, -1)
+        if depth < draft.depth:
+            if key not in self.seen or self.seen[key].depth < draft.depth:
+                self.seen[key] = draft
+            return None
+        host, ends, slots, lines = self._run(logits, draft, depth, root, alive, cache.length)
+        count, following = ends.clone()  # a graph's next replay overwrites its results
+        path, tokens = lines[..., : 1 + draft.depth].clone()
+        cache.keep(*slots[..., : 1 + draft.depth], count)
+        return Kept(count, path, tokens), following, host
+
+    def _run(self, logits, draft, depth: int, root, alive, length):
+        if alive is None and len(root) > 1:  # in a batch some rows end before others
+            alive = torch.ones_like(root, dtype=torch.bool)
+        nodes = draft.tokens, draft.probe, *tree.layout(draft), depth
+        return self.runtime(logits, *nodes, root, alive, length)
+
+    def warm(self, logits: Tensor) -> None:
+        """Compile or capture the trees seen that have logits [B, 1+n, V] of this shape."""
+        for key, draft in self.seen.items():
+            if key[:2] == (logits.shape, logits.dtype):
+                root = logits.new_zeros(len(logits), dtype=torch.long)
+                self._run(logits, draft, draft.depth, root, None, root.clone())
+                self.warmed[key] = draft.depth
+
+
+def greedy_step(logits, tokens, probe, parents, known, depths, depth: int, root, alive, length):
+    """A greedy step from logits to commit; root, length [B], alive [B] or None = all.
+
+    Returns (Accepted.for_host, counts and new roots [2, B], cache slots to keep and where they
+    belong [2, B, 1+depth], path and tokens [2, B, 1+depth]).
+    """
+    if probe is not None:
+        tokens = tokens.masked_fill(probe, -1)
+    accepted = greedy_tree(logits, tokens, parents, known, depths, depth)
+    following = accepted.last
+    if alive is not None:
+        accepted = accepted.only(alive)
+        following = torch.where(alive, following, root)
+    ends = torch.stack([accepted.count, following])
+    slots = torch.stack(kept_slots(accepted.path, length))
+    return accepted.for_host(tokens), ends, slots, torch.stack([accepted.path, accepted.tokens])
 
 
 def _parents(draft: Draft) -> Tensor:
     """Parent row of every node, [B, n]."""
     return tree.layout(draft)[0][..., 1:].expand(draft.tokens.shape)
-
-
-def _longest(draft: Draft, best: Tensor, match: Tensor, score: Tensor | None = None) -> Accepted:
-    """The deepest node whose whole line matches (ties: score, then first); best [B, 1+n]."""
-    _, known, depths = tree.layout(draft)
-    good = torch.cat([match.new_ones(match.shape[0], 1), match], dim=1)
-    line = ~(known & ~good.unsqueeze(1)).any(-1)  # [B, 1+n]
-    rank = torch.where(line, depths + 1, 0)
-    if score is not None:
-        deepest = rank == rank.max(1, keepdim=True).values
-        rank = torch.where(deepest, score, float("-inf"))
-    row = rank.argmax(1)
-    return _tree_result(draft, row, best.gather(1, row.unsqueeze(1)).squeeze(1))
 
 
 def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepted:
@@ -141,7 +165,7 @@ def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Acce
     the forward.
     """
     batch = draft.tokens.shape[0]
-    tokens, parents = _candidates(draft), _parents(draft)
+    tokens, parents = candidates_of(draft), _parents(draft)
     rows = torch.arange(batch, device=logits.device)
     row = torch.zeros_like(rows)
     here = torch.zeros(batch, 1 + tokens.shape[1], dtype=torch.bool, device=logits.device)
@@ -215,7 +239,7 @@ def multi_round(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepte
     One pass over the nodes in order: parents stand before children, siblings in the order of their
     draws.
     """
-    tokens, parents = _candidates(draft), _parents(draft)
+    tokens, parents = candidates_of(draft), _parents(draft)
     rows = torch.arange(tokens.shape[0], device=logits.device)
     row, level = torch.zeros_like(rows), torch.zeros_like(rows)
     target, uniform = warp(logits[:, 0]), uniforms[:, 0]
@@ -251,11 +275,13 @@ def typical_acceptance(
     ).log_softmax(-1)
     entropy = -(logp.exp() * (logp.exp() + 1e-5).log()).sum(-1)  # [B, 1+n]
     threshold = (delta * (-entropy).exp()).clamp(max=epsilon)
-    parents, tokens = _parents(draft), _candidates(draft)
+    parents, tokens = _parents(draft), candidates_of(draft)
     at = logp.gather(1, parents.unsqueeze(-1).expand(-1, -1, logp.shape[-1]))
     node_logp = at.gather(2, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # [B, n]
     match = (node_logp.exp() > threshold.gather(1, parents)) & (tokens >= 0)
-    _, known, _ = tree.layout(draft)
+    _, known, depths = tree.layout(draft)
     own = torch.cat([node_logp.new_zeros(node_logp.shape[0], 1), node_logp], dim=1)
     score = (known * own.unsqueeze(1)).sum(-1)
-    return _longest(draft, best_id(logits), match, score)
+    row = tree.deepest(match, known, depths, score)
+    bonus = best_id(logits).gather(1, row.unsqueeze(1)).squeeze(1)
+    return _tree_result(draft, row, bonus)

@@ -1,0 +1,166 @@
+"""Greedy acceptance of trees as one call of a runtime: what greedy() gives, and nothing to compile
+in a step."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_prompts
+from oracle import Gaps, Masks, RandomTree, StaticTree, Window, answers, decode, outputs
+from test_capture import META, Captured
+from test_runtime import needs_compiler, with_graphs
+from test_tree import random_parents
+
+from model.common import decode as loop
+from model.common import tree, verify
+from model.common.drafter import Draft
+from model.common.kv_cache import KVCache
+from model.common.runtime import Graphs, compilations, make_runtime, tensors_of
+from model.common.sampling import Sampler
+
+V, N, DEPTH = 8, 12, 7  # ids, nodes, bound of the deepest
+CPU = torch.device("cpu")
+PROMPTS = make_prompts(4)
+
+
+class Replays:
+    """A capture whose replays run the function again into the tensors of the first call."""
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def __call__(self, function):
+        self.captured += 1
+        kept = function()
+
+        def replay():
+            self.replayed += 1
+            for tensor, new in zip(tensors_of(kept), tensors_of(function())):
+                tensor.copy_(new)
+
+        return replay, kept
+
+
+def acceptance_of(kind):
+    """A StaticGreedy of a runtime's name, or of graphs."""
+    acceptance = verify.StaticGreedy("eager", CPU)
+    if kind == "graphs":
+        acceptance.runtime = Graphs(verify.greedy_step, Replays())
+    else:
+        acceptance.runtime = make_runtime(kind, verify.greedy_step)
+    return acceptance
+
+
+def shallow_parents(seed):
+    """Parents of N nodes, all of them above DEPTH."""
+    while True:
+        parents = random_parents(N, seed)
+        draft = Draft(torch.zeros(1, N).long(), torch.tensor([parents]), DEPTH)
+        if tree.layout(draft)[2].max() < DEPTH:
+            return parents
+        seed += 1000
+
+
+STATIC = torch.tensor(shallow_parents(5))
+
+
+def step_of(seed, batch, is_static, probes):
+    """(logits, draft, root, cache) of a step whose tokens are right more often than not."""
+    chance = torch.Generator().manual_seed(seed)
+    logits = torch.randint(4, (batch, 1 + N, V), generator=chance).float()  # with ties
+    rows = torch.tensor([shallow_parents(100 * seed + row) for row in range(batch)])
+    parents = STATIC if is_static else rows
+    above = (parents + 1).expand(batch, N)
+    tokens = logits.argmax(-1).gather(1, above)
+    other = torch.randint(-1, V, tokens.shape, generator=chance)
+    tokens = torch.where(torch.rand(tokens.shape, generator=chance) < 0.7, tokens, other)
+    probe = torch.rand(N, generator=chance) < 0.1 if probes else None
+    cache = KVCache([CPU] * 2, batch, 64)
+    cache.slots, cache.view = torch.arange(64).expand(batch, 64), 64
+    for layer in range(2):
+        cache.update(*torch.rand(2, batch, 3, 64, 4, generator=chance), layer)
+    cache.length += torch.randint(40, (batch,), generator=chance)
+    root = torch.randint(V, (batch,), generator=chance)
+    depth = DEPTH if is_static else DEPTH - seed % 2
+    return logits, Draft(tokens, parents, depth, probe=probe), root, cache
+
+
+def said(host):
+    """What the host takes from its rows: committed ids and nodes; between them stands padding."""
+    return [(row[1 : 1 + row[0]], row[-N:]) for row in host.tolist()]
+
+
+KINDS = [
+    "graphs",
+    *(pytest.param(kind, marks=needs_compiler) for kind in ("compile", "frozen")),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch, is_static, probes", [(1, True, True), (3, False, False)])
+@torch.inference_mode()
+def test_one_call_gives_what_greedy_gives(kind, batch, is_static, probes):
+    """Counts, paths, tokens, new roots, the host's rows and the cache, with rows that ended."""
+    acceptance, counts, kept = acceptance_of(kind), set(), []
+    target = type("", (), {"acceptance": None})
+    for seed in range(30):
+        logits, draft, root, cache = step_of(seed, batch, is_static, probes)
+        alive = torch.rand(batch) < 0.7 if batch > 1 and seed % 3 else None
+        arguments = (Sampler(), draft, None, logits, root, alive)
+        before = [tensor.clone() for tensor in (cache.length, *cache.storage)]
+        if seed == 0:
+            assert acceptance(logits, draft, root, alive, cache) is None
+            assert all(map(torch.equal, before, (cache.length, *cache.storage)))
+            acceptance.warm(logits)
+            graphs = compilations()
+        target.cache, target.acceptance = cache, acceptance
+        found = loop._accept(target, *arguments)
+        after = [tensor.clone() for tensor in (cache.length, *cache.storage)]
+        for tensor, old in zip((cache.length, *cache.storage), before):
+            tensor.copy_(old)
+        target.acceptance = None
+        wanted = loop._accept(target, *arguments)
+        for name in ("count", "path", "tokens"):
+            assert torch.equal(getattr(found[0], name), getattr(wanted[0], name)), name
+        assert torch.equal(found[1], wanted[1]) and said(found[2]) == said(wanted[2])
+        assert all(map(torch.equal, after, (cache.length, *cache.storage)))
+        counts |= set(found[0].count.tolist())
+        kept.append((found, [found[1].clone(), *(part.clone() for part in found[0])]))
+    deeper = Draft(draft.tokens, draft.parents, DEPTH + 1, probe=draft.probe)
+    assert acceptance(logits, deeper, root, None, cache) is None
+    assert compilations() == graphs
+    assert {1, 2, 3} <= counts
+    for found, copies in kept:  # no later step has written into them
+        assert all(map(torch.equal, [found[1], *found[0]], copies))
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("kind", [StaticTree, RandomTree, Window, Masks, Gaps])
+def test_replayed_acceptance_gives_the_eager_ids(kind, rows):
+    """The first answer shows the trees, warm() captures them, and every later step is a replay."""
+    known, prompts = [answers("llama")[row] for row in rows], [PROMPTS[row] for row in rows]
+    target, _ = with_graphs()
+    target.acceptance = acceptance_of("graphs")
+    capture = target.acceptance.runtime.capture
+    decode(target, kind(known), prompts)
+    assert capture.captured == 0
+    target.warm(200)
+    assert capture.captured == len(target.acceptance.warmed) == 1
+    replayed = capture.replayed
+    for _ in range(2):
+        turns = decode(target, kind(known), prompts)
+        assert outputs(turns) == [ids[:24] for ids in known]
+    assert capture.captured == 1 and not any(turn.recompiled for turn in turns)
+    steps = max(len(turn.accept_lengths) for turn in turns)
+    assert capture.replayed - replayed == 2 * steps
+
+
+@torch.inference_mode()
+def test_the_call_can_be_captured():
+    """By a CUDA graph's rules: no value is read, no data comes from the host."""
+    for is_static, alive in [(True, None), (False, torch.ones(2, dtype=torch.bool, device=META))]:
+        logits, draft, root, cache = step_of(0, 2, is_static, True)
+        nodes = draft.tokens, draft.probe, *tree.layout(draft)
+        logits, *nodes, root, length = (t.to(META) for t in (logits, *nodes, root, cache.length))
+        arguments = logits, *nodes, DEPTH, root, alive, length
+        Captured()(partial(verify.greedy_step, *arguments))
