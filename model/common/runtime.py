@@ -158,9 +158,9 @@ def _filled(result, outputs):
 class Frozen(Compiled):
     """Compiled with the weights as constants, laid out anew for matrix products written for them.
 
-    For CPUs and small models. A step of five rows of the mini target costs 1.7 of one row's there,
-    and with the library's products 2.2 (MKL copies the weights at every call). Every graph holds
-    weights of its own and takes some twenty seconds to compile, where the plain one takes three.
+    For CPUs and small models: for a few rows the library's products lay the weights out anew at
+    every call. Every graph holds weights of its own and takes some twenty seconds to compile, where
+    the plain one takes three.
     """
 
     name = "frozen"
