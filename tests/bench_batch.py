@@ -64,7 +64,7 @@ class Contender:
 
 def parse_args(argv=None):
     """Flags; lists are separated by commas."""
-    from model.common.args import DTYPES, Parser, at_least
+    from model.common.args import DTYPES, RUNTIMES, Parser, at_least
 
     parser = Parser(
         prog="bench_batch.py",
@@ -78,12 +78,7 @@ def parse_args(argv=None):
     add("--model-path", default=str(MINI / "target"), help="target: model directory or hub id")
     add("--dtype", choices=DTYPES, default="float32", help="target's precision")
     add("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    add(
-        "--runtime",
-        choices=("eager", "compile", "frozen", "cudagraph"),
-        default="eager",
-        help="of steps",
-    )
+    add("--runtime", choices=RUNTIMES, default="eager", help="of steps")
     add("--questions", type=at_least(1), default=32, help="a multiple of every batch size")
     add("--max-new-tokens", type=at_least(2), default=128, help="per question (tokens)")
     add("--rounds", type=at_least(1), default=3, help="timed rounds after one that is not")

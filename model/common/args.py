@@ -11,6 +11,7 @@ from model.common.shapes import KNOWN, read_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
+RUNTIMES = ("eager", "compile", "frozen", "cudagraph")
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +96,7 @@ def _add_model(group):
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--runtime",
-        choices=("eager", "compile", "frozen", "cudagraph"),
+        choices=RUNTIMES,
         default="eager",
         help="how a step's forward is run; frozen: compiled for a CPU, weights and all",
     )

@@ -12,7 +12,6 @@ import torch
 
 from model.common.errors import BadInput
 
-RUNTIMES = ("eager", "compile", "frozen", "cudagraph")
 CPU = torch.device("cpu")
 
 
@@ -119,7 +118,7 @@ class Call:
     """A compiled graph with its inputs: those of the arguments to be filled in, the others kept."""
 
     def __init__(self, graph, inputs, outputs, arguments, result):
-        self.graph, self.inputs, self.result = graph, list(inputs), result
+        self.graph, self.inputs = graph, list(inputs)
         self.places = [
             (place, number)
             for place, tensor in enumerate(inputs)
