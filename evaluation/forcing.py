@@ -23,9 +23,10 @@ from model.common.conversation import read_history
 from model.common.drafter import Needs
 from model.common.errors import BadInput
 from model.common.files import model_folder
+from model.common.loading import check_model_path, load_target
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.questions import read_questions
-from model.common.target import Target, check_model_path, load_target
+from model.common.target import Target
 
 BLOCK_ROWS = 256  # rows of logits at a time: 256 x 128k x 4 bytes = 131 MB
 

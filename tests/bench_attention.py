@@ -179,8 +179,8 @@ def main(argv=None) -> None:
     import torch
 
     from model.common.errors import ends_in_one_line
+    from model.common.loading import torch_device
     from model.common.roofline import bandwidth
-    from model.common.target import torch_device
 
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
     with ends_in_one_line("bench_attention.py"), torch.inference_mode():

@@ -125,9 +125,10 @@ def build(args):
     import torch
     from bench_drafters import build_script
 
+    from model.common.loading import load_target
     from model.common.prompts import Prompter, load_tokenizer
     from model.common.questions import read_questions
-    from model.common.target import Target, load_target
+    from model.common.target import Target
 
     threads = args.num_threads or (1 if args.model_path == str(MINI / "target") else None)
     torch.set_num_threads(threads or torch.get_num_threads())

@@ -155,9 +155,9 @@ def prefill(prompt, ids):
 
 def head_rows(names, rounds: int = 3) -> list[dict]:
     """Milliseconds per step of the heads' drafts and of their verification, mini models, B = 1."""
+    from model.common.loading import load_target
     from model.common.prompts import Prompter, load_tokenizer
     from model.common.questions import per_category, read_questions
-    from model.common.target import load_target
 
     path = str(MINI / "target")
     prompter = Prompter(load_tokenizer(path))

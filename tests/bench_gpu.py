@@ -99,9 +99,10 @@ class Lab:
         import transformers
         from bench_batch import spread
 
+        from model.common.loading import load_target
         from model.common.prompts import Prompter, load_tokenizer
         from model.common.questions import read_questions
-        from model.common.target import Target, load_target
+        from model.common.target import Target
 
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
@@ -218,8 +219,8 @@ class Lab:
     def decoder(self, target, drafter, runtime: str):
         """A function (prompt ids, limit) -> Turn."""
         from model.common import decode
+        from model.common.loading import attention_name
         from model.common.sampling import Sampler
-        from model.common.target import attention_name
         from model.vanilla import hf_engine
 
         engine = hf_engine if runtime == "generate" else decode

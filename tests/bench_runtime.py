@@ -3,7 +3,7 @@
 Contenders decode the same prompts in turn, round after round, so that clocks and neighbours drift
 into all alike; a cell is the median over rounds. Greedy, float32; ids are compared with vanilla's.
 Prompt lookup copies what is there (clamp) on both sides, up to 10 tokens after at most 3 matched;
-draft models draft 5.
+draft models draft 5. What is outside the forwards, bench_overhead.py says by phase.
 
 Run:    .venv/bin/python tests/bench_runtime.py                       (mini models, a few minutes)
         .venv/bin/python tests/bench_runtime.py --rounds 3 --static compile
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 AGAINST = {
     "vanilla": "transformers generate",
     "pld": "transformers prompt lookup",
@@ -77,59 +77,6 @@ def theirs(name, model, stop, limit, **options) -> Contender:
     return Contender(name, decode)
 
 
-def outside_forwards(target, drafter, stop, limit, prompts) -> float:
-    """Milliseconds per step outside the models' forwards, prefill left out.
-
-    A forward is the model's own call, masks and positions not included; of a compiled step it is
-    the graph, which has them inside.
-    """
-    from model.common.decode import generate
-    from model.common.sampling import Sampler
-    from model.common.target import Target
-
-    readers = [r for r in (target, getattr(drafter, "draft", None)) if isinstance(r, Target)]
-    owners = [(r, "runtime") if r.static_shapes else (r.model, "forward") for r in readers]
-    originals, spent = [getattr(*owner) for owner in owners], [0.0]
-    for (owner, name), forward in zip(owners, originals):
-
-        def timed(*args, _forward=forward, **kwargs):
-            begin = time.perf_counter()
-            out = _forward(*args, **kwargs)
-            spent[0] += time.perf_counter() - begin
-            return out
-
-        timed.static_shapes = getattr(forward, "static_shapes", False)
-        setattr(owner, name, timed)
-    outside = steps = 0.0
-    for ids in prompts:
-        mark = _spent_before_steps(readers, spent)
-        turn = generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0]
-        outside += (turn.wall_s - turn.prefill_s) - (spent[0] - mark())
-        steps += len(turn.accept_lengths)
-    for (owner, name), forward in zip(owners, originals):
-        setattr(owner, name, forward)
-    return 1e3 * outside / steps
-
-
-def _spent_before_steps(readers, spent):
-    """A function that tells what `spent` was when a model first read a step's rows."""
-    mark, reads = [], [(reader, reader.read) for reader in readers]
-    for reader, read in reads:
-
-        def first_read(*args, _read=read, **kwargs):
-            mark.append(spent[0])
-            return _read(*args, **kwargs)
-
-        reader.read = first_read
-
-    def value():
-        for reader, read in reads:
-            reader.read = read
-        return mark[0]
-
-    return value
-
-
 def main():
     """Build the contenders, run the rounds, print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -158,11 +105,13 @@ def main():
 def build(args):
     """(contenders, prompts, {name: ms outside the forwards})."""
     import torch
+    from bench_overhead import measure
 
     from model.common.drafter import EmptyDrafter, PerSequence
+    from model.common.loading import load_target
     from model.common.prompts import Prompter, load_tokenizer
     from model.common.questions import per_category, read_questions
-    from model.common.target import Target, load_target
+    from model.common.target import Target
     from model.pld.drafter import PLDDrafter
     from model.sps.drafter import SpSDrafter
 
@@ -217,7 +166,8 @@ def build(args):
                 steps.warm(capacity, drafter.shapes())
                 drafter.warm(capacity)
             contenders.append(contender)
-            host[contender.name] = outside_forwards(steps, drafter, stop, limit, prompts[:4])
+            cells = measure(steps, drafter, stop, limit, prompts[:4], 2)
+            host[contender.name] = cells["outside_ms"]
     return contenders, prompts, host
 
 

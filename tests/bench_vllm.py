@@ -150,8 +150,8 @@ class Ours:
     def __init__(self, runtime: str, method: str, args, prompts, tree: str):
         from bench_drafters import build_script
 
+        from model.common.loading import load_target
         from model.common.prompts import Prompter, load_tokenizer
-        from model.common.target import load_target
 
         self.name, self.method, self.speeds = f"ours, {runtime}", method, []
         self.prompts, self.limit = prompts, args.max_new_tokens

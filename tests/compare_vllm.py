@@ -49,9 +49,9 @@ def ours(method: str, prompts, flags) -> dict:
     from bench_drafters import build_script
 
     from model.common.decode import generate
+    from model.common.loading import load_target
     from model.common.prompts import Prompter, load_tokenizer
     from model.common.sampling import Sampler
-    from model.common.target import load_target
 
     torch.set_num_threads(1)
     path = str(MINI / "target")

@@ -45,7 +45,7 @@ def make_model(family="llama", seed=0, scale=0.15, dtype=torch.float32, **shape)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from model.common.attention import register
-    from model.common.target import attention_name
+    from model.common.loading import attention_name
 
     register()
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **shape})
@@ -98,6 +98,14 @@ def save_model(path, family="llama", seed=0, scale=0.15, words=(), **shape):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    """Runtimes say a line once a process: every test is told anew."""
+    from model.common.runtime import said
+
+    said.clear()
 
 
 @pytest.fixture(scope="session")

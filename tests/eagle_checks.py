@@ -6,8 +6,9 @@ import torch
 from conftest import SHAPE, make_model, make_prompts
 
 from model.common import args as arguments
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Needs
+from model.common.rows import StopRules
 from model.common.runtime import Eager, Graphs
 from model.common.sampling import Sampler
 from model.common.target import Target

@@ -248,8 +248,12 @@ class ScriptedHead:
             out = self._say(codes, self.place)
         return out if then is None else then(out, known, *extras)
 
-    def advance(self, count, longest):
+    def read_step(self, inputs, num_rows, committed, longest, before, then=None, extras=()):
+        inputs, count, extras = before(*inputs, *extras)
+        assert inputs[0].shape[1] == num_rows
+        out = self.read(inputs, committed, then=then, extras=extras)
         self.place = self.place + count
+        return out
 
     def _say(self, codes, place):
         """codes [B, r] -> outputs [B, r, 1], logits [B, r, V]."""

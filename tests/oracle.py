@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 from conftest import make_model, make_prompts
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, Drafter, EmptyDrafter
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 

@@ -1,7 +1,8 @@
-"""Greedy acceptance of trees as one call of a runtime: what greedy() gives, and nothing to compile
+"""Greedy acceptance as one call of a runtime: what greedy() gives, and nothing to compile
 in a step."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from test_capture import META, Captured
 from test_runtime import needs_compiler, with_graphs
 from test_tree import random_parents
 
-from model.common import decode as loop
-from model.common import tree, verify
-from model.common.drafter import Draft
+from model.common import tree
+from model.common.acceptance import StaticGreedy
+from model.common.decode import _Loop
+from model.common.drafter import Draft, Drafter, chain_parents
 from model.common.kv_cache import KVCache
 from model.common.runtime import Graphs, compilations, make_runtime, tensors_of
 from model.common.sampling import Sampler
@@ -43,11 +45,11 @@ class Replays:
 
 def acceptance_of(kind):
     """A StaticGreedy of a runtime's name, or of graphs."""
-    acceptance = verify.StaticGreedy("eager", CPU)
+    acceptance = StaticGreedy("eager", CPU)
     if kind == "graphs":
-        acceptance.runtime = Graphs(verify.greedy_step, Replays())
+        acceptance.runtime = Graphs(acceptance._step, Replays())
     else:
-        acceptance.runtime = make_runtime(kind, verify.greedy_step)
+        acceptance.runtime = make_runtime(kind, acceptance._step)
     return acceptance
 
 
@@ -64,12 +66,12 @@ def shallow_parents(seed):
 STATIC = torch.tensor(shallow_parents(5))
 
 
-def step_of(seed, batch, is_static, probes):
+def step_of(seed, batch, kind, probes):
     """(logits, draft, root, cache) of a step whose tokens are right more often than not."""
     chance = torch.Generator().manual_seed(seed)
     logits = torch.randint(4, (batch, 1 + N, V), generator=chance).float()  # with ties
     rows = torch.tensor([shallow_parents(100 * seed + row) for row in range(batch)])
-    parents = STATIC if is_static else rows
+    parents = {"static": STATIC, "dynamic": rows, "chain": chain_parents(N, CPU)}[kind]
     above = (parents + 1).expand(batch, N)
     tokens = logits.argmax(-1).gather(1, above)
     other = torch.randint(-1, V, tokens.shape, generator=chance)
@@ -81,7 +83,7 @@ def step_of(seed, batch, is_static, probes):
         cache.update(*torch.rand(2, batch, 3, 64, 4, generator=chance), layer)
     cache.length += torch.randint(40, (batch,), generator=chance)
     root = torch.randint(V, (batch,), generator=chance)
-    depth = DEPTH if is_static else DEPTH - seed % 2
+    depth = {"static": DEPTH, "dynamic": DEPTH - seed % 2, "chain": N}[kind]
     return logits, Draft(tokens, parents, depth, probe=probe), root, cache
 
 
@@ -97,37 +99,48 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch, is_static, probes", [(1, True, True), (3, False, False)])
+@pytest.mark.parametrize(
+    "batch, kind_of_draft, probes",
+    [(1, "static", True), (3, "dynamic", False), (1, "chain", False), (3, "chain", False)],
+)
 @torch.inference_mode()
-def test_one_call_gives_what_greedy_gives(kind, batch, is_static, probes):
+def test_one_call_gives_what_greedy_gives(kind, batch, kind_of_draft, probes):
     """Counts, paths, tokens, new roots, the host's rows and the cache, with rows that ended."""
     acceptance, counts, kept = acceptance_of(kind), set(), []
-    target = type("", (), {"acceptance": None})
+    target, cache = SimpleNamespace(runs_ahead=False, device=CPU), None
     for seed in range(30):
-        logits, draft, root, cache = step_of(seed, batch, is_static, probes)
+        logits, draft, root, fresh = step_of(seed, batch, kind_of_draft, probes)
+        cache = cache or fresh
+        for tensor, new in zip((cache.length, *cache.storage), (fresh.length, *fresh.storage)):
+            tensor.copy_(new)
         alive = torch.rand(batch) < 0.7 if batch > 1 and seed % 3 else None
-        arguments = (Sampler(), draft, None, logits, root, alive)
         before = [tensor.clone() for tensor in (cache.length, *cache.storage)]
         if seed == 0:
             assert acceptance(logits, draft, root, alive, cache) is None
             assert all(map(torch.equal, before, (cache.length, *cache.storage)))
-            acceptance.warm(logits)
+            acceptance.warm(logits, cache)
+            for tensor, old in zip((cache.length, *cache.storage), before):
+                tensor.copy_(old)
             graphs = compilations()
         target.cache, target.acceptance = cache, acceptance
-        found = loop._accept(target, *arguments)
+        loop = _Loop(target, Drafter(), None, Sampler(), None, root)
+        loop.alive = alive
+        found = loop._accept(draft, logits)
         after = [tensor.clone() for tensor in (cache.length, *cache.storage)]
         for tensor, old in zip((cache.length, *cache.storage), before):
             tensor.copy_(old)
         target.acceptance = None
-        wanted = loop._accept(target, *arguments)
+        wanted = loop._accept(draft, logits)
         for name in ("count", "path", "tokens"):
             assert torch.equal(getattr(found[0], name), getattr(wanted[0], name)), name
         assert torch.equal(found[1], wanted[1]) and said(found[2]) == said(wanted[2])
         assert all(map(torch.equal, after, (cache.length, *cache.storage)))
         counts |= set(found[0].count.tolist())
         kept.append((found, [found[1].clone(), *(part.clone() for part in found[0])]))
-    deeper = Draft(draft.tokens, draft.parents, DEPTH + 1, probe=draft.probe)
+    deeper = Draft(draft.tokens, draft.parents, draft.depth + 2, probe=draft.probe)
     assert acceptance(logits, deeper, root, None, cache) is None
+    cache.grow(128)
+    assert acceptance(logits, draft, root, None, cache) is None
     assert compilations() == graphs
     assert {1, 2, 3} <= counts
     for found, copies in kept:  # no later step has written into them
@@ -158,9 +171,13 @@ def test_replayed_acceptance_gives_the_eager_ids(kind, rows):
 @torch.inference_mode()
 def test_the_call_can_be_captured():
     """By a CUDA graph's rules: no value is read, no data comes from the host."""
-    for is_static, alive in [(True, None), (False, torch.ones(2, dtype=torch.bool, device=META))]:
-        logits, draft, root, cache = step_of(0, 2, is_static, True)
-        nodes = draft.tokens, draft.probe, *tree.layout(draft)
-        logits, *nodes, root, length = (t.to(META) for t in (logits, *nodes, root, cache.length))
-        arguments = logits, *nodes, DEPTH, root, alive, length
-        Captured()(partial(verify.greedy_step, *arguments))
+    some = torch.ones(2, dtype=torch.bool, device=META)
+    for kind, alive in [("static", None), ("dynamic", some), ("chain", None), ("chain", some)]:
+        logits, draft, root, cache = step_of(0, 2, kind, kind != "chain")
+        layout = (None,) * 3 if draft.is_chain else tree.layout(draft)
+        tensors = logits, draft.tokens, draft.probe, *layout, root
+        logits, *nodes, root = (None if t is None else t.to(META) for t in tensors)
+        acceptance = acceptance_of("eager")
+        acceptance.cache = KVCache([META], 2, 64)
+        acceptance.cache.storage = [storage.to(META) for storage in cache.storage]
+        Captured()(partial(acceptance._step, logits, *nodes, draft.depth, root, alive))

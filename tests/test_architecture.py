@@ -19,7 +19,7 @@ TOOL_NAMES = ("speed", "equal", "state", "audit_sampling", "audit_answers")
 TOOLS = [ROOT / "evaluation" / f"{tool}.py" for tool in TOOL_NAMES]
 METHODS = sorted(path.parent.name for path in SCRIPTS)
 # the files that may know of CUDA
-CUDA = {"args", "clock", "environment", "runtime", "target"}
+CUDA = {"args", "clock", "environment", "host_copy", "loading", "runtime", "target"}
 # methods that the paper builds on another one
 BUILT_ON = {
     "samd": ("recycling", "eagle2"),

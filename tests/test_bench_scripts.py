@@ -5,6 +5,7 @@ import types
 
 import bench_batch
 import bench_gpu
+import bench_overhead
 import pytest
 import torch
 
@@ -86,6 +87,19 @@ def test_flags_of_a_method_are_ones_own():
     args = bench_batch.parse_args(["--flags", "sps=--drafter-path x --schedule constant"])
     assert args.method_flags["sps"] == "--drafter-path x --schedule constant"
     assert args.method_flags["medusa"] == bench_batch.FLAGS["medusa"]
+
+
+def test_bench_overhead(capsys):
+    """What is inside and outside the forwards adds up, and a draft model's reads are inside."""
+    flags = ["--methods", "vanilla,sps", "--runtime", "eager", "--limit-per-category", "1"]
+    bench_overhead.main([*flags, "--max-new-tokens", "8", "--rounds", "1"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["method"] for row in rows] == ["vanilla", "sps"]
+    phases = [f"{phase}_outside_ms" for phase in ("draft", "verify", "commit", "rest")]
+    for row in rows:
+        assert row["outside_ms"] == pytest.approx(sum(row[name] for name in phases), abs=0.003)
+        assert 0 < row["outside_ms"] < row["forwards_ms"]
+    assert rows[1]["forwards_ms"] > rows[0]["forwards_ms"]
 
 
 @pytest.fixture(autouse=True)

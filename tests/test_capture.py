@@ -27,11 +27,12 @@ from model.common import runtime, verify
 from model.common.attention import SuffixMasks
 from model.common.decode import generate
 from model.common.drafter import EmptyDrafter, Step
+from model.common.loading import load_target
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.questions import read_questions
 from model.common.runtime import CudaCapture, Graphs, make_runtime, tensors_of
 from model.common.sampling import Sampler
-from model.common.target import Prefilled, Target, load_target
+from model.common.target import Prefilled, Target
 
 META = torch.device("meta")
 LENGTH, LIMIT = 9, 24  # of the prompt, of prompt and answer
@@ -101,12 +102,15 @@ def to_meta(value, known: dict):
     return moved
 
 
+OWN_RUNTIMES = ("medusa", "hydra", "recycling", "space")
+
+
 @pytest.fixture
 def capture(monkeypatch):
     """Every runtime made from here on is one of graphs."""
     found = Captured()
-    for name in ("model.common.cached", "model.medusa.drafter", "model.hydra.drafter"):
-        module = importlib.import_module(name)
+    for name in ("common.cached", *(f"{method}.drafter" for method in OWN_RUNTIMES)):
+        module = importlib.import_module(f"model.{name}")
         monkeypatch.setattr(module, "make_runtime", lambda _, forward, __: Graphs(forward, found))
     return found
 
@@ -162,8 +166,8 @@ def step_on_meta(target, drafter, root) -> Step:
 
 TENSOR_METHODS = {  # method: forwards of its own that are captured
     "vanilla": 0,
-    "recycling": 0,
-    "space": 0,
+    "recycling": 2,
+    "space": 1,
     "sps": 1,
     "medusa": 1,
     "hydra": 1,

@@ -14,8 +14,8 @@ from oracle import (
     outputs,
 )
 
-from model.common.decode import StopRules
 from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 
 PROMPTS = make_prompts(4)

@@ -12,8 +12,9 @@ from laws import LEVEL, count_words, detectable, p_value
 from markov import Proposer
 from test_sampling import transformers_probs
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Drafter, EmptyDrafter
+from model.common.rows import StopRules
 from model.common.sampling import DRAFT, TARGET, Sampler, seed_of
 from model.common.target import Target
 from model.sps.drafter import SpSDrafter

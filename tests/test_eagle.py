@@ -26,9 +26,10 @@ from oracle import decode as oracle_decode
 
 from model.common import heads, tree
 from model.common.checkpoint import Checkpoint, read_tensors, save_checkpoint
-from model.common.decode import StopRules
 from model.common.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
+from model.common.rows import StopRules
+from model.common.runtime import compilations
 from model.common.static_tree import StaticTree, check_tree, read_tree
 from model.common.target import Target
 from model.eagle import head as eagle_head
@@ -529,16 +530,18 @@ def test_warm_sees_every_shape(folder, batch):
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
 def test_compiled_passes_give_the_eager_ids(tmp_path):
     model = tiny_model(num_hidden_layers=1)
-    target = Target(model, "compile")
+    target, eager = Target(model, "compile"), Target(model)
     path = eagle_dir(tmp_path / "head", config_dir(tmp_path))
     paths = [(0,), (1,), (0, 0), (1, 0)]
     prompts = loopy_prompts(2)[1:]
-    eager = Target(model)
-    expected = decode(eager, static(load_eagle(path, eager, "eager"), paths), prompts)
+    plain = Recording(static(load_eagle(path, eager, "eager"), paths), eager)
+    expected = decode(eager, plain, prompts)
     drafter = static(load_eagle(path, target, "compile"), paths)
     ids = assert_nothing_is_left_to_compile(target, drafter, prompts, 16)
     assert ids == expected[0]
-    assert decode(target, drafter, prompts) == expected
+    before, compiled = compilations(), Recording(drafter, target)
+    assert decode(target, compiled, prompts) == expected
+    assert compiled.steps == plain.steps and compilations() == before
 
 
 def test_module_returns_the_picked_row():

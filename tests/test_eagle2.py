@@ -33,9 +33,10 @@ from oracle import answers, new_target, outputs
 from oracle import decode as oracle_decode
 
 from model.common import heads, tree
-from model.common.decode import StopRules
-from model.common.drafter import EmptyDrafter, Needs, Step
+from model.common.drafter import Draft, EmptyDrafter, Needs, Step
 from model.common.errors import BadInput
+from model.common.rows import StopRules
+from model.common.runtime import compilations
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.eagle.head import load_eagle
@@ -141,7 +142,12 @@ def test_random_trees(num_nodes, depth, top_k):
         draft = drafter.propose()
         assert draft.tokens.shape == draft.parents.shape == (batch, num_nodes)
         assert draft.depth == depth + 1 and draft.probs is None and draft.probe is None
-        _, known, depths = tree.layout(draft)
+        found = tree.layout(draft)
+        assert found is draft.layout[1]  # the head's last pass has made it
+        plain = tree.layout(Draft(draft.tokens, draft.parents, draft.depth))
+        assert all(map(torch.equal, found, plain))
+        assert [part.stride() for part in found] == [part.stride() for part in plain]
+        _, known, depths = found
         assert depths.max() <= depth + 1
         assert torch.equal(known.sum(-1), depths + 1)
         for row in range(batch):
@@ -379,12 +385,15 @@ def test_warm_sees_every_shape(folder, batch):
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
 def test_compiled_passes_give_the_eager_ids(tmp_path):
+    """Of three rows that end one after another."""
     model = tiny_model(num_hidden_layers=1)
     target, eager = Target(model, "compile"), Target(model)
     path = eagle_dir(tmp_path / "head", config_dir(tmp_path))
-    prompts, size = loopy_prompts(2)[1:], (5, 1, 3)
-    expected = recorded(eager, path, prompts, size=size)[1:]
+    prompts, size = loopy_prompts(3), (5, 1, 3)
+    plain, *expected = recorded(eager, path, prompts, size=size)
     drafter = DynamicEagleDrafter(load_eagle(path, target, "compile"), *size)
     ids = assert_nothing_is_left_to_compile(target, drafter, prompts, 16)
     assert ids == expected[0]
-    assert decode(target, drafter, prompts) == expected
+    before, compiled = compilations(), Recording(drafter, target)
+    assert list(decode(target, compiled, prompts)) == expected
+    assert compiled.steps == plain.steps and compilations() == before

@@ -22,9 +22,9 @@ from eagle_slow import Recording, SlowHead, differing, dynamic_paths
 
 from model.common import heads
 from model.common.checkpoint import Checkpoint, read_config, read_tensors, save_checkpoint
-from model.common.decode import StopRules
 from model.common.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.eagle2.drafter import DynamicEagleDrafter

@@ -13,7 +13,8 @@ from test_decode_law import TINY
 from test_sampling import transformers_probs
 
 from model.common import verify
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
+from model.common.rows import StopRules
 from model.common.sampling import Sampler, draw, hashed_uniforms, seed_of, warp
 from model.common.static_tree import StaticTree
 from model.common.target import Target

@@ -9,11 +9,12 @@ import torch
 from conftest import make_model, save_model
 
 from model.common.conversations import Row
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import EmptyDrafter
 from model.common.features import Features, FrozenTarget
+from model.common.loading import load_target
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
-from model.common.target import load_target
 from model.common.training import main
 from model.common.training_args import make_parser
 

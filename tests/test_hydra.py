@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from conftest import SHAPE, make_model, make_prompts
+from eagle_checks import Guarded
 from head_dirs import HYDRA_CONFIG, hydra_heads
-from test_medusa import Oracle, decode, medusa, tree_of
+from test_medusa import Oracle, assert_compiled_drafts_are_eagers, decode, medusa, tree_of
 from test_recycling import Recording
 
 from model.common import args as arguments
@@ -260,6 +262,11 @@ def test_init_and_dropout(target):
     assert torch.equal(plain.guess(0, rows), plain.guess(0, rows))
 
 
+def picked(rows, count, more):
+    """What read_step() needs of rows that are there already."""
+    return (rows, count - 1, more), count, ()
+
+
 @torch.inference_mode()
 def test_prefix_in_pieces_equals_one_pass(target):
     heads = heads_for(target)
@@ -275,9 +282,9 @@ def test_prefix_in_pieces_equals_one_pass(target):
         rows = torch.randn(2, 5, 64)  # what follows the new rows is padding
         for row, begin in enumerate(prefix.cache.length.tolist()):
             rows[row, : step[row]] = features[row, begin : begin + step[row]]
-        (state,) = prefix.read((rows, count - 1, rows), committed)
-        committed = max(committed, max((prefix.cache.length + count).tolist()))
-        prefix.advance(count, committed)
+        longest = max((prefix.cache.length + count).tolist())
+        (state,) = prefix.read_step((rows, count, rows), 5, committed, longest, picked)
+        committed = longest
         last = prefix.cache.length - 1
         assert torch.allclose(state[:, 0], wanted[[0, 1], last], atol=1e-5)
 
@@ -455,14 +462,28 @@ def test_replayed_drafts_are_eagers(make):
             drafter.warm(300)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "make", [medusa, partial(hydra, arch="mlp"), partial(hydra, arch="prefix-mlp")]
+)
+def test_one_shape_serves_prompt_steps_and_warm_up(make, batch, temperature):
+    """Whatever rule accepts: its paths have strides of their own."""
+    target, prompts = Target(make_model(vocab_size=11)), make_prompts(3, vocab_size=11)
+    drafter = make(target)
+    parts = [part for part in (drafter, getattr(drafter, "prefix", None)) if part]
+    forwards = [drafter.runtime.forward] + [part._rows for part in parts[1:]]
+    for part, forward in zip(parts, forwards):
+        part.runtime = Guarded(forward)
+    expected = decode(target, EmptyDrafter(), prompts, 30, batch, Sampler(temperature))[0]
+    assert decode(target, drafter, prompts, 30, batch, Sampler(temperature))[0] == expected
+    assert [len(part.runtime.seen) for part in parts] == [1] * len(parts)
+    drafter.warm(30)
+    assert [len(part.runtime.seen) for part in parts] == [1] * len(parts)
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
-def test_compiled_answers_are_eagers():
+def test_compiled_drafts_are_eagers():
     shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
     shape |= {"num_key_value_heads": 2, "head_dim": SHAPE["head_dim"]}
-    eager, compiled = Target(make_model(**shape)), Target(make_model(**shape), "compile")
-    nodes = [(0,), (1,), (0, 0)]
-    expected = decode(eager, hydra(eager, nodes=nodes), make_prompts(2), 8)
-    drafter = hydra(compiled, nodes=nodes, runtime="compile")
-    assert decode(compiled, drafter, make_prompts(2), 8) == expected
-    drafter.warm(200)
-    assert decode(compiled, drafter, make_prompts(2), 8) == expected
+    assert_compiled_drafts_are_eagers(hydra, shape)

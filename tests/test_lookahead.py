@@ -10,8 +10,9 @@ from conftest import make_model, make_prompts
 
 from model.common import args as arguments
 from model.common import tree
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Drafter, EmptyDrafter, Needs
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.lookahead import inference_lookahead as script

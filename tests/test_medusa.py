@@ -14,14 +14,16 @@ from test_recycling import Recording
 from model.common import args as arguments
 from model.common import tree, verify
 from model.common.checkpoint import save_checkpoint
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, EmptyDrafter
 from model.common.errors import BadInput
+from model.common.rows import StopRules
+from model.common.runtime import compilations
 from model.common.sampling import Sampler
 from model.common.static_tree import StaticTree, read_tree
 from model.common.target import Target
 from model.medusa import inference_medusa as script
-from model.medusa.drafter import MedusaDrafter
+from model.medusa.drafter import MedusaDrafter, last_committed
 from model.medusa.flags import TREES
 from model.medusa.heads import MedusaHeads, load_heads, state_to_save
 
@@ -50,14 +52,14 @@ def target():
     return Target(make_model())
 
 
-def decode(target, drafter, prompts, limit=24, batch=1, sampler=None, typical=None):
+def decode(target, drafter, prompts, limit=24, batch=1, sampler=None, typical=None, eos=()):
     """Ids and accept lengths of all prompts, decoded `batch` at a time."""
     turns = []
     for begin in range(0, len(prompts), batch):
         part = prompts[begin : begin + batch]
         seeds = list(range(begin, begin + len(part)))
-        sampler = sampler or Sampler()
-        turns += generate(target, drafter, part, sampler, seeds, StopRules(), limit, typical)
+        sampler, stop = sampler or Sampler(), StopRules(frozenset(eos))
+        turns += generate(target, drafter, part, sampler, seeds, stop, limit, typical)
     return [turn.output_ids for turn in turns], [turn.accept_lengths for turn in turns]
 
 
@@ -392,16 +394,31 @@ def test_facts_and_idle_rows(target):
         path=torch.tensor([[0, 2], [-1, -1]]),
     )
     drafter.observe(step)
-    assert drafter.hidden.tolist() == [[4, 5], [6, 7]]
+    assert last_committed(*drafter.seen).tolist() == [[4, 5], [6, 7]]
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
-def test_compiled_answers_are_eagers():
-    shape = {"num_hidden_layers": 1}
+def test_compiled_drafts_are_eagers():
+    assert_compiled_drafts_are_eagers(medusa, {"num_hidden_layers": 1})
+
+
+def assert_compiled_drafts_are_eagers(make, shape):
+    """Of three rows that end one after another; a later answer compiles nothing."""
     eager, compiled = Target(make_model(**shape)), Target(make_model(**shape), "compile")
     nodes = [(0,), (1,), (0, 0)]
-    expected = decode(eager, medusa(eager, nodes=nodes), make_prompts(2), 8)
-    drafter = medusa(compiled, nodes=nodes, runtime="compile")
-    assert decode(compiled, drafter, make_prompts(2), 8) == expected
+    plain, drafter = make(eager, nodes=nodes), make(compiled, nodes=nodes, runtime="compile")
+    expected, found = Recording(plain), Recording(drafter)
+    prompts = make_prompts(3)
+    eos = decode(eager, EmptyDrafter(), prompts, 12, 3)[0][1][5:6]
+    answers = decode(eager, expected, prompts, 12, 3, eos=eos)
+    assert len(set(map(len, answers[0]))) > 1
+    assert decode(compiled, drafter, prompts, 12, 3, eos=eos) == answers
+    compiled.warm(200, drafter.shapes(), drafter.needs.hidden)
     drafter.warm(200)
-    assert decode(compiled, drafter, make_prompts(2), 8) == expected
+    before = compilations()
+    assert decode(compiled, found, prompts, 12, 3, eos=eos) == answers
+    assert compilations() == before
+    for (tokens, committed), (wanted, _) in zip(found.drafts, expected.drafts, strict=True):
+        for row, ids in enumerate(committed):
+            if len(ids) < len(prompts[row]) + len(answers[0][row]):  # it goes on
+                assert tokens[row] == wanted[row]

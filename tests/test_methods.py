@@ -14,10 +14,10 @@ from specdecpp_dirs import specdecpp_dir
 
 from model.common import args as arguments
 from model.common.decode import generate
+from model.common.loading import load_target
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.questions import per_category, read_questions
 from model.common.sampling import Sampler
-from model.common.target import load_target
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "data" / "mini_models"

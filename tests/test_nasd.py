@@ -11,9 +11,9 @@ from test_pld import cycle_target
 
 from model.common import args as arguments
 from model.common import verify
-from model.common.decode import StopRules
 from model.common.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.sampling import Sampler, warp
 from model.common.target import Target
 from model.nasd import inference_nasd

@@ -8,10 +8,12 @@ import torch
 from conftest import make_model, make_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import EmptyDrafter, PerSequence
+from model.common.loading import attention_name
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
-from model.common.target import Target, attention_name
+from model.common.target import Target
 from model.pld.drafter import PLDDrafter
 
 COUNTING = [*range(1, 15), 1, 2, 3]

@@ -10,10 +10,10 @@ from conftest import save_model
 
 from model.common import args as arguments
 from model.common import record
-from model.common.decode import Turn
 from model.common.environment import acceptance_name, is_lossy, make_meta
 from model.common.errors import BadInput
 from model.common.record import AnswerFile
+from model.common.rows import Turn
 
 META = {
     "schema": 1,

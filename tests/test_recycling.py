@@ -11,9 +11,10 @@ from conftest import make_model, make_prompts
 
 from model.common import args as arguments
 from model.common import tree
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Drafter, EmptyDrafter, Needs, Step
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.recycling import inference_recycling as script
@@ -77,6 +78,11 @@ def started(drafter, roots, prompt_topk=None):
         Sampler(),
     )
     return drafter
+
+
+def lines(drafter):
+    """The lines of all tokens, [sequences (1 where warm), V, k]."""
+    return drafter.matrix.view(-1, 1 + drafter.vocab_size, drafter.num_best)[:, 1:]
 
 
 def observed(drafter, tokens, logits, count=None):
@@ -228,7 +234,7 @@ def test_published_tree():
 def test_toy_draft():
     drafter = started(recycling(10), [0])
     steps = torch.arange(10).unsqueeze(1) + torch.arange(1, 9)
-    drafter.matrix[0, :10] = (steps % 10).int()
+    lines(drafter)[0] = (steps % 10).int()
     draft = drafter.propose()
     token = dict(zip(read_tree("2.2.2", 10), draft.tokens[0].tolist()))
     assert [token[(i,)] for i in range(8)] == [*range(1, 9)]
@@ -243,8 +249,8 @@ def test_nothing_known_is_an_inert_draft():
     drafter = started(recycling(10), [3, 4])
     assert drafter.propose().tokens.tolist() == [[-1] * 80] * 2
     observed(drafter, [[3, 5, -1, 5], [4, -1, -1, -1]], torch.randn(2, 4, 10), count=[1, 0])
-    assert (drafter.matrix[0, :10] >= 0).all(1).nonzero().flatten().tolist() == [3, 5]
-    assert (drafter.matrix[1] == -1).all() and (drafter.matrix[0, 10] == -1).all()
+    assert (lines(drafter)[0] >= 0).all(1).nonzero().flatten().tolist() == [3, 5]
+    assert (lines(drafter)[1] == -1).all() and (drafter.matrix[::11] == -1).all()
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -252,7 +258,7 @@ def test_update(warm):
     """The lines of the distinct tokens read, and no others, are the best at each one's last row."""
     generator = torch.Generator().manual_seed(2)
     drafter = started(recycling(40, warm=warm), [0] * 3)
-    expected = [[[-1] * 8 for _ in range(41)] for _ in range(1 if warm else 3)]
+    expected = [[[-1] * 8 for _ in range(40)] for _ in range(1 if warm else 3)]
     for _ in range(3):
         tokens = torch.randint(-1, 30, (3, 81), generator=generator)
         logits = torch.randn(3, 81, 40, generator=generator)
@@ -262,7 +268,7 @@ def test_update(warm):
                 if token >= 0:
                     best = scores.argsort(descending=True)[:8].tolist()
                     expected[0 if warm else row][token] = best
-        assert drafter.matrix.tolist() == expected
+        assert lines(drafter).tolist() == expected
 
 
 @pytest.mark.gpu
@@ -272,10 +278,7 @@ def test_update_is_the_same_on_a_gpu():
     logits = torch.randn(3, 81, 40, generator=generator)
     results = []
     for device in ["cpu"] + ["cuda"] * 20:
-        drafter = recycling(40, device=device, warm=True)
-        drafter.matrix = torch.full((1, 41, 8), -1, dtype=torch.int32, device=device)
-        drafter.last = torch.empty(41, dtype=torch.long, device=device)
-        drafter.which = torch.zeros(3, 1, dtype=torch.long, device=device)
+        drafter = started(recycling(40, device=device, warm=True), [0] * 3)
         observed(drafter, tokens.to(device), logits.to(device))
         results.append(drafter.matrix.tolist())
     assert all(result == results[0] for result in results)
@@ -289,7 +292,7 @@ def test_start_forgets_when_cold_and_keeps_when_warm():
         held = drafter.matrix.clone()
         started(drafter, [3])
         assert torch.equal(drafter.matrix, held) == warm
-        assert started(drafter, [3, 4]).matrix.shape[0] == (1 if warm else 2)
+        assert started(drafter, [3, 4]).matrix.shape == ((1 if warm else 2) * 11, 8)
 
 
 def test_prompt_seeds():

@@ -18,9 +18,10 @@ from harness_runs import run
 from test_pld import cycle_target
 
 from model.common import verify
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, EmptyDrafter, PerSequence
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.rest.datastore import open_datastore, sorted_suffixes, write_json

@@ -12,9 +12,9 @@ from test_pld import cycle_target
 
 from model.common import args as arguments
 from model.common import verify
-from model.common.decode import StopRules
 from model.common.drafter import Draft, Drafter, EmptyDrafter, chain_parents
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.samd import inference_samd

@@ -3,14 +3,18 @@
 import pytest
 import torch
 from conftest import make_prompts, save_model
+from eagle_checks import Guarded
 from eagle_dirs import eagle_dir
+from test_hydra import replaying
 from test_methods import build
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import EmptyDrafter
 from model.common.errors import BadInput
+from model.common.loading import load_target
+from model.common.rows import StopRules
+from model.common.runtime import Graphs
 from model.common.sampling import Sampler
-from model.common.target import load_target
 
 PROMPTS = [ids * 4 for ids in make_prompts(4)]  # so that there is something to copy
 
@@ -66,6 +70,39 @@ def test_the_heads_cache_is_what_it_would_be_alone(paths, target):
     generate(target, alone, [committed[: num + 1]], Sampler(), [0], StopRules(), 2)
     fresh = alone.head.cache.storage[0][..., :num, :]
     assert torch.allclose(found, fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_static_shapes_read_what_eager_does(paths, target, batch):
+    """Every replay overwrites the hidden states that the head may not have read yet."""
+    expected = decode(target, samd(paths, target), batch, Sampler())
+    replayed = load_target(paths[0], "float32", "cpu", "eager")
+    replayed.runtime = Graphs(replayed._rows, replaying)
+    drafter = samd(paths, replayed)
+    head = drafter.auxiliary.head
+    head.runtime = Graphs(head._rows, replaying)
+    assert decode(replayed, drafter, batch, Sampler()) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_warm_sees_own_and_copied_steps(paths, batch):
+    target = load_target(paths[0], "float32", "cpu", "eager")
+    target.runtime = Guarded(target._rows)
+    drafter = samd(paths, target)
+    head = drafter.auxiliary.head
+    head.runtime = Guarded(head._rows)
+    decode(target, drafter, batch, Sampler())
+    stepped, head.runtime.seen = head.runtime.seen, set()
+    steps = {(before.__name__, view) for *_, view, _, before, _ in map(read, stepped) if before}
+    assert {name for name, _ in steps} == {"_gather", "_given"}
+    assert len(steps) == sum(before is not None for *_, before, _ in map(read, stepped))
+    drafter.warm(max(map(len, PROMPTS)) + 60)
+    assert stepped <= head.runtime.seen
+
+
+def read(arguments):
+    """The part of a head's arguments that Guarded keeps as they are, without the extras."""
+    return arguments[3:10]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from harness_runs import (
 )
 from transformers import GenerationMixin
 
-from model.common.decode import StopRules
 from model.common.drafter import Draft, EmptyDrafter
 from model.common.prompts import Prompter
+from model.common.rows import StopRules
 
 
 @pytest.fixture(scope="module")

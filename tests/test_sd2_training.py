@@ -10,7 +10,7 @@ from sd2_slow import EXITS, draft_model
 from test_training import curve
 
 from model.common.errors import BadInput
-from model.common.target import load_model
+from model.common.loading import load_model
 from model.common.training import train
 from model.common.training_args import make_parser
 from model.sd2 import train as script

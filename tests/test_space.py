@@ -11,13 +11,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common import args as arguments
 from model.common import tree
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, Drafter, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.common.eval import main
+from model.common.loading import attention_name
+from model.common.rows import StopRules
 from model.common.runtime import Graphs
 from model.common.sampling import Sampler
-from model.common.target import Target, attention_name
+from model.common.target import Target
 from model.space import inference_space as script
 from model.space.drafter import SpaceDrafter, read_masks, tree_parents
 
@@ -113,7 +115,7 @@ def test_every_row_reads_what_the_table_says(k):
     expected = torch.tensor([[sees(one, other) for other in names] for one in names])
     assert torch.equal(known, expected)
     assert drafter.probe.tolist() == [name[0] == "m" for name in names[1:]]
-    drafter.tokens = torch.arange(k).unsqueeze(0) + 20
+    drafter.nodes = drafter.nodes_of(torch.arange(k).unsqueeze(0) + 20)
     nodes = drafter.propose().tokens[0].tolist()
     assert nodes == [MASK if name[0] == "m" else 19 + name[1] for name in names[1:]]
 
@@ -150,7 +152,7 @@ def test_parents_of_one_mask():
 def step_logits(target, prompt, root, candidates, drafter):
     """Logits [1+n, V] of one step after a prompt."""
     target.prefill(torch.tensor([prompt]), [len(prompt)], 128, Needs())
-    drafter.tokens = torch.tensor([candidates])
+    drafter.nodes = drafter.nodes_of(torch.tensor([candidates]))
     draft = drafter.propose()
     return target.forward(torch.tensor([root]), draft, len(prompt) + 1)[0][0]
 

@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from model.common import args as arguments
 from model.common.conversations import Row
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import EmptyDrafter
 from model.common.errors import BadInput
 from model.common.features import Features, FrozenTarget
+from model.common.loading import load_target
 from model.common.prompts import Prompter, load_tokenizer
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
-from model.common.target import load_target
 from model.common.training import main, train
 from model.common.training_args import make_parser
 from model.common.training_log import Mean

@@ -11,8 +11,9 @@ from test_sps import DRAFTS, Recording, decode, next_logits, plain
 from model.common import args as arguments
 from model.common.drafter import EmptyDrafter
 from model.common.errors import BadInput
+from model.common.loading import load_target
 from model.common.sampling import Sampler, seed_of
-from model.common.target import Target, load_target
+from model.common.target import Target
 from model.specdecpp import inference_specdecpp as script
 from model.specdecpp.drafter import SpecDecPPDrafter
 from model.sps.drafter import SpSDrafter

@@ -12,7 +12,8 @@ from test_training import curve
 
 from model.common.conversations import Rejected
 from model.common.errors import BadInput
-from model.common.target import Target, load_model
+from model.common.loading import load_model
+from model.common.target import Target
 from model.common.training import train
 from model.common.training_args import make_parser
 from model.specdecpp import prepare, scoring

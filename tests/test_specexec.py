@@ -9,9 +9,10 @@ from conftest import make_model, make_prompts
 from specexec_slow import Recording, best_paths, every_path, next_logits, paths_of, plain
 
 from model.common import tree, verify
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.runtime import Eager
 from model.common.sampling import Sampler, seed_of
 from model.common.target import Target
@@ -383,8 +384,8 @@ def test_caches_equal_a_fresh_prefill(target, drafts, name, size, batch):
     def after_step(drafter, committed):
         reader = drafter.reader
         for row, ids in enumerate(committed):
-            if reader.length[row] > 0 and reader.committed > 0:
-                assert reader.length[row] == len(ids) - 2
+            if reader.tails.length[row] > 0 and reader.committed > 0:
+                assert reader.tails.length[row] == len(ids) - 2
                 check("draft", reader.draft, row, ids[:-2])
                 check("target", target, row, ids[:-1])
 

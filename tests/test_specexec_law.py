@@ -8,8 +8,9 @@ from specexec_slow import Recording, next_logits, paths_of, plain
 from test_decode_law import COOL, FULL, NUCLEUS, PROMPT, V, answer_law, fits, sampled, tiny
 
 from model.common import verify
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, EmptyDrafter
+from model.common.rows import StopRules
 from model.common.sampling import Sampler, seed_of
 from model.common.target import Target
 from model.specexec.drafter import SpecExecDrafter

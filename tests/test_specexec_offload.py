@@ -8,12 +8,13 @@ import torch
 from conftest import make_prompts
 from harness_runs import COMMON, answer, refusal, run
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Draft, EmptyDrafter
 from model.common.errors import BadInput
+from model.common.loading import load_target
 from model.common.offload import LayerStream, Offload, wanted_offload
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
-from model.common.target import load_target
 
 LAYERS = 3
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import make_model, make_prompts
 
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
 from model.common.drafter import Drafter, EmptyDrafter, Needs
+from model.common.rows import StopRules
 from model.common.sampling import Sampler, seed_of
 from model.common.target import Target
 from model.sps.drafter import SpSDrafter
@@ -192,7 +193,7 @@ def test_short_answers_hardly_draft(target, drafts, monkeypatch, limit, most):
     draft = drafts["target"]
     reads = []
     read, prefill = draft.read, draft.prefill
-    monkeypatch.setattr(draft, "read", lambda *a: reads.append("read") or read(*a))
+    monkeypatch.setattr(draft, "read", lambda *a, **k: reads.append("read") or read(*a, **k))
     monkeypatch.setattr(draft, "prefill", lambda *a: reads.append("prefill") or prefill(*a))
     turn = decode(target, sps(draft, target), make_prompts(1), limit)[0]
     assert len(turn.output_ids) == limit
@@ -221,8 +222,8 @@ def test_caches_equal_a_fresh_prefill(target, drafts, name, schedule, batch):
 
     def after_step(drafter, committed):
         for row, ids in enumerate(committed):
-            if drafter.length[row] > 0 and drafter.committed > 0:  # 0: nobody goes on
-                assert drafter.length[row] == len(ids) - 2
+            if drafter.tails.length[row] > 0 and drafter.committed > 0:  # 0: nobody goes on
+                assert drafter.tails.length[row] == len(ids) - 2
                 check("draft", drafter.draft, row, ids[:-2])
                 check("target", target, row, ids[:-1])
 

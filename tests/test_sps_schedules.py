@@ -20,17 +20,18 @@ class Scripted:
     def __init__(self, probabilities, batch=1):
         self.device, self.vocab_size = torch.device("cpu"), 97
         self.script, self.reads = list(probabilities), 0
+        self.runtime = SimpleNamespace(overwrites=False)
         self.cache = SimpleNamespace(length=torch.zeros(batch, dtype=torch.long))
 
     def prefill(self, ids, lengths, capacity, needs):
         self.cache.length.copy_(torch.tensor(lengths))
 
-    def read(self, tokens, known, depths, needed):
+    def read(self, tokens, known, depths, needed, then=None):
         sure = self.script[self.reads % len(self.script)]
         self.reads += 1
         probs = torch.full((*tokens.shape, 97), (1 - sure) / 96)
         probs[..., 7] = sure
-        return probs.log(), {}
+        return then(probs.log(), {}) if then else (probs.log(), {})
 
 
 def scripted(probabilities, schedule, num_draft=5, confidence=0.4, room=1000):
@@ -62,7 +63,7 @@ def outcome(drafter, accepted):
             next_token=torch.tensor([8]),
             new_tokens=tokens,
             host_ids=[new],
-            max_committed=int(drafter.length[0]) + accepted + 3,
+            max_committed=drafter.tails.length[0] + accepted + 3,
         )
     )
 

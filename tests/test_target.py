@@ -16,9 +16,10 @@ from oracle import (
 from test_tree import random_parents, slow_lines
 
 from model.common import target as target_module
-from model.common.decode import StopRules, pad_right
+from model.common.decode import pad_right
 from model.common.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 from model.common.target import Target
 
 HIDDEN = ("last", 0, 2)

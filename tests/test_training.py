@@ -283,7 +283,7 @@ MEDUSA = {"num-heads": 3, "mixed-precision": "no", "accumulate": 1, "clip-norm":
 
 def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
     from model.common.checkpoint import Checkpoint
-    from model.common.target import load_target
+    from model.common.loading import load_target
     from model.medusa import train as script
     from model.medusa.heads import load_heads
 
@@ -303,7 +303,7 @@ def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
 def test_medusa_loss_against_a_slow_sum(model_dir):
     from model.common.conversations import Row
     from model.common.features import Features, FrozenTarget
-    from model.common.target import load_model
+    from model.common.loading import load_model
     from model.medusa.train import MedusaTraining
 
     target = FrozenTarget(load_model(model_dir, "float32", "cpu"))

@@ -14,15 +14,17 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.common import twin as twin_module
 from model.common.corner import FAR, Corner, head_places, layer_places
-from model.common.decode import StopRules, pad_right
+from model.common.decode import pad_right
 from model.common.drafter import Needs
 from model.common.errors import BadInput
+from model.common.loading import load_target
 from model.common.offload import Offload
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.questions import read_questions
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.shapes import SHAPES, Shape, draft_shape, read_shape
-from model.common.target import Target, load_target
+from model.common.target import Target
 from model.common.twin import Twin, large_config
 
 SMALL = {"num_hidden_layers": 8}  # of the tiny target; 4 heads of 16, 2 of them for keys

@@ -12,9 +12,9 @@ from evaluation.judging.gaps import answer_logits, ulp_sizes
 from evaluation.judging.noise import calibrate
 from model.common.decode import generate
 from model.common.drafter import EmptyDrafter
+from model.common.loading import load_target
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.sampling import Sampler
-from model.common.target import load_target
 
 LIMIT = 24  # tokens a turn in harness_runs.answer
 

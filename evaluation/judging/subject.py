@@ -148,7 +148,7 @@ def check_weights(answers, args):
     """Hold --model-path to the hashes of the file's own target."""
     from model.common import record
     from model.common.files import model_folder
-    from model.common.target import check_model_path
+    from model.common.loading import check_model_path
 
     check_model_path(args.model_path)
     if answers.meta is None:

@@ -28,7 +28,7 @@ class Checkpoint:
 
     def __init__(self, path: str, names: tuple[str, ...], prefix: str = ""):
         """names: weight files in order of preference; prefix: of tensor names, cut off."""
-        from model.common.target import check_model_path
+        from model.common.loading import check_model_path
 
         check_model_path(path)
         self.path = path

@@ -7,114 +7,17 @@ the drafter observes.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-
 import torch
+from torch import Tensor
 
 from model.common import verify
 from model.common.clock import Clock, now
 from model.common.drafter import Draft, Drafter, LoopStep, Step
 from model.common.errors import BadInput
+from model.common.host_copy import HostCopy
+from model.common.rows import Rows, StopRules, Turn
 from model.common.runtime import compilations
 from model.common.sampling import Sampler
-
-
-@dataclass
-class Turn:
-    """One decoded answer turn; per-step lists are as long as the number of steps (target forwards).
-
-    accept_lengths  tokens committed by each step, bonus included, after the stop cut
-    drafted         candidate nodes of each step (inert and probe rows not counted); depth their
-                    bound
-    wall_s          prefill + steps, the device synchronised at both ends
-    recompiled      graphs compiled or captured within wall_s; 0 where the warm-up met every shape
-    """
-
-    output_ids: list[int] = field(default_factory=list)
-    finish_reason: str = ""
-    prefill_s: float = 0.0
-    wall_s: float = 0.0
-    accept_lengths: list[int] = field(default_factory=list)
-    drafted: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    phase_s: dict[str, list[float]] = field(default_factory=dict)
-    recompiled: int = 0
-
-
-@dataclass
-class StopRules:
-    """When an answer ends: one of eos_ids, a stop string in the decoded text, or max_new_tokens.
-
-    decode: ids -> text, needed for stop strings only.
-    """
-
-    eos_ids: frozenset[int] = frozenset()
-    strings: tuple[str, ...] = ()
-    decode: object = None
-
-    def cut(self, ids: list[int], new: int, limit: int) -> tuple[int, str]:
-        """How many of the last `new` ids are kept, and why the answer ends there ("" if it goes
-        on).
-
-        >>> StopRules(frozenset({2})).cut([5, 7, 2, 9], new=3, limit=100)
-        (2, 'stop')
-        """
-        first = len(ids) - new
-        for position in range(first, len(ids)):
-            if ids[position] in self.eos_ids:
-                return position + 1 - first, "stop"
-            if self.strings and self._has_string(ids[: position + 1]):
-                return position + 1 - first, "stop"
-            if position + 1 == limit:
-                return position + 1 - first, "length"
-        return new, ""
-
-    def _has_string(self, ids: list[int]) -> bool:
-        """Whether the text's tail holds a stop string; ids, since a string may span tokens."""
-        reach = max(len(text) for text in self.strings) + 4  # a token has at least one byte
-        tail = self.decode(ids[-reach:])
-        return any(text in tail for text in self.strings)
-
-
-class _Rows:
-    """Host-side state of the B answers being written."""
-
-    def __init__(self, prompts, limits, stop: StopRules):
-        self.prompts, self.limits, self.stop = prompts, limits, stop
-        self.max_lengths = [len(ids) + limit for ids, limit in zip(prompts, limits)]
-        self.turns = [Turn() for _ in prompts]
-        self.alive = [True] * len(prompts)
-        self.compiled = compilations()
-
-    def add(self, row: int, ids: list[int]) -> int:
-        """Append committed ids, cut at the stop; returns how many were kept."""
-        turn = self.turns[row]
-        turn.output_ids.extend(ids)
-        kept, reason = self.stop.cut(turn.output_ids, len(ids), self.limits[row])
-        if kept < len(ids):
-            del turn.output_ids[kept - len(ids) :]
-        if reason:
-            turn.finish_reason = reason
-            self.alive[row] = False
-        return kept
-
-    def finish(self, running: list[bool], begin: float, device) -> None:
-        """Wall time of the rows that have just ended; the last one waits for the device."""
-        end = time.perf_counter() if any(self.alive) else now(device)
-        for turn, before, after in zip(self.turns, running, self.alive):
-            if before and not after:
-                turn.wall_s = end - begin
-                turn.recompiled = compilations() - self.compiled
-
-    def longest(self) -> int:
-        """Committed length of the longest unfinished sequence."""
-        lengths = [
-            len(prompt) + len(turn.output_ids)
-            for prompt, turn, alive in zip(self.prompts, self.turns, self.alive)
-            if alive
-        ]
-        return max(lengths, default=0)
 
 
 def pad_right(sequences: list[list[int]], device) -> torch.Tensor:
@@ -157,7 +60,7 @@ def generate(
     limits = check_lengths(target, prompts, [max_new_tokens] * len(prompts)) + [1] * num_idle
     prompts = prompts + [[0]] * num_idle  # ends with the prefill's token
     seeds = seeds + [0] * num_idle
-    rows = _Rows(prompts, limits, stop)
+    rows = Rows(prompts, limits, stop)
     target.reserve(len(prompts), max(rows.max_lengths) + 1)
     begin = now(device)
     sampler.start(seeds, max(limits) + 1, device)
@@ -166,30 +69,16 @@ def generate(
     for turn in rows.turns:
         turn.prefill_s = turn.wall_s = prefilled - begin
         turn.recompiled = compilations() - rows.compiled
-    clock = Clock(device)
-    alive, running = _running(target, rows), rows.alive[:]
-    while any(rows.alive):
-        root = _step(target, drafter, rows, sampler, clock, root, alive, typical)
-        if rows.alive != running:
-            rows.finish(running, begin, device)
-            alive, running = _running(target, rows), rows.alive[:]
-    seconds = clock.seconds()
+    loop = _Loop(target, drafter, rows, sampler, typical, root)
+    loop.run(begin)
+    seconds = loop.clock.seconds()
     for turn in rows.turns:
         steps = len(turn.accept_lengths)
         turn.phase_s = {phase: times[:steps] for phase, times in seconds.items()}
     return rows.turns[: len(prompts) - num_idle]
 
 
-def _running(target, rows: _Rows) -> torch.Tensor | None:
-    """Which rows go on, [B] bool; None = all. A finished row stays at column 0 of the cache."""
-    if all(rows.alive):
-        return None
-    alive = torch.tensor(rows.alive, device=target.device)
-    target.cache.length.mul_(alive)
-    return alive
-
-
-def _prefill(target, drafter, rows: _Rows, sampler, num_idle: int) -> torch.Tensor:
+def _prefill(target, drafter, rows: Rows, sampler, num_idle: int) -> torch.Tensor:
     """Read the prompts, commit their first tokens, start the drafter; returns the roots [B].
 
     The last num_idle rows only fill the batch up: a Step whose path is all -1, with nothing to
@@ -228,50 +117,107 @@ def _prefill(target, drafter, rows: _Rows, sampler, num_idle: int) -> torch.Tens
     return root
 
 
-def _step(target, drafter, rows: _Rows, sampler, clock, root, alive, typical) -> torch.Tensor:
-    """One draft-verify-accept round; returns the new roots [B]. alive [B] bool or None = all."""
-    clock.mark("draft")
-    draft = drafter.propose()
-    clock.mark("verify")
-    logits, hidden = target.forward(root, draft, rows.longest(), drafter.needs.hidden)
-    clock.mark("commit")
-    accepted, following, host = _accept(target, sampler, draft, typical, logits, root, alive)
-    sampler.advance(accepted.count)
-    host_ids = _record(rows, draft, host)
-    clock.mark("draft")
-    drafter.observe(
-        LoopStep(root, draft, logits, hidden, accepted, following, host_ids, rows.longest())
-    )
-    clock.end_step()
-    return following
+class _Loop:
+    """The steps of B answers.
 
+    Where target and drafter allow it (ahead), a step's ids are still on their way to the host while
+    the next draft is made, or, where drafts are empty, while the target reads the next token. What
+    was begun so behind an answer's end is thrown away; its time is the answer's.
+    """
 
-def _accept(target, sampler, draft: Draft, typical, logits, root, alive):
-    """Apply the rule and keep the accepted rows; (accepted, new roots [B], what the host reads)."""
-    if target.acceptance and sampler.greedy and typical is None and not draft.is_chain:
-        done = target.acceptance(logits, draft, root, alive, target.cache)
-        if done is not None:
-            return done
-    accepted = verify.choose(sampler, draft, typical)(logits)
-    following = accepted.last
-    if alive is not None:
-        accepted = accepted.only(alive)
-        following = torch.where(alive, following, root)
-    target.cache.commit(None if draft.is_chain else accepted.path, accepted.count)
-    return accepted, following, accepted.for_host(verify.candidates_of(draft))
+    def __init__(self, target, drafter: Drafter, rows: Rows, sampler, typical, root: Tensor):
+        self.target, self.drafter, self.rows = target, drafter, rows
+        self.sampler, self.typical, self.root = sampler, typical, root
+        self.ahead = target.runs_ahead and drafter.ahead
+        self.clock = Clock(target.device)
+        self.running: list[bool] = []  # rows.alive as the device knows it
+        self.alive: Tensor | None = None  # the same [B], None = all
+        self.pending = None  # (draft, HostCopy) of a step whose ids the host has not read
 
+    def run(self, begin: float) -> None:
+        """Steps until all answers have ended; begin: perf_counter() when their prefill began."""
+        self.begin = begin
+        self._drop_ended()
+        while any(self.rows.alive):
+            self._step()
 
-def _record(rows: _Rows, draft: Draft, host: torch.Tensor) -> list[list[int]]:
-    """The step's one copy to the host: committed ids per row, cut by the stop rules."""
-    width = host.shape[1] - draft.tokens.shape[1] - 1
-    host_ids = []
-    for row, (committed, *ids) in enumerate(host.tolist()):
-        nodes = ids[width:]
-        ids = ids[:committed]
-        host_ids.append(ids)
-        if rows.alive[row]:
-            turn = rows.turns[row]
-            turn.accept_lengths.append(rows.add(row, ids))
-            turn.drafted.append(len(nodes) - nodes.count(-1))
-            turn.depth.append(draft.depth)
-    return host_ids
+    def _step(self) -> None:
+        """One draft-verify-accept round."""
+        target, drafter, clock = self.target, self.drafter, self.clock
+        clock.mark("draft")
+        draft = drafter.propose()
+        if draft.tokens.shape[1] and self._ended():
+            return
+        clock.mark("verify")
+        logits, hidden = target.forward(self.root, draft, self._longest(), drafter.needs.hidden)
+        clock.mark("commit")
+        if self._ended():
+            return
+        accepted, following, host = self._accept(draft, logits)
+        self.sampler.advance(accepted.count)
+        self.pending = draft, HostCopy(host)
+        host_ids = None if self.ahead else self._read_ids()
+        clock.mark("draft")
+        step = (self.root, draft, logits, hidden, accepted, following, host_ids)
+        drafter.observe(LoopStep(*step, self._longest()))
+        clock.end_step()
+        self.root = following
+        if not self.ahead:
+            self._drop_ended()
+
+    def _ended(self) -> bool:
+        """Whether no answer goes on, once the pending ids are read."""
+        if self.pending is None:
+            return False
+        self.clock.mark("commit")
+        self._read_ids()
+        self._drop_ended()
+        return not any(self.rows.alive)
+
+    def _longest(self) -> int:
+        """A bound of rows.longest(), which it is when no ids are pending."""
+        return self.rows.longest() + (1 + self.pending[0].depth if self.pending else 0)
+
+    def _drop_ended(self) -> None:
+        """Note the rows that have ended: they stay at column 0 of the cache."""
+        rows, target = self.rows, self.target
+        if rows.alive == self.running:
+            return
+        if self.running:
+            rows.finish(self.running, self.begin, target.device)
+        self.running = rows.alive[:]
+        self.alive = None
+        if not all(rows.alive):
+            self.alive = torch.tensor(rows.alive, device=target.device)
+            target.cache.length.mul_(self.alive)
+
+    def _accept(self, draft: Draft, logits: Tensor):
+        """Apply the rule and keep the accepted rows; (accepted, new roots [B], host's tensor)."""
+        target, sampler, alive = self.target, self.sampler, self.alive
+        if target.acceptance and sampler.greedy and self.typical is None:
+            done = target.acceptance(logits, draft, self.root, alive, target.cache)
+            if done is not None:
+                return done
+        accepted = verify.choose(sampler, draft, self.typical)(logits)
+        following = accepted.last
+        if alive is not None:
+            accepted = accepted.only(alive)
+            following = torch.where(alive, following, self.root)
+        target.cache.commit(None if draft.is_chain else accepted.path, accepted.count)
+        return accepted, following, accepted.for_host(verify.candidates_of(draft))
+
+    def _read_ids(self) -> list[list[int]]:
+        """The step's one copy to the host: committed ids per row, cut by the stop rules."""
+        draft, host = self.pending
+        self.pending = None
+        width, rows, host_ids = host.shape[1] - draft.tokens.shape[1] - 1, self.rows, []
+        for row, (committed, *ids) in enumerate(host.tolist()):
+            nodes = ids[width:]
+            ids = ids[:committed]
+            host_ids.append(ids)
+            if rows.alive[row]:
+                turn = rows.turns[row]
+                turn.accept_lengths.append(rows.add(row, ids))
+                turn.drafted.append(len(nodes) - nodes.count(-1))
+                turn.depth.append(draft.depth)
+        return host_ids

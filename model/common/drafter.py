@@ -74,7 +74,8 @@ class Step:
                            sequence
     next_token  [B]        the new root
     new_tokens  [B, 1+depth] successor of each committed row; -1 beyond count
-    host_ids    the committed ids as lists, read from the device once per step by the loop
+    host_ids    the committed ids as lists, read from the device once per step by the loop; None
+                where the drafter runs ahead of them
     max_committed  host int: the longest unfinished sequence's committed length, root included
     prompt_topk [B, P, k]  best k ids after every prompt position (prefill, when asked for)
     """
@@ -106,11 +107,11 @@ class LoopStep(Step):
     def tokens(self):
         return torch.cat([self.root.unsqueeze(1), self.draft.tokens], 1)
 
-    @cached_property
+    @property
     def path(self):
         return self.accepted.path
 
-    @cached_property
+    @property
     def new_tokens(self):
         return self.accepted.tokens
 
@@ -138,10 +139,14 @@ class Drafter:
     """One method for B sequences. It never measures time, decodes text or decides acceptance.
 
     reads_per_step  device-to-host copies of one propose(), at most; more than 0 is declared here
+    ahead           observe() and propose() ask the host for nothing that a step has said: where the
+                    device is asynchronous, steps come before their ids have arrived, with host_ids
+                    None and in max_committed a bound, up to 1 + the draft's depth above the truth
     """
 
     needs = Needs()
     reads_per_step = 0
+    ahead = False
 
     def start(self, prefill: Step, max_lengths: list[int], sampler) -> None:
         """Forget the previous sequences; max_lengths bound prompt + answer of each (tokens)."""
@@ -173,6 +178,8 @@ class Drafter:
 
 class EmptyDrafter(Drafter):
     """Guesses nothing: with it the loop is the autoregressive baseline."""
+
+    ahead = True
 
     def shapes(self):
         return [(0, None)]

@@ -42,7 +42,7 @@ def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> d
     import torch
     import transformers
 
-    from model.common.target import torch_device
+    from model.common.loading import torch_device
 
     device = torch_device(args.device)
     values = vars(args)

@@ -79,10 +79,10 @@ class Bench:
         from model.common.decode import generate
         from model.common.drafter import EmptyDrafter
         from model.common.environment import is_lossy
+        from model.common.loading import load_target
         from model.common.offload import wanted_offload
         from model.common.prompts import Prompter, load_tokenizer
         from model.common.sampling import Sampler
-        from model.common.target import load_target
 
         args = self.args
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)

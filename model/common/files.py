@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from model.common.environment import make_meta
+from model.common.loading import check_model_path
 from model.common.prompts import Prompter, load_tokenizer
 from model.common.record import AnswerFile, sha256_text
-from model.common.target import check_model_path
 
 BASELINE_SUFFIX = "-paired-baseline"
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from model.common.attention import additive, grouped_attention
 from model.common.cached import CachedModel
+from model.common.devices import on
 from model.common.errors import BadInput
 
 
@@ -106,7 +107,33 @@ class CachedHead(CachedModel):
         needed = committed + offset + inputs[0].shape[1]
         self.make_room(needed)
         place = (self.view(needed), self.known_start(committed))
-        return self.runtime(*inputs, known, offset, depth, *place, then, *extras)
+        return self.runtime(*inputs, known, offset, depth, *place, None, then, *extras)
+
+    @torch.inference_mode()
+    def read_step(
+        self,
+        inputs: tuple,
+        num_rows: int,
+        committed: int,
+        longest: int,
+        before,
+        then=None,
+        extras: tuple = (),
+    ) -> tuple:
+        """Read the committed rows of a step, [B, num_rows], and commit them, in one call.
+
+        Returns what read() does, a tuple.
+        inputs   three tensors, which `before` makes the rows of in the same call:
+                 before(*inputs, *extras) -> (inputs of read(), count, extras of `then`)
+        count    [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
+        longest  host int, rows that no unfinished sequence exceeds
+        """
+        needed = committed + num_rows
+        self.make_room(needed)
+        place = (self.view(needed), self.known_start(committed))
+        *out, length = self.runtime(*inputs, None, 0, 0, *place, before, then, *extras)
+        torch.clamp(length, max=longest, out=self.cache.length)
+        return tuple(out)
 
     def read_prompt(self, inputs: tuple, count: Tensor, pick_at: int, capacity: int) -> tuple:
         """Read right-padded prompts [B, P] into the emptied cache, in chunks.
@@ -124,19 +151,11 @@ class CachedHead(CachedModel):
             parts = [part if part is None else part[:, begin:end] for part in inputs]
             parts[pick_at] = (last - begin).clamp(0, end - begin - 1)
             view = self.view(end)
-            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin), None)
+            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin), None, None)
             here = ((last >= begin) & (last < end)).view(-1, 1, 1)
             found = [torch.where(here, new, old) for new, old in zip(out, found or out)]
         self.cache.length.copy_(count)
         return tuple(found)
-
-    def advance(self, count: Tensor, longest: int) -> None:
-        """Commit count [B] of the rows read; 0 = a finished sequence, which goes to column 0.
-
-        longest: host int, rows that no unfinished sequence exceeds.
-        """
-        length = self.cache.length
-        length.copy_(((length + count) * (count > 0)).clamp(max=longest))
 
     @torch.inference_mode()
     def warm(
@@ -148,18 +167,23 @@ class CachedHead(CachedModel):
         depth: int = 0,
         then=None,
         extras: tuple = (),
+        before=None,
     ):
         """Compile or capture a shape of read() in all buckets up to `capacity` columns.
 
-        Returns the output of the last one, whose values mean nothing.
+        With `before` it is one of read_step(). Returns the output of the last one, whose values
+        mean nothing.
         """
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for view in self.views(capacity):
             self.cache.length.zero_()
-            out = self.runtime(*inputs, known, offset, depth, view, None, then, *extras)
+            out = self.runtime(*inputs, known, offset, depth, view, None, before, then, *extras)
         return out
 
-    def _rows(self, first, pick, last, known, offset, depth, view, start, then, *extras):
+    def _rows(self, first, pick, last, known, offset, depth, view, start, before, then, *extras):
+        count = None
+        if before is not None:
+            (first, pick, last), count, extras = before(first, pick, last, *extras)
         num_rows = first.shape[1]
         positions = self.place(num_rows, view, start, offset)
         if known is not None:
@@ -167,7 +191,13 @@ class CachedHead(CachedModel):
         mask = self.mask(positions, known, None, start)
         rotary = self.rotary(last, positions)
         out = self.module((first, pick, last), rotary, mask, self.cache)
-        return out if then is None else then(out, known, *extras)
+        out = out if then is None else then(out, known, *extras)
+        return out if count is None else (*out, (self.cache.length + count) * (count > 0))
+
+
+def flat_path(step, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(path [B (1+depth)], count [B]) of a step, on a device; a path's own strides vary."""
+    return on(device, step.path.reshape(-1)), on(device, step.count)
 
 
 def shared_module(module: nn.Module, device) -> nn.Module:

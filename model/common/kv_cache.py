@@ -91,15 +91,12 @@ class KVCache:
 
         path None: it is 0, 1, 2, ..., whose rows stand where they belong.
         """
-        if path is None:
-            self.length.add_(count)
-        else:
-            self.keep(*kept_slots(path, self.length), count)
-
-    def keep(self, source: Tensor, target: Tensor, count: Tensor) -> None:
-        """Commit count [B] rows: those of the slots source [B, m] move to the slots target."""
-        for storage in self.storage:
-            self._move(storage, source.to(storage.device), target.to(storage.device))
+        if path is not None:
+            first = self.length.unsqueeze(1)
+            target = first + torch.arange(path.shape[1], device=path.device)
+            source = torch.where(path >= 0, first + path, target)
+            for storage in self.storage:
+                self._move(storage, source.to(storage.device), target.to(storage.device))
         self.length.add_(count)
 
     def _move(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
@@ -125,12 +122,3 @@ class KVCache:
             self.storage[i] = grown
         if self.storage:
             self._view_layers()
-
-
-def kept_slots(path: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """(slots of the rows of path [B, m], where they belong) behind length [B] committed rows.
-
-    Where path is -1 both are the same.
-    """
-    target = length.unsqueeze(1) + torch.arange(path.shape[1], device=path.device)
-    return torch.where(path >= 0, length.unsqueeze(1) + path, target), target

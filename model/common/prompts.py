@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from jinja2 import TemplateError
 
-from model.common.decode import StopRules
 from model.common.errors import BadInput
+from model.common.rows import StopRules
 
 
 class Prompter:

@@ -29,8 +29,18 @@ def make_runtime(name: str, forward, device: torch.device = CPU):
     if name == "cudagraph":
         if device.type == "cuda" and torch.cuda.is_available():
             return Graphs(forward, CudaCapture(device))
-        print("--runtime cudagraph: no CUDA device, running eager", file=sys.stderr)
+        say("--runtime cudagraph: no CUDA device, running eager")
     return Eager(forward)
+
+
+said: set[str] = set()
+
+
+def say(line: str) -> None:
+    """On stderr, once: target, drafter and acceptance have runtimes of their own."""
+    if line not in said:
+        said.add(line)
+        print(line, file=sys.stderr)
 
 
 def compilations() -> int:
@@ -41,10 +51,14 @@ def compilations() -> int:
 
 
 class Eager:
-    """Calls the forward as it is."""
+    """Calls the forward as it is.
+
+    static_shapes: a new shape costs a compilation or capture; overwrites: a call's results stand
+    until the next call of its graph.
+    """
 
     name = "eager"
-    static_shapes = False
+    static_shapes = overwrites = False
 
     def __init__(self, forward):
         self.forward = forward
@@ -84,7 +98,7 @@ class Compiled(Eager):
         self.calls.clear()
 
     def __call__(self, *arguments):
-        key = signature(arguments), layouts(arguments)
+        key = layouts(arguments)
         if key in self.calls:
             return self.calls[key](arguments)
         result = self._trace(arguments)
@@ -184,13 +198,14 @@ class Frozen(Compiled):
 class Graphs(Eager):
     """Replays one captured graph per (shapes, Python arguments) from static input buffers.
 
-    capture(function) runs the function once while recording it and returns (replay, its result);
-    the result's tensors are rewritten in place by every replay. If a capture fails, the runtime
-    says so once and runs eager from then on.
+    capture(function) runs the function once, records it and returns (replay, the run's result); the
+    result's tensors are rewritten in place by every replay. What a forward writes is so written
+    once a call, the first one included. If a capture fails, the runtime says so once and runs eager
+    from then on.
     """
 
     name = "cudagraph"
-    static_shapes = True
+    static_shapes = overwrites = True
     captured = 0  # by all objects of this process
 
     def __init__(self, forward, capture):
@@ -210,11 +225,12 @@ class Graphs(Eager):
         if key not in self.graphs:
             try:
                 self.graphs[key] = self._record(arguments)
+                return self.graphs[key][-1]
             except RuntimeError as error:
                 self.broken, self.name = True, "eager"
                 first = error.__context__ or error  # leaving a broken capture raises once more
                 reason = str(first).split("\n")[0]
-                print(f"--runtime cudagraph: {reason}; running eager", file=sys.stderr)
+                say(f"--runtime cudagraph: {reason}; running eager")
                 return self.forward(*arguments)
         buffers, replay, result = self.graphs[key]
         for buffer, argument in zip(buffers, arguments):
@@ -236,10 +252,16 @@ def signature(arguments) -> tuple:
 
 
 def layouts(arguments) -> tuple:
-    """What else compiled code was made for: strides, and which tensors are one and the same."""
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-    ids = [id(tensor) for tensor in tensors]
-    return tuple((tensor.stride(), ids.index(id(tensor))) for tensor in tensors)
+    """What selects compiled code: also strides, and which tensors are one and the same."""
+    seen: dict = {}
+    return tuple(
+        [
+            (a.shape, a.dtype, a.stride(), seen.setdefault(id(a), len(seen)))
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in arguments
+        ]
+    )
 
 
 class CudaCapture:

@@ -7,23 +7,19 @@ always eager.
 
 from __future__ import annotations
 
-import os
-import pickle
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from model.common import tree, verify
+from model.common import tree
+from model.common.acceptance import StaticGreedy
 from model.common.attention import mask_kinds
 from model.common.cached import CachedModel
 from model.common.drafter import Draft, Needs
-from model.common.errors import BadInput
 from model.common.ranking import top_ids
 
 PREFILL_CHUNK = 2048  # rows per prefill forward
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError)
 
 
 class Prefilled(NamedTuple):
@@ -51,7 +47,8 @@ class Target(CachedModel):
         self.vocab_size = self.config.vocab_size
         self.kinds = mask_kinds(self.config)
         self.static_batch = 1  # sequences per step where shapes are static
-        self.acceptance = verify.StaticGreedy(runtime, self.device) if self.static_shapes else None
+        self.runs_ahead = self.static_shapes and self.device.type == "cuda"  # see decode._Loop
+        self.acceptance = StaticGreedy(runtime, self.device) if self.static_shapes else None
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
 
     def facts(self) -> dict:
@@ -98,7 +95,13 @@ class Target(CachedModel):
             last = [n - 1 - begin if begin < n <= end else 0 for n in lengths]
             rows = "all" if needs.prompt_topk else torch.tensor(last, device=self.device)
             scores, hidden = self._rows(
-                chunk, None, None, end, rows if needs.prompt_topk else rows.unique(), needs.hidden
+                None,
+                chunk,
+                None,
+                None,
+                end,
+                rows if needs.prompt_topk else rows.unique(),
+                needs.hidden,
             )
             if needs.prompt_topk:
                 best.append(top_ids(scores, needs.prompt_topk))
@@ -121,26 +124,39 @@ class Target(CachedModel):
         Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}); with CUDA graphs both are
         overwritten by the next forward of the same shape.
         """
-        tokens = torch.cat([root.unsqueeze(1), draft.tokens.clamp(min=0)], 1)
         known = depths = None
         if not draft.is_chain:
             _, known, depths = tree.layout(draft)
-        return self.read(tokens, known, depths, max_committed - 1 + tokens.shape[1], hidden)
+        needed = max_committed + draft.tokens.shape[1]
+        return self.read(draft.tokens, known, depths, needed, hidden, root=root)
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, known, depths, needed: int, hidden: tuple = (), offset: int = 0):
+    def read(
+        self,
+        tokens: Tensor,
+        known,
+        depths,
+        needed: int,
+        hidden: tuple = (),
+        offset: int = 0,
+        root: Tensor | None = None,
+        then=None,
+    ):
         """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
 
         offset: columns between the committed ones and these rows, written by earlier reads of the
         same tree; known is [.., r, offset + r] then (models without sliding attention).
+        root: [B], read before the tokens, of which -1 is an inert row.
+        then: what is made of the output in the same compiled or captured call, then(logits, states)
+        -> tensors; None = the output itself.
         """
         self.make_room(needed)
         if self.static_shapes:
-            shape = (tokens.shape, known is None or known.shape, hidden, offset)
-            self.seen.setdefault(shape, (tokens, known, depths, hidden, offset))
-        start = self.known_start(needed - tokens.shape[1] - offset)
+            shape = (tokens.shape, known is None or known.shape, hidden, offset, root is None, then)
+            self.seen.setdefault(shape, (root, tokens, known, depths, hidden, offset, then))
+        start = self.known_start(needed - tokens.shape[1] - offset - (root is not None))
         view = self.view(needed)
-        return self.runtime(tokens, known, depths, view, "all", hidden, start, offset)
+        return self.runtime(root, tokens, known, depths, view, "all", hidden, start, offset, then)
 
     @torch.inference_mode()
     def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
@@ -151,25 +167,33 @@ class Target(CachedModel):
         """
         batch = self.cache.batch
         widest = max((num_nodes for num_nodes, _ in shapes), default=0)
-        capacity += 1 + max(widest, *(tokens.shape[1] for tokens, *_ in self.seen.values()), 0)
+        capacity += 1 + max(widest, *(tokens.shape[1] for _, tokens, *_ in self.seen.values()), 0)
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for num_nodes, parents in shapes:
             tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
             draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
             self.cache.length.zero_()
-            self.forward(tokens.new_zeros(batch), draft, 1, hidden)
-        for tokens, known, depths, wanted, offset in list(self.seen.values()):
+            logits, _ = self.forward(tokens.new_zeros(batch), draft, 1, hidden)
+            if self.acceptance and parents is None:
+                self.acceptance.see(logits, draft)
+        for root, tokens, known, depths, wanted, offset, then in list(self.seen.values()):
             for view in self.views(capacity) if tokens.shape[0] == batch else []:
                 self.cache.length.zero_()
-                logits, _ = self.runtime(tokens, known, depths, view, "all", wanted, None, offset)
-                if self.acceptance and known is not None:
-                    self.acceptance.warm(logits)
+                out = self.runtime(
+                    root, tokens, known, depths, view, "all", wanted, None, offset, then
+                )
+            if self.acceptance and root is not None and tokens.shape[0] == batch:
+                self.acceptance.warm(out[0], self.cache)
 
-    def _rows(self, tokens, known, depths, view: int, keep, hidden: tuple, start=None, offset=0):
+    def _rows(
+        self, root, tokens, known, depths, view, keep, hidden, start=None, offset=0, then=None
+    ):
         """The forward itself. keep: "all" rows' logits, or a tensor of row indices.
 
         start: the committed length where the host knows it (one sequence, eager), else None.
         """
+        if root is not None:
+            tokens = torch.cat([root.unsqueeze(1), tokens.clamp(min=0)], 1)
         positions = self.place(tokens.shape[1], view, start, offset)
         if depths is not None:
             positions = self.cache.length.unsqueeze(1) + depths
@@ -188,112 +212,4 @@ class Target(CachedModel):
             output_hidden_states=bool(hidden),
         )
         states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
-        return out.logits, states
-
-
-def load_target(
-    path: str,
-    dtype: str,
-    device: str,
-    runtime: str,
-    num_gpus: int = 1,
-    offload=None,
-    scale_to: str | None = None,
-) -> Target:
-    """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map.
-
-    offload: an offload.Offload, for layers that are streamed to the device; scale_to: the name of
-    a shape in shapes.SHAPES, or its numbers, for the model's twin of that size.
-    """
-
-    def model_on(device: str):
-        if scale_to is None:
-            return load_model(path, dtype, device, num_gpus), None
-        from model.common.twin import load_twin
-
-        return load_twin(path, dtype, torch_device(device), scale_to)
-
-    if offload is None:
-        model, twin = model_on(device)
-        return Target(model, runtime, twin)
-    from model.common.offload import LayerStream, private_folder
-
-    folder, where = private_folder(offload), torch_device(device)
-    model, twin = model_on("cpu")
-    stream = LayerStream(model, where, offload, folder)
-    target = Target(model, runtime, twin)
-    target.facts = stream.facts
-    return target
-
-
-def torch_device(name: str) -> torch.device:
-    """Device of auto, cpu, cuda or cuda:1; CUDA asked for and absent is bad input."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"--device {name}: this PyTorch sees no CUDA device")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
-
-
-def attention_name(config) -> str:
-    """Grouped SDPA, or eager attention where soft caps or sinks rule SDPA out."""
-    from model.common.attention import GROUPED
-
-    text = config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None) or text.model_type in ("gpt_oss",):
-        return "eager"
-    return GROUPED
-
-
-def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
-    """transformers' AutoModelForCausalLM; every failure is one line of BadInput."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from model.common.attention import register
-
-    check_model_path(path)
-    where = torch_device(device)
-    register()
-    try:
-        config = AutoConfig.from_pretrained(path)
-        place = {"": where} if num_gpus == 1 else "auto"
-        if num_gpus > 1:
-            limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention_name(config),
-            device_map=place,
-            max_memory=limits if num_gpus > 1 else None,
-        )
-    except LOAD_ERRORS as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise BadInput(f"{path}: cannot be loaded: {lines[0] if lines else error!r}") from error
-    check_tensors(path, report)
-    return model.eval()
-
-
-def check_tensors(path: str, report) -> None:
-    """Refuse weights that lack a tensor or hold one of another shape: it would be random."""
-    for name, *shapes in sorted(report["mismatched_keys"]):
-        found, expected = (tuple(shape) for shape in shapes[:2])
-        raise BadInput(f"{path}: tensor {name} is {found}, the config says {expected}")
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise BadInput(f"{path}: no tensor {missing[0]} ({len(missing)} missing)")
-
-
-def check_model_path(path: str) -> None:
-    """Refuse a missing path or one without config.json before transformers asks a hub."""
-    if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
-            raise BadInput(f"{path}: not a model directory (no config.json)")
-    elif os.path.exists(path):
-        raise BadInput(f"{path}: not a directory")
-    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise BadInput(f"{path}: no such model directory")
+        return (out.logits, states) if then is None else then(out.logits, states)

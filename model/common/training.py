@@ -72,8 +72,8 @@ def train(args, make_method, command: str = "", load=None) -> dict:
 
     from model.common.conversations import load_data
     from model.common.features import FrozenTarget
+    from model.common.loading import load_model
     from model.common.prompts import Prompter, load_tokenizer
-    from model.common.target import load_model
 
     training_args.check(args)
     if args.num_threads:

@@ -189,7 +189,7 @@ class Twin:
 
 def load_twin(path: str, dtype: str, device: torch.device, name: str):
     """(model, Twin) of a model directory or hub id at the shape of a name or its numbers."""
-    from model.common.target import load_target
+    from model.common.loading import load_target
 
     try:
         shape = read_shape(name)

@@ -18,16 +18,12 @@ logits [B, 1+n, V]; uniforms [B, 1+depth], float64; nodes and rows as in tree.py
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from model.common import tree
 from model.common.drafter import Draft
-from model.common.kv_cache import KVCache, kept_slots
 from model.common.ranking import best_id
-from model.common.runtime import make_runtime
 from model.common.sampling import draw
 from model.common.tree import Accepted
 
@@ -62,12 +58,17 @@ def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
     """Keep the longest path whose every token is the target's first best at its parent."""
     if draft.is_chain:
-        best = best_id(logits)  # [B, 1+n]
-        if draft.depth == 0:
-            return Accepted(torch.ones_like(best[:, 0]), best)
-        match = draft.tokens == best[:, :-1]
-        return Accepted(1 + match.cumprod(1).sum(1), best)
+        return greedy_chain(logits, draft.tokens)
     return greedy_tree(logits, candidates_of(draft), *tree.layout(draft), draft.depth)
+
+
+def greedy_chain(logits: Tensor, tokens: Tensor) -> Accepted:
+    """greedy() of a chain of tokens [B, n]."""
+    best = best_id(logits)  # [B, 1+n]
+    if not tokens.shape[1]:
+        return Accepted(torch.ones_like(best[:, 0]), best)
+    match = tokens == best[:, :-1]
+    return Accepted(1 + match.cumprod(1).sum(1), best)
 
 
 def greedy_tree(
@@ -79,77 +80,6 @@ def greedy_tree(
     row = tree.deepest(match, known, depths)
     bonus = best.gather(1, row.unsqueeze(1)).squeeze(1)
     return tree.line_to(row, bonus, tokens, known, depths, depth)
-
-
-class Kept(NamedTuple):
-    """What a step keeps of an Accepted, with the padded tensors made."""
-
-    count: Tensor
-    path: Tensor
-    tokens: Tensor
-
-
-class StaticGreedy:
-    """greedy() of trees, and all that a step makes of it, as one call of a static runtime.
-
-    Its graphs are made by warm() alone, one for all depths up to the deepest that steps have shown:
-    a timed step compiles nothing, and leaves any other tree to greedy().
-    """
-
-    def __init__(self, runtime: str, device):
-        self.runtime = make_runtime(runtime, greedy_step, device)
-        self.seen: dict = {}  # what selects a graph -> a draft
-        self.warmed: dict = {}  # the same -> the depth it was made for
-
-    def __call__(self, logits: Tensor, draft: Draft, root: Tensor, alive, cache: KVCache):
-        """(what is kept, new roots [B], what the host reads) of a step; None = not warmed.
-
-        The cache keeps the accepted rows. alive [B] bool or None = all.
-        """
-        strides = draft.tokens.stride(), draft.parents.stride()
-        key = (logits.shape, logits.dtype, *strides, draft.probe is None)
-        depth = self.warmed.get(key, -1)
-        if depth < draft.depth:
-            if key not in self.seen or self.seen[key].depth < draft.depth:
-                self.seen[key] = draft
-            return None
-        host, ends, slots, lines = self._run(logits, draft, depth, root, alive, cache.length)
-        count, following = ends.clone()  # a graph's next replay overwrites its results
-        path, tokens = lines[..., : 1 + draft.depth].clone()
-        cache.keep(*slots[..., : 1 + draft.depth], count)
-        return Kept(count, path, tokens), following, host
-
-    def _run(self, logits, draft, depth: int, root, alive, length):
-        if alive is None and len(root) > 1:  # in a batch some rows end before others
-            alive = torch.ones_like(root, dtype=torch.bool)
-        nodes = draft.tokens, draft.probe, *tree.layout(draft), depth
-        return self.runtime(logits, *nodes, root, alive, length)
-
-    def warm(self, logits: Tensor) -> None:
-        """Compile or capture the trees seen that have logits [B, 1+n, V] of this shape."""
-        for key, draft in self.seen.items():
-            if key[:2] == (logits.shape, logits.dtype):
-                root = logits.new_zeros(len(logits), dtype=torch.long)
-                self._run(logits, draft, draft.depth, root, None, root.clone())
-                self.warmed[key] = draft.depth
-
-
-def greedy_step(logits, tokens, probe, parents, known, depths, depth: int, root, alive, length):
-    """A greedy step from logits to commit; root, length [B], alive [B] or None = all.
-
-    Returns (Accepted.for_host, counts and new roots [2, B], cache slots to keep and where they
-    belong [2, B, 1+depth], path and tokens [2, B, 1+depth]).
-    """
-    if probe is not None:
-        tokens = tokens.masked_fill(probe, -1)
-    accepted = greedy_tree(logits, tokens, parents, known, depths, depth)
-    following = accepted.last
-    if alive is not None:
-        accepted = accepted.only(alive)
-        following = torch.where(alive, following, root)
-    ends = torch.stack([accepted.count, following])
-    slots = torch.stack(kept_slots(accepted.path, length))
-    return accepted.for_host(tokens), ends, slots, torch.stack([accepted.path, accepted.tokens])
 
 
 def _parents(draft: Draft) -> Tensor:

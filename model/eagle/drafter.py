@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import module_bytes
+from model.common.heads import flat_path, module_bytes, on
 from model.common.ranking import top_ids
 from model.common.sampling import draw
 from model.common.static_tree import StaticTree
@@ -17,18 +17,24 @@ from model.common.static_tree import StaticTree
 class EagleDrafter(Drafter):
     """Keeps the head's cache true: a step begins by reading real features of what was committed.
 
-    head   an EagleHead or Eagle3Head. Its cache holds one slot for each committed token but the
-           root, with the target's features; a tree's slots are written behind them and forgotten
-    rows   rows that a step can commit, 1 + the tree's depth, or more beside another drafter
-    slots  cache columns that a tree takes while it is drafted
-    first  what is made of the last slot's ([B, 1, H], [B, 1, V_d]), in the call that reads it; set
-           by start()
+    head       an EagleHead or Eagle3Head. Its cache holds one slot for each committed token but
+               the root, with the target's features; a tree's slots are written behind them and
+               forgotten
+    num_nodes  of its drafts
+    rows       rows that a step can commit, 1 + the tree's depth
+    slots      cache columns that a tree takes while it is drafted
+    foreign    beside another drafter: rows that a step can commit, whoever made its draft
+    first      what is made of the last slot's ([B, 1, H], [B, 1, V_d]), in the call that reads it;
+               set by start()
     """
 
+    ahead = True
+    foreign = 0
     first = None
 
-    def __init__(self, head, rows: int, slots: int):
-        self.head, self.rows, self.slots = head, rows, slots
+    def __init__(self, head, num_nodes: int, rows: int, slots: int):
+        self.head, self.num_nodes = head, num_nodes
+        self.rows, self.slots = rows, slots
         self.needs = Needs(hidden=tuple(head.needs))
 
     def facts(self):
@@ -38,11 +44,10 @@ class EagleDrafter(Drafter):
         self.sampler, self.device = sampler, prefill.tokens.device
         tokens = prefill.new_tokens.clamp(min=0).to(self.head.device)
         features = self.head.features(prefill.hidden)
-        self.blank = (
-            tokens.new_zeros(len(tokens), self.rows),
-            features.new_zeros(len(tokens), self.rows, features.shape[-1]),
-        )
-        capacity = max(max_lengths) + self.rows + self.slots
+        self.batch, self.dtype = len(tokens), features.dtype
+        states = (prefill.hidden[name] for name in self.head.needs)
+        self.states = [(part.shape[-1], part.dtype) for part in states]
+        capacity = self._columns(max(max_lengths))
         inputs = (tokens, None, features)
         self.last = self.head.read_prompt(inputs, prefill.count, pick_at=1, capacity=capacity)
         self.width = self.last[0].shape[-1]
@@ -51,36 +56,74 @@ class EagleDrafter(Drafter):
         self.committed = prefill.max_committed - 1
         self.unread = None
 
+    def _columns(self, length: int) -> int:
+        """Columns of the cache for sequences of a length, whose bound may be a step above it."""
+        return length + 2 * max(self.rows, self.foreign) + self.slots
+
     def observe(self, step):
         if step.max_committed == 0:
             return
         self.catch_up()  # where another drafter made the last step's draft
-        hidden = {name: committed_rows(states, step.path) for name, states in step.hidden.items()}
-        tokens = step.new_tokens.clamp(min=0).to(self.head.device)
-        count = step.count.to(self.head.device)
-        self.unread = (tokens, self.head.features(hidden), count, step.max_committed - 1)
+        device, num_rows = self.head.device, step.path.shape[1]
+        path, count = flat_path(step, device)
+        tokens = on(device, step.new_tokens.reshape(-1))
+        states = [on(device, step.hidden[name]) for name in self.head.needs]
+        read = (tokens, count, path), num_rows, self._gather, states
+        is_own = num_rows == self.rows and states[0].shape[1] == 1 + self.num_nodes
+        if self.head.static_shapes and not is_own:
+            read = self._foreign_rows(*read[0], *states)
+        self.unread = *read, step.max_committed - 1
+
+    def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *states) -> tuple:
+        """Inputs of the rows that a step committed, for the head's read_step(); nothing is left.
+
+        tokens, path flat [B (1+depth)], count [B], states [B, 1+n, H] of each layer needed.
+        """
+        path = path.view(len(count), -1)
+        rows = (committed_rows(part, path) for part in states)
+        features = self.head.features(dict(zip(self.head.needs, rows)))
+        tokens = tokens.view(path.shape).clamp(min=0)
+        return (tokens, (count - 1).clamp(min=0), features), count, ()
+
+    def _foreign_rows(self, *step) -> tuple:
+        """What read_step() needs for a step of _gather()'s arguments, gathered and padded already.
+
+        Other drafters' steps have shapes of many kinds, of which this makes one.
+        """
+        (tokens, _, features), count, _ = self._gather(*step)
+        missing = max(self.foreign - tokens.shape[1], 0)
+        tokens = torch.nn.functional.pad(tokens, (0, missing))
+        features = torch.nn.functional.pad(features, (0, 0, 0, missing))
+        return (tokens, count, features), tokens.shape[1], self._given, ()
+
+    def _given(self, tokens: Tensor, count: Tensor, features: Tensor) -> tuple:
+        return (tokens, (count - 1).clamp(min=0), features), count, ()
 
     def catch_up(self) -> tuple:
         """Read what was committed; what `first` makes of the last slot's feature and logits."""
         if self.unread is not None:
-            tokens, features, count, committed = self.unread
-            if self.head.static_shapes and tokens.shape[1] < self.rows:
-                missing = self.rows - tokens.shape[1]
-                tokens = torch.nn.functional.pad(tokens, (0, missing))
-                features = torch.nn.functional.pad(features, (0, 0, 0, missing))
-            pick = (count - 1).clamp(min=0)
-            self.last = self.head.read((tokens, pick, features), self.committed, then=self.first)
-            self.head.advance(count, committed)
-            self.committed, self.unread = committed, None
+            inputs, num_rows, before, extras, longest = self.unread
+            place = num_rows, self.committed, longest
+            self.last = self.head.read_step(inputs, *place, before, self.first, extras)
+            self.committed, self.unread = longest, None
         return self.last
 
     @torch.inference_mode()  # as the loop: a graph made for other tensors is not used there
     def warm(self, capacity):
-        capacity += self.rows + self.slots
-        tokens, features = self.blank
-        pick = tokens.new_zeros(len(tokens))  # no view of one row, whose stride would be another's
-        self.head.warm(capacity, (tokens, pick, features), then=self.first)
+        capacity = self._columns(capacity)
+        tokens, path = self.blank(self.batch * self.rows), self.blank(self.batch * self.rows)
+        inputs = tokens, self.blank(self.batch), path
+        rows = (self.batch, 1 + self.num_nodes)
+        states = [self.blank(*rows, width, dtype=dtype) for width, dtype in self.states]
+        self.head.warm(capacity, inputs, None, 0, 0, self.first, states, self._gather)
+        if self.foreign:
+            inputs, _, before, extras = self._foreign_rows(*inputs, *states)
+            self.head.warm(capacity, inputs, None, 0, 0, self.first, extras, before)
         self.warm_passes(capacity)
+
+    def blank(self, *shape: int, dtype=torch.long) -> Tensor:
+        """Zeros on the head's device, to warm up with."""
+        return torch.zeros(shape, dtype=dtype, device=self.head.device)
 
     def warm_passes(self, capacity: int) -> None:
         """Compile or capture the passes that draft a tree."""
@@ -97,7 +140,8 @@ class StaticEagleDrafter(EagleDrafter):
     def __init__(self, head, tree: StaticTree):
         self.tree = tree
         self.inner = [torch.tensor(nodes, device=head.device) for nodes in tree.inner]
-        super().__init__(head, 1 + tree.depth, sum(len(nodes) for nodes in self.inner[1:]))
+        slots = sum(len(nodes) for nodes in self.inner[1:])
+        super().__init__(head, len(tree), 1 + tree.depth, slots)
         self.passes = [self._pass(depth) for depth in range(len(self.inner))]
         self.best = [partial(self._best, depth) for depth in range(len(self.inner))]
 
@@ -183,18 +227,16 @@ class StaticEagleDrafter(EagleDrafter):
         return self.sampler.spread(num).to(self.head.device)
 
     def warm_passes(self, capacity):
-        tokens, features = self.blank
         offset = 0
         for depth, (known, parent, *_) in enumerate(self.passes):
             if depth:
                 num_rows = len(parent)
-                rows = features.new_zeros(len(tokens), num_rows, self.width)
-                inner = tokens.new_zeros(len(tokens), num_rows)
+                rows = self.blank(self.batch, num_rows, self.width, dtype=self.dtype)
                 place = (known, offset, depth - 1)
                 if self.first is not None:
-                    above = tokens.new_zeros(len(tokens), self.tree.levels[depth].start)
+                    above = self.blank(self.batch, self.tree.levels[depth].start)
                     place = (*place, self.best[depth], (above,))
-                self.head.warm(capacity, (inner, None, rows), *place)
+                self.head.warm(capacity, (self.blank(self.batch, num_rows), None, rows), *place)
                 offset += num_rows
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from model.common.drafter import Draft
 from model.common.errors import BadInput
 from model.common.ranking import top_logp
+from model.common.tree import parent_rows
 from model.eagle.drafter import EagleDrafter
 
 
@@ -39,16 +40,15 @@ class DynamicEagleDrafter(EagleDrafter):
     """
 
     def __init__(self, head, num_nodes: int, depth: int, top_k: int):
-        super().__init__(head, 2 + depth, depth * top_k)
-        self.num_nodes, self.depth, self.top_k = num_nodes, depth, top_k
+        super().__init__(head, num_nodes, 2 + depth, depth * top_k)
+        self.depth, self.top_k = depth, top_k
         self.alone = torch.eye(top_k, dtype=torch.bool, device=head.device).unsqueeze(0)
         self.first = self._sprout
         self.growth = [partial(self._grow, level) for level in range(depth)]
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)
-        batch = len(self.blank[0])
-        self.any_parents = torch.full((batch, self.num_nodes), -1, device=self.device)
+        self.any_parents = torch.full((self.batch, self.num_nodes), -1, device=self.device)
 
     def shapes(self):
         return [(self.num_nodes, self.any_parents)]
@@ -57,8 +57,8 @@ class DynamicEagleDrafter(EagleDrafter):
         state = self.catch_up()
         for depth in range(self.depth):
             state = self.head.read(*self._inputs(depth, *state))
-        tokens, parents = (part.to(self.device) for part in state)
-        return Draft(tokens, parents, 1 + self.depth)
+        tokens, parents, *places = (part.to(self.device) for part in state)
+        return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
     def warm_passes(self, capacity):
         state = self.last
@@ -84,7 +84,7 @@ class DynamicEagleDrafter(EagleDrafter):
         """Children of a pass's rows [B, k] join the pool (tokens, scores, parents [B, size]).
 
         own [B, k]: the rows' places in it. Returns the next pass's tokens, features, known and own,
-        and the pool; of the last pass the tree's tokens and parents [B, n].
+        and the pool; of the last pass the tree's tokens and parents [B, n] and its layout().
         """
         features, logits = out
         width, first = self.top_k, tokens.shape[1]
@@ -94,7 +94,8 @@ class DynamicEagleDrafter(EagleDrafter):
         scores = torch.cat([scores, new], 1)
         parents = torch.cat([parents, own.repeat_interleave(width, 1)], 1)
         if depth + 1 == self.depth:
-            return best_nodes(tokens, scores, parents, self.num_nodes)
+            kept = best_nodes(tokens, scores, parents, self.num_nodes)
+            return *kept, *layout(kept[1], 1 + self.depth)
         chosen = new.topk(width, dim=1).indices
         parent = chosen // width
         features = features.gather(1, parent.unsqueeze(-1).expand_as(features))
@@ -121,3 +122,18 @@ def best_nodes(tokens: Tensor, scores: Tensor, parents: Tensor, num: int) -> tup
     above = parents.gather(1, kept)
     parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
     return tokens.gather(1, kept), parents
+
+
+def layout(parents: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """tree.layout() of parents [B, n] whose deepest node is at most `depth` below the root.
+
+    One generation at a time: in a compiled call a look-up per row costs less than one per row and
+    column.
+    """
+    rows = parent_rows(parents)
+    place = torch.arange(rows.shape[1], device=rows.device)
+    above, known = rows, place == place.unsqueeze(1)
+    for _ in range(depth):
+        known = known | (above.unsqueeze(-1) == place)
+        above = rows.gather(1, above)
+    return rows, known, known.sum(-1) - 1

@@ -9,23 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import CachedHead, module_bytes, shared_module
+from model.common.heads import CachedHead, flat_path, module_bytes, shared_module
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
 from model.hydra.heads import HydraHeads
-from model.medusa.drafter import last_committed
+from model.medusa.drafter import first_step, last_committed
 
 
 class HydraDrafter(Drafter):
-    """Heads i = 0, 1, ... give the nodes of depth i + 1, one batched call a level.
+    """Heads i = 0, 1, ... give the nodes of depth i + 1, from what stands at the last committed
+    position: the prefix layer's output or, without such a layer, the target's hidden state.
 
-    state  [B, H] the prefix layer's output at the last committed position, or, without such a
-           layer, the target's hidden state there
+    seen  what last_committed() reads of the last step; behind a prompt with a prefix layer, its
+          output as of such a step
     """
 
     needs = Needs(hidden=("last",))
+    ahead = True
 
     def __init__(self, heads: HydraHeads, tree, target, runtime: str):
         self.heads, self.device = heads, target.device
@@ -34,7 +37,7 @@ class HydraDrafter(Drafter):
         self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
         self.levels = self._plan()
         self.runtime = make_runtime(runtime, self._tokens, self.head_device)
-        self.prefix = self.root = None
+        self.prefix = self.seen = None
         if heads.prefix is not None:
             self.prefix = CachedHead(
                 heads.prefix, heads.config, self.head_device, target.dtype, runtime
@@ -64,51 +67,66 @@ class HydraDrafter(Drafter):
 
     @torch.inference_mode()
     def warm(self, capacity):
-        if self.root is None:
+        if self.seen is None:
             return
-        self.runtime(self.state, self.root)
+        self.runtime(*self.seen, self.root)
         if self.prefix is not None:
-            num_rows = 1 + self.tree.depth
-            rows = self.state.new_zeros(len(self.state), num_rows, self.state.shape[1])
-            place = torch.zeros(len(rows), dtype=torch.long, device=self.head_device)
-            self.prefix.warm(capacity + num_rows, (rows, place, rows))
+            hidden, path, count = (torch.zeros_like(part) for part in self.seen)
+            capacity = self._columns(capacity)
+            inputs, extras = (hidden, count, path), (self.root,)
+            self.prefix.warm(capacity, inputs, None, 0, 0, self._below, extras, self._gather)
 
     @torch.inference_mode()
     def start(self, prefill, max_lengths, sampler):
         self.root = prefill.next_token.to(self.head_device)
-        self.unread = None
-        if self.prefix is None:
-            self.state = last_committed(prefill)
-            return
+        self.unread = False
         rows = prefill.hidden["last"]
-        capacity = max(max_lengths) + 1 + self.tree.depth
-        (state,) = self.prefix.read_prompt((rows, None, rows), prefill.count, 1, capacity)
-        self.state = state.squeeze(1)
-        self.committed = prefill.max_committed - 1  # rows of the longest sequence in the cache
+        if self.prefix is None:
+            last = last_committed(rows, prefill.path, prefill.count)
+        else:
+            capacity = self._columns(max(max_lengths))
+            (last,) = self.prefix.read_prompt((rows, None, rows), prefill.count, 1, capacity)
+            last = last.squeeze(1)
+            self.committed = prefill.max_committed - 1  # rows of the longest sequence in the cache
+        self.seen = first_step(last, self.tree)
+
+    def _columns(self, length: int) -> int:
+        """Columns of the prefix layer's cache for sequences of a length: what a step may commit
+        stands behind a bound of the length that is a step above it."""
+        return length + 2 * (1 + self.tree.depth)
 
     def propose(self):
-        if self.unread is not None:
-            self._read()
-        tokens = self.runtime(self.state, self.root).to(self.device)
-        return Draft(tokens, self.tree.parents, self.tree.depth)
+        tokens = self._read() if self.unread else self.runtime(*self.seen, self.root)
+        return Draft(tokens.to(self.device), self.tree.parents, self.tree.depth)
 
-    def _read(self) -> None:
-        """The prefix layer's turn: the rows of the last step, whose number is count."""
-        rows, count, longest = self.unread
-        place = (count - 1).clamp(min=0)
-        (state,) = self.prefix.read((rows, place, rows), self.committed)
-        self.prefix.advance(count, longest)
-        self.state, self.committed, self.unread = state.squeeze(1), longest, None
+    def _read(self) -> Tensor:
+        """The prefix layer's turn, with the rows of the last step, and the heads' behind it."""
+        hidden, path, count = self.seen
+        place = 1 + self.tree.depth, self.committed, self.longest
+        inputs, extras = (hidden, count, path), (self.root,)
+        (tokens,) = self.prefix.read_step(inputs, *place, self._gather, self._below, extras)
+        self.committed, self.unread = self.longest, False
+        return tokens
 
     def observe(self, step):
-        self.root = step.next_token.to(self.head_device)
-        if self.prefix is None:
-            self.state = last_committed(step)
-            return
-        rows = committed_rows(step.hidden["last"], step.path)  # [B, 1+depth, H]
-        self.unread = rows, step.count.to(self.head_device), step.max_committed - 1
+        self.root = on(self.head_device, step.next_token)
+        self.seen = (step.hidden["last"], *flat_path(step, self.head_device))
+        self.unread, self.longest = self.prefix is not None, step.max_committed - 1
 
-    def _tokens(self, state: Tensor, root: Tensor) -> Tensor:
+    def _gather(self, hidden: Tensor, count: Tensor, path: Tensor, root: Tensor) -> tuple:
+        """A step's committed rows for the prefix layer's read_step(), which leaves the root."""
+        rows = committed_rows(hidden, path.view(len(count), -1))  # [B, 1+depth, H]
+        return (rows, (count - 1).clamp(min=0), rows), count, (root,)
+
+    def _below(self, out: tuple, _, root: Tensor) -> tuple[Tensor]:
+        """Tokens of the nodes [B, n], from the prefix layer's output ([B, 1, H],)."""
+        return (self._fill(out[0].squeeze(1), root),)
+
+    def _tokens(self, hidden: Tensor, path: Tensor, count: Tensor, root: Tensor) -> Tensor:
+        """Tokens of the nodes [B, n], from what last_committed() reads and roots [B]."""
+        return self._fill(last_committed(hidden, path, count), root)
+
+    def _fill(self, state: Tensor, root: Tensor) -> Tensor:
         """Tokens of the nodes [B, n], from states [B, H] and roots [B]."""
         inputs = torch.cat([state, self.embed(root).to(state.dtype)], -1).unsqueeze(1)
         found = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, Needs, Step, committed_rows
-from model.common.heads import module_bytes
+from model.common.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.heads import flat_path, module_bytes
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
@@ -21,6 +21,7 @@ class MedusaDrafter(Drafter):
     """
 
     needs = Needs(hidden=("last",))
+    ahead = True
 
     def __init__(self, heads: MedusaHeads, tree, target, runtime: str):
         self.heads = heads
@@ -31,7 +32,7 @@ class MedusaDrafter(Drafter):
         depths = torch.tensor(tree.depths)
         self.columns = ((depths - 1) * self.num_best + tree.ranks.cpu()).to(self.head_device)
         self.runtime = make_runtime(runtime, self._tokens, self.head_device)
-        self.hidden = None
+        self.seen = None
 
     def shapes(self):
         return [(len(self.tree), self.tree.parents)]
@@ -41,29 +42,41 @@ class MedusaDrafter(Drafter):
 
     @torch.inference_mode()
     def warm(self, capacity):
-        if self.hidden is not None:
-            self.runtime(self.hidden)
+        if self.seen is not None:
+            self.runtime(*self.seen)
 
     def start(self, prefill, max_lengths, sampler):
-        self.observe(prefill)
+        last = last_committed(prefill.hidden["last"], prefill.path, prefill.count)
+        self.seen = first_step(last, self.tree)
 
     def propose(self):
-        tokens = self.runtime(self.hidden).to(self.device)
+        tokens = self.runtime(*self.seen).to(self.device)
         return Draft(tokens, self.tree.parents, self.tree.depth)
 
     def observe(self, step):
-        self.hidden = last_committed(step)
+        self.seen = (step.hidden["last"], *flat_path(step, self.head_device))
 
-    def _tokens(self, hidden: Tensor) -> Tensor:
-        """Tokens of the nodes [B, n], from hidden states [B, H]."""
-        best = top_ids(self.heads(hidden), self.num_best)  # [K, B, k]
+    def _tokens(self, hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
+        """Tokens of the nodes [B, n], from what last_committed() reads."""
+        best = top_ids(self.heads(last_committed(hidden, path, count)), self.num_best)  # [K, B, k]
         return best.transpose(0, 1).flatten(1)[:, self.columns]
 
 
-def last_committed(step: Step) -> Tensor:
-    """Hidden state [B, H] of the last row that a step committed; any row where it committed none.
+def last_committed(hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
+    """State [B, H] of the last row that a step committed, of its hidden states [B, 1+n, H].
 
-    It is the one whose successor became the new root.
+    path [B, 1+depth], or flat; any row where count [B] is 0. It is the row whose successor became
+    the new root.
     """
-    place = (step.count - 1).clamp(min=0).unsqueeze(1)
-    return committed_rows(step.hidden["last"], step.path.gather(1, place)).squeeze(1)
+    place = (count - 1).clamp(min=0).unsqueeze(1)
+    path = path.view(len(count), -1)
+    return committed_rows(hidden, path.gather(1, place)).squeeze(1)
+
+
+def first_step(last: Tensor, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
+    """A prefill's last states [B, H] as what last_committed() reads of a step of the tree."""
+    batch, width = last.shape
+    hidden = last.new_zeros(batch, 1 + len(tree), width)
+    hidden[:, 0] = last
+    path = torch.zeros(batch * (1 + tree.depth), dtype=torch.long, device=last.device)
+    return hidden, path, path.new_ones(batch)

@@ -127,7 +127,7 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
 
 def _open(path: str) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether its names are vLLM's; its config says where heads are kept."""
-    from model.common.target import check_model_path
+    from model.common.loading import check_model_path
 
     check_model_path(path)
     kind = read_config(path).get("model_type")

@@ -29,9 +29,8 @@ def build(args, target):
     from model.recycling.drafter import RecyclingDrafter, read_tree
 
     tree = read_tree(args.tree, target.vocab_size)
-    return RecyclingDrafter(
-        tree, target.vocab_size, target.device, is_warm(args), args.prompt_seeds
-    )
+    where = target.vocab_size, target.device
+    return RecyclingDrafter(tree, *where, is_warm(args), args.prompt_seeds, args.runtime)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def auxiliary(name: str, args, target) -> Drafter | None:
         from model.recycling.drafter import RecyclingDrafter, read_tree
 
         tree = read_tree(str(Path(__file__).with_name("recycling_tree.json")), target.vocab_size)
-        return RecyclingDrafter(tree, target.vocab_size, target.device, is_warm(args))
+        where = target.vocab_size, target.device
+        return RecyclingDrafter(tree, *where, is_warm(args), runtime=args.runtime)
     if name == "eagle2":
         from model.eagle2.inference_eagle2 import build
 
@@ -187,6 +188,6 @@ def auxiliary(name: str, args, target) -> Drafter | None:
         if is_warm(args):
             raise BadInput("--state warm: --auxiliary eagle2 keeps no state")
         drafter = build(args, target)
-        drafter.rows = max(drafter.rows, args.n_predicts)  # steps may commit a whole copy
+        drafter.foreign = max(drafter.rows, args.n_predicts)  # steps may commit a whole copy
         return drafter
     raise BadInput(f"--auxiliary {name}: no such drafter")

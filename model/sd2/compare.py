@@ -126,7 +126,7 @@ def summary(answers: list[dict], facts: dict, depth: float) -> dict:
 def add_losses(rows: list[dict], bench, args) -> None:
     """Cross-entropy and accuracy of the rows of one exit, by --data's answers."""
     from model.common.conversations import Rejected, by_length, encode, read_conversations
-    from model.common.target import load_model
+    from model.common.loading import load_model
     from model.sd2.losses import mean_losses
 
     rejected, data = Rejected(), []

@@ -156,7 +156,7 @@ def load_prefix(path: str, num_layers: int):
     import torch
     from transformers import AutoConfig, LlamaForCausalLM
 
-    from model.common.target import LOAD_ERRORS, check_model_path, check_tensors
+    from model.common.loading import LOAD_ERRORS, check_model_path, check_tensors
 
     check_model_path(path)
     try:

@@ -12,10 +12,12 @@ c_1 .. c_a, then m_a1 .. m_ak are what the target guesses for the tokens after t
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from model.common.drafter import Draft, Drafter
 from model.common.errors import BadInput
 from model.common.ranking import best_id
+from model.common.runtime import make_runtime
 
 IDS_FIELD, NUM_FIELD = "space_mask_ids", "space_mask_num"  # in the fine-tuned model's config.json
 DEFAULT_NUM = 5
@@ -61,7 +63,9 @@ class SpaceDrafter(Drafter):
     mask_ids  the mask token of each place of a group, [k]
     """
 
-    def __init__(self, mask_ids: list[int], device):
+    ahead = True
+
+    def __init__(self, mask_ids: list[int], device, runtime: str = "eager"):
         k = len(mask_ids)
         self.mask_ids = torch.tensor(mask_ids, dtype=torch.long, device=device)
         self.parents = torch.tensor(tree_parents(k), dtype=torch.long, device=device)
@@ -70,23 +74,41 @@ class SpaceDrafter(Drafter):
         self.masks = self.mask_ids[place.clamp(max=k - 1)]  # [n], as all rows' at first
         self.candidates = torch.arange(1, k + 1, device=device) * (k + 1) - 1  # nodes c_1 .. c_k
         self.group = torch.arange(1, k + 1, device=device)  # rows of group 0
+        self.runtime = make_runtime(runtime, self._next_nodes, self.mask_ids.device)
+        self.seen = None  # (shape, type) of a step's logits
 
     def shapes(self):
         return [(len(self.parents), self.parents)]
 
+    @torch.inference_mode()
+    def warm(self, capacity):
+        if self.seen is not None:
+            shape, dtype = self.seen
+            logits = self.mask_ids.new_zeros(shape, dtype=dtype)
+            self.runtime(logits, self.mask_ids.new_zeros(len(logits)))
+
     def start(self, prefill, max_lengths, sampler):
-        num_rows, k = len(prefill.next_token), len(self.mask_ids)
-        self.tokens = self.mask_ids.new_full((num_rows, k), -1)
+        shape = len(prefill.next_token), len(self.mask_ids)
+        self.nodes = self.nodes_of(self.mask_ids.new_full(shape, -1))
 
     def propose(self):
-        nodes = self.masks.repeat(len(self.tokens), 1)
-        nodes[:, self.candidates] = self.tokens
-        return Draft(nodes, self.parents, len(self.mask_ids), probe=self.probe)
+        return Draft(self.nodes, self.parents, len(self.mask_ids), probe=self.probe)
 
     def observe(self, step):
-        accepted = (step.count - 1).clamp(min=0).unsqueeze(1)
+        self.seen = step.logits.shape, step.logits.dtype
+        self.nodes = self.runtime(step.logits, step.count)
+
+    def nodes_of(self, tokens: Tensor) -> Tensor:
+        """All nodes [B, n] with candidates [B, k]; -1 = none."""
+        nodes = self.masks.repeat(len(tokens), 1)
+        nodes[:, self.candidates] = tokens
+        return nodes
+
+    def _next_nodes(self, logits: Tensor, count: Tensor) -> Tensor:
+        """Nodes [B, n] behind a step, from its logits [B, 1+n, V] and tokens committed [B]."""
+        accepted = (count - 1).clamp(min=0).unsqueeze(1)
         rows = accepted * (len(self.mask_ids) + 1) + self.group  # [B, k]
-        index = rows.unsqueeze(-1).expand(-1, -1, step.logits.shape[-1])
-        logits = step.logits.gather(1, index)
-        logits[..., self.mask_ids] = float("-inf")  # a mask is no candidate
-        self.tokens = best_id(logits)
+        index = rows.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        heard = logits.gather(1, index)
+        heard[..., self.mask_ids] = float("-inf")  # a mask is no candidate
+        return self.nodes_of(best_id(heard))

@@ -30,7 +30,8 @@ def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from model.space.drafter import SpaceDrafter, read_masks
 
-    return SpaceDrafter(read_masks(target.model.config, args.mask_id, args.mask_num), target.device)
+    masks = read_masks(target.model.config, args.mask_id, args.mask_num)
+    return SpaceDrafter(masks, target.device, args.runtime)
 
 
 if __name__ == "__main__":

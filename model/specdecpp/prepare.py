@@ -89,8 +89,8 @@ def settings(args) -> dict:
     from pathlib import Path
 
     from model.common.files import model_folder
+    from model.common.loading import check_model_path
     from model.common.record import sha256_file, sha256_weights
-    from model.common.target import check_model_path
 
     hashes = {"data_sha256": sha256_file(Path(args.data))}
     for name in ("model_path", "drafter_path"):

@@ -22,8 +22,8 @@ class Scorer:
     """Both models of a prepare.py command line, and its prompts' rendering."""
 
     def __init__(self, args):
+        from model.common.loading import load_target
         from model.common.prompts import Prompter, load_tokenizer
-        from model.common.target import load_target
 
         self.args = args
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)

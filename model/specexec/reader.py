@@ -1,8 +1,8 @@
 """A draft model that reads a tree pass by pass, and keeps what was accepted between steps.
 
-Its cache trails the committed sequence by two tokens, since it may not have read the last accepted
-one: a step begins by reading the last two committed tokens, then every pass writes its rows behind
-those of the passes before. Accepted rows are moved behind the committed ones.
+Its cache trails the committed sequence by two tokens (see Tails): a step begins by reading them,
+then every pass writes its rows behind those of the passes before. Accepted rows are moved behind
+the committed ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from model.common.attention import mask_kinds
 from model.common.drafter import Needs, Step
 from model.common.errors import BadInput
+from model.common.tails import Tails
 from model.common.target import Target
 
 
@@ -41,9 +42,7 @@ class TreeReader:
         ids = prefill.tokens.clamp(0, self.draft.vocab_size - 1).to(self.draft.device)
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + num_columns + 2, Needs())
-        self.length = self.draft.cache.length - 1  # of what is read and stays read, [B]
-        pairs = [row[-2:] for row in prefill.host_ids]
-        self.last_two = torch.tensor(pairs, device=self.draft.device)
+        self.tails = Tails(prefill.host_ids, self.draft)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]
         self.room = [max(left, 0) for left in self.room]
@@ -55,9 +54,8 @@ class TreeReader:
     def catch_up(self) -> Tensor:
         """Read the last two committed tokens and forget the last tree; logits [B, V] after them."""
         cache = self.draft.cache
-        # rows that have just ended may be longer than what the reads make room for
-        torch.clamp(self.length, max=self.committed - 2, out=cache.length)
-        logits, _ = self.draft.read(self._known_ids(self.last_two), None, None, self.committed)
+        unread = self.tails.rewind(self.committed)
+        logits, _ = self.draft.read(unread, None, None, self.committed)
         cache.length.add_(2)
         self.num_columns = 0
         self.lines = torch.empty(len(self.room), 0, 0, dtype=torch.bool, device=logits.device)
@@ -86,7 +84,7 @@ class TreeReader:
     @torch.inference_mode()
     def rehearse(self, num_rows: int, offset: int) -> None:
         """Show the runtime a pass's shapes, so that they are compiled ahead."""
-        tokens = self.last_two.new_zeros(len(self.room), num_rows)
+        tokens = torch.zeros(len(self.room), num_rows, dtype=torch.long, device=self.draft.device)
         known = torch.ones(*tokens.shape, offset + num_rows, dtype=torch.bool, device=tokens.device)
         self.draft.cache.length.zero_()
         self.draft.read(tokens, known, tokens.clone(), offset + num_rows, (), offset)
@@ -112,10 +110,7 @@ class TreeReader:
             ahead = torch.arange(inner.shape[1], device=device)
             place = place.masked_fill(ahead >= (count - 2).unsqueeze(1), -1)
             self.draft.cache.commit(place, torch.zeros_like(count))
-        self.length = (self.length + count) * (count > 0)  # a finished row stays at column 0
-        line = torch.cat([self.last_two[:, 1:], step.new_tokens.to(device)], 1)
-        pair = line.gather(1, torch.stack([count - 1, count], 1).clamp(min=0))
-        self.last_two = torch.where((count > 0).unsqueeze(1), pair, self.last_two)
+        self.tails.observe(step.host_ids)
         self.committed = step.max_committed
         for row, ids in enumerate(step.host_ids):
             self.room[row] = max(self.room[row] - len(ids), 0) if ids else 0

@@ -1,18 +1,16 @@
-"""A draft model's chain. Its cache trails the committed sequence by two tokens.
-
-After a full accept the draft model has not read its own last token, else only the new root is
-unread; so every proposal begins by reading the last two committed tokens, which keeps the shapes
-the same.
-"""
+"""A draft model's chain. Its cache trails the committed sequence by two tokens (see Tails)."""
 
 from __future__ import annotations
 
 import torch
 
+from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, chain_parents
 from model.common.errors import BadInput
+from model.common.loading import load_target
 from model.common.sampling import draw
-from model.common.target import Target, load_target
+from model.common.tails import Tails
+from model.common.target import Target
 
 SHORTEST = 4  # nodes; static runtimes round varying draft lengths up to powers of two from here
 GROWTH = 24  # nodes that 12 full accepts in a row add; a longer draft compiles when it comes
@@ -37,6 +35,8 @@ class SpSDrafter(Drafter):
         self.last_id = draft.vocab_size - 1
         self.static_shapes = target.static_shapes
         self.reads_per_step = num_draft if schedule == "confidence" else 0
+        # greedy, and no schedule asks how likely a token is: a read chooses what the next one reads
+        self.then = self._likeliest if schedule in ("constant", "heuristic") else None
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler = sampler
@@ -44,10 +44,9 @@ class SpSDrafter(Drafter):
         ids = prefill.tokens.clamp(0, self.last_id).to(self.draft.device)
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, Needs())
-        self.length = self.draft.cache.length - 1  # of what is read and stays read, [B]
-        pairs = [row[-2:] for row in prefill.host_ids]
-        self.last_two = torch.tensor(pairs, device=self.draft.device)
-        self.planned = [self.num_draft] * len(pairs)
+        self.tails = Tails(prefill.host_ids, self.draft)
+        self.no_token = ids.new_full((len(ids),), -1)
+        self.planned = [self.num_draft] * len(lengths)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
 
@@ -66,25 +65,39 @@ class SpSDrafter(Drafter):
     def propose(self):
         self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
         longest = max(self.planned if self.static_shapes else self.lengths)
-        cache = self.draft.cache
-        # rows that have just ended may be longer than what the reads make room for
-        torch.clamp(self.length, max=self.committed - 2, out=cache.length)
+        unread = self.tails.rewind(self.committed)
         tokens, probs = [], []
-        unread = self.last_two.clamp(max=self.last_id)
         alive = None  # rows whose draft goes on, None = all
         for node in range(longest):
-            logits = self._read(unread, node)
-            cache.length.add_(unread.shape[1])
-            token, distribution, sure = self._choose(logits, node)
+            token, unread, distribution, sure = self._next(unread, node)
             tokens.append(token if alive is None else token.masked_fill(~alive, -1))
             probs.append(distribution)
-            unread = token.unsqueeze(1).clamp(max=self.last_id)
             goes_on = self._goes_on(node, token, sure)
             if goes_on is not None:
                 alive = goes_on if alive is None else alive & goes_on
                 if not alive.any():
                     break
         return self._as_draft(tokens, probs)
+
+    def _next(self, unread, node: int):
+        """The token [B] after the unread ones [B, r] and what is read next, [B, 1].
+
+        And its distribution [B, V] or None, and whether it is likely enough [B], None = not asked.
+        """
+        if self.then is not None and self.sampler.greedy:
+            place = (None, None, self.committed + node)
+            token, unread = self.draft.read(unread, *place, then=self.then)
+            return token.clone() if self.draft.runtime.overwrites else token, unread, None, None
+        logits = self._read(unread, node)
+        self.draft.cache.length.add_(unread.shape[1])
+        token, distribution, sure = self._choose(logits, node)
+        return token, token.unsqueeze(1).clamp(max=self.last_id), distribution, sure
+
+    def _likeliest(self, logits, _) -> tuple:
+        """The best token [B] after the rows read and the row to read next [B, 1], in their call."""
+        self.draft.cache.length.add_(logits.shape[1])
+        token = _to_width(logits[:, -1], self.vocab_size).argmax(-1)
+        return token, token.unsqueeze(1).clamp(max=self.last_id)
 
     def _read(self, unread, node: int):
         """The draft model's logits [B, V] after the unread tokens [B, r]."""
@@ -115,14 +128,13 @@ class SpSDrafter(Drafter):
         batch, num_nodes = len(self.lengths), len(tokens)
         if not tokens:
             return Draft.chain(torch.empty(batch, 0, dtype=torch.long, device=self.device))
-        chain = torch.stack(tokens, 1).to(self.device)
-        if min(self.lengths) < num_nodes:
-            limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
-            chain = chain.masked_fill(torch.arange(num_nodes, device=self.device) >= limits, -1)
         width = num_nodes
         if self.static_shapes and self.schedule != "constant":
             width = max(SHORTEST, 1 << (num_nodes - 1).bit_length())
-            chain = torch.nn.functional.pad(chain, (0, width - num_nodes), value=-1)
+        chain = on(self.device, torch.stack(tokens + [self.no_token] * (width - num_nodes), 1))
+        if min(self.lengths) < num_nodes:
+            limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
+            chain = chain.masked_fill(torch.arange(width, device=self.device) >= limits, -1)
         if probs[0] is None:
             return Draft.chain(chain)
         stacked = torch.stack(probs, 1).to(self.device)
@@ -130,13 +142,7 @@ class SpSDrafter(Drafter):
         return Draft(chain, chain_parents(width, chain.device), width, stacked)
 
     def observe(self, step):
-        count = step.count.to(self.draft.device)
-        new = step.new_tokens.to(self.draft.device)
-        self.length = (self.length + count) * (count > 0)  # a finished row stays at column 0
-        line = torch.cat([self.last_two[:, 1:], new], 1)  # root, then the committed tokens
-        place = torch.stack([count - 1, count], 1).clamp(min=0)
-        pair = line.gather(1, place)
-        self.last_two = torch.where((count > 0).unsqueeze(1), pair, self.last_two)
+        self.tails.observe(step.host_ids)
         self.committed = step.max_committed
         for row, ids in enumerate(step.host_ids):
             self.room[row] -= len(ids)
@@ -159,9 +165,9 @@ def load_draft_model(args, target: Target, usual: str | None = None) -> Target:
 
     usual: size of its twin in this method, see shapes.draft_shape().
     """
+    from model.common.loading import check_model_path
     from model.common.prompts import load_tokenizer
     from model.common.shapes import draft_shape
-    from model.common.target import check_model_path
 
     check_model_path(args.drafter_path)
     own = load_tokenizer(args.drafter_path).get_vocab()

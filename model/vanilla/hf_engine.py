@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from model.common.clock import now
-from model.common.decode import StopRules, Turn, check_lengths
+from model.common.decode import check_lengths
 from model.common.errors import BadInput
+from model.common.rows import StopRules, Turn
 
 
 def check(args) -> None:

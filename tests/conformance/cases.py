@@ -19,7 +19,8 @@ from conftest import FAMILIES, make_model
 from test_methods import METHODS, TINY_FLAGS, TINY_LAYERS
 
 from model.common import args as arguments
-from model.common.decode import StopRules, generate
+from model.common.decode import generate
+from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target
 

@@ -13,10 +13,10 @@ import torch
 from conformance import greedy, law, runs
 from model.common import verify
 from model.common.conversation import Conversation
-from model.common.decode import StopRules
 from model.common.drafter import Draft
 from model.common.kv_cache import KVCache
 from model.common.prompts import Prompter
+from model.common.rows import StopRules
 from model.common.sampling import TARGET, Sampler, draw
 from model.common.target import Target
 from model.nasd.drafter import NASDRow, NGramStore

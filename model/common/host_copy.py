@@ -1,0 +1,22 @@
+"""Ids on their way from the device to the host."""
+
+from __future__ import annotations
+
+import torch
+
+
+class HostCopy:
+    """A tensor on its way to the host; a GPU and the host go on until somebody asks for it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.shape, self.tensor, self.arrived = tensor.shape, tensor, None
+        if tensor.device.type == "cuda":
+            self.tensor = tensor.to("cpu", non_blocking=True)  # to pinned memory
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def tolist(self) -> list:
+        """Its values, waited for."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor.tolist()

@@ -1,0 +1,176 @@
+"""What the loop costs: a step's milliseconds inside the models' forwards, and outside, by phase.
+
+A forward is a call of a runtime that runs target, draft model or head: of a compiled step the whole
+call, masks and positions inside; eager, the model's own code with its mask. Everything else of a
+step is outside: drafting glue, acceptance (a compiled one too), cache moves, the copy of ids to the
+host, stop rules, learning. Mini models, greedy, float32, batch 1, prefills left out; a cell is the
+mean over prompts, each taken from the round with the least time outside.
+
+Run:    .venv/bin/python tests/bench_overhead.py                          (every method, minutes)
+        .venv/bin/python tests/bench_overhead.py --methods vanilla,sps --runtime frozen
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+MINI = ROOT / "data" / "mini_models"
+HEADS = ("medusa", "hydra", "eagle", "eagle3")
+FLAGS = {name: ["--eagle-path" if "eagle" in name else f"--{name}-path", name] for name in HEADS}
+FLAGS |= {"eagle2": ["--eagle-path", "eagle"], "sps": ["--drafter-path", "sps"]}
+METHODS = ("vanilla", "pld", "sps", "recycling", "medusa", "hydra", "eagle", "eagle2", "eagle3")
+
+
+class Forwards:
+    """Seconds that the forwards have taken so far, while counting() is entered."""
+
+    def __init__(self, target):
+        self.spent = 0.0
+        self.others = [target.acceptance.runtime] if target.acceptance else []
+
+    @contextmanager
+    def counting(self):
+        """Every runtime's calls are timed but those of the acceptance."""
+        from model.common import runtime
+
+        kinds = (runtime.Eager, runtime.Compiled, runtime.Graphs)
+        originals = [kind.__call__ for kind in kinds]
+
+        def timed(call):
+            def run(this, *arguments):
+                if this in self.others:
+                    return call(this, *arguments)
+                begin = time.perf_counter()
+                result = call(this, *arguments)
+                self.spent += time.perf_counter() - begin
+                return result
+
+            return run
+
+        for kind, original in zip(kinds, originals):
+            kind.__call__ = timed(original)
+        try:
+            yield
+        finally:
+            for kind, original in zip(kinds, originals):
+                kind.__call__ = original
+
+
+def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
+    """A prompt's mean milliseconds a step: {phase: (in forwards, outside)}, and its steps."""
+    from model.common import decode as loop
+    from model.common.clock import Clock
+    from model.common.sampling import Sampler
+
+    inside: dict[str, float] = {}
+
+    class Split(Clock):
+        """A clock that also notes what forwards have taken in each phase."""
+
+        phase, before = None, 0.0
+
+        def mark(self, phase):
+            if self.phase is not None:
+                spent = forwards.spent - self.before
+                inside[self.phase] = inside.get(self.phase, 0.0) + spent
+            self.phase, self.before = phase, forwards.spent
+            super().mark(phase)
+
+    loop.Clock = Split
+    try:
+        turn = loop.generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0]
+    finally:
+        loop.Clock = Clock
+    steps = len(turn.accept_lengths)
+    parts = {name: sum(times) for name, times in turn.phase_s.items()}
+    parts["rest"] = turn.wall_s - turn.prefill_s - sum(parts.values())
+    cells = {
+        name: (1e3 * inside.get(name, 0.0) / steps, 1e3 * (s - inside.get(name, 0.0)) / steps)
+        for name, s in parts.items()
+    }
+    return {"steps": steps, "tokens": len(turn.output_ids), "cells": cells}
+
+
+def measure(target, drafter, stop, limit: int, prompts, rounds: int) -> dict:
+    """Means over prompts (each from the round with the least time outside) in ms a step."""
+    forwards, best = Forwards(target), [None] * len(prompts)
+    with forwards.counting():
+        for _ in range(rounds):
+            for place, ids in enumerate(prompts):
+                done = decode(target, drafter, stop, limit, ids, forwards)
+                done["outside"] = sum(out for _, out in done["cells"].values())
+                if best[place] is None or done["outside"] < best[place]["outside"]:
+                    best[place] = done
+    row = {"outside_ms": fmean(done["outside"] for done in best)}
+    row["forwards_ms"] = fmean(sum(c[0] for c in done["cells"].values()) for done in best)
+    for name in best[0]["cells"]:
+        row[f"{name}_outside_ms"] = fmean(done["cells"][name][1] for done in best)
+    return {name: round(value, 3) for name, value in row.items()}
+
+
+def build(method: str, runtime: str, prompts, limit: int):
+    """(target, drafter, stop rules) of a method with its defaults, every shape compiled."""
+    from bench_drafters import build_script
+
+    from model.common.decode import generate
+    from model.common.loading import load_target
+    from model.common.prompts import Prompter, load_tokenizer
+    from model.common.sampling import Sampler
+
+    path = str(MINI / "target")
+    target = load_target(path, "float32", "cpu", runtime)
+    flags = ["--model-path", path, "--dtype", "float32", "--runtime", runtime]
+    if method in FLAGS:
+        flag, folder = FLAGS[method]
+        flags += [flag, str(MINI / folder)]
+    drafter = build_script(method, flags, target)
+    stop = Prompter(load_tokenizer(path)).stop_rules(target.model.generation_config)
+    capacity = max(map(len, prompts)) + limit + 64
+    target.reserve(1, capacity)
+    generate(target, drafter, prompts[:1], Sampler(), [0], stop, 16)
+    target.warm(capacity, drafter.shapes(), drafter.needs.hidden)
+    drafter.warm(capacity)
+    return target, drafter, stop
+
+
+def main(argv=None):
+    """Print the table and one JSON line."""
+    from model.common.args import RUNTIMES
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma list")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="compile")
+    parser.add_argument("--limit-per-category", type=int, default=1)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--num-threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    import torch
+
+    from model.common.prompts import Prompter, load_tokenizer
+    from model.common.questions import per_category, read_questions
+
+    torch.set_num_threads(args.num_threads)
+    prompter = Prompter(load_tokenizer(str(MINI / "target")))
+    questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
+    questions = per_category(questions, args.limit_per_category)
+    prompts = [prompter.render(question["turns"], []) for question in questions]
+    rows = []
+    for method in args.methods.split(","):
+        parts = build(method, args.runtime, prompts, args.max_new_tokens)
+        row = measure(*parts, args.max_new_tokens, prompts, args.rounds)
+        if not rows:
+            print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in row))
+        print(f"{method:12}" + "".join(f"{value:>16}" for value in row.values()), flush=True)
+        rows.append({"method": method, "runtime": args.runtime, **row})
+    print(json.dumps({"tool": "bench_overhead", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
