@@ -2,9 +2,10 @@
 
 A forward is a call of a runtime that runs target, draft model or head: of a compiled step the whole
 call, masks and positions inside; eager, the model's own code with its mask. Everything else of a
-step is outside: drafting glue, acceptance (a compiled one too), cache moves, the copy of ids to the
-host, stop rules, learning. Mini models, greedy, float32, batch 1, prefills left out; a cell is the
-mean over prompts, each taken from the round with the least time outside.
+step is outside: drafting glue, acceptance with the cache move (where that is a compiled call, its
+part stands beside; it belongs to the commit), the copy of ids to the host, stop rules, learning.
+Mini models, greedy, float32, batch 1, prefills left out; a cell is the mean over prompts, each
+taken from the round with the least time outside.
 
 Run:    .venv/bin/python tests/bench_overhead.py                          (every method, minutes)
         .venv/bin/python tests/bench_overhead.py --methods vanilla,sps --runtime frozen
@@ -31,7 +32,7 @@ class Forwards:
     """Seconds that the forwards have taken so far, while counting() is entered."""
 
     def __init__(self, target):
-        self.spent = 0.0
+        self.spent = self.accepting = 0.0
         self.others = [target.acceptance.runtime] if target.acceptance else []
 
     @contextmanager
@@ -44,11 +45,12 @@ class Forwards:
 
         def timed(call):
             def run(this, *arguments):
-                if this in self.others:
-                    return call(this, *arguments)
                 begin = time.perf_counter()
                 result = call(this, *arguments)
-                self.spent += time.perf_counter() - begin
+                if this in self.others:
+                    self.accepting += time.perf_counter() - begin
+                else:
+                    self.spent += time.perf_counter() - begin
                 return result
 
             return run
@@ -68,21 +70,24 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     from model.common.clock import Clock
     from model.common.sampling import Sampler
 
-    inside: dict[str, float] = {}
+    spent = []  # by the forwards, at every mark
 
     class Split(Clock):
-        """A clock that also notes what forwards have taken in each phase."""
-
-        phase, before = None, 0.0
+        """A clock that also notes what forwards have taken so far."""
 
         def mark(self, phase):
-            if self.phase is not None:
-                spent = forwards.spent - self.before
-                inside[self.phase] = inside.get(self.phase, 0.0) + spent
-            self.phase, self.before = phase, forwards.spent
+            spent.append(forwards.spent)
             super().mark(phase)
 
+        def seconds(self):
+            for (phase, _), before, after in zip(self.marks, spent, spent[1:]):
+                inside[phase] = inside.get(phase, 0.0) + after - before
+            return super().seconds()
+
+    inside: dict[str, float] = {}
+
     loop.Clock = Split
+    accepting = forwards.accepting
     try:
         turn = loop.generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0]
     finally:
@@ -94,7 +99,7 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
         name: (1e3 * inside.get(name, 0.0) / steps, 1e3 * (s - inside.get(name, 0.0)) / steps)
         for name, s in parts.items()
     }
-    return {"steps": steps, "tokens": len(turn.output_ids), "cells": cells}
+    return {"accepting": 1e3 * (forwards.accepting - accepting) / steps, "cells": cells}
 
 
 def measure(target, drafter, stop, limit: int, prompts, rounds: int) -> dict:
@@ -108,6 +113,7 @@ def measure(target, drafter, stop, limit: int, prompts, rounds: int) -> dict:
                 if best[place] is None or done["outside"] < best[place]["outside"]:
                     best[place] = done
     row = {"outside_ms": fmean(done["outside"] for done in best)}
+    row["acceptance_ms"] = fmean(done["accepting"] for done in best)
     row["forwards_ms"] = fmean(sum(c[0] for c in done["cells"].values()) for done in best)
     for name in best[0]["cells"]:
         row[f"{name}_outside_ms"] = fmean(done["cells"][name][1] for done in best)

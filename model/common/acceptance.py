@@ -62,8 +62,8 @@ class StaticGreedy:
 
     @staticmethod
     def _key(logits: Tensor, draft: Draft) -> tuple:
-        strides = draft.tokens.stride(), draft.parents.stride()
-        return logits.shape, logits.dtype, draft.is_chain, *strides, draft.probe is None
+        parents, probe = draft.parents, draft.probe
+        return logits.shape, logits.dtype, draft.is_chain, parents.dim(), probe is None
 
     def _is_mine(self, cache: KVCache) -> bool:
         """Whether the graphs were made for this cache, which has not grown since."""

@@ -60,6 +60,12 @@ class CachedModel:
             self.cache.grow(-(-needed // STATIC_BUCKET) * STATIC_BUCKET)
             self.runtime.forget()
 
+    def columns(self, needed: int, committed: int) -> tuple[int, int | None]:
+        """(view, known start) of rows that need so many columns, for which room is made."""
+        if needed > self.cache.capacity:
+            self.make_room(needed)
+        return self.view(needed), self.known_start(committed)
+
     def known_start(self, committed: int) -> int | None:
         """Committed columns where the host knows them: one sequence, eager."""
         return committed if self.cache.batch == 1 and not self.static_shapes else None

@@ -51,7 +51,7 @@ class Draft:
         num_nodes = tokens.shape[1]
         return cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
 
-    @property
+    @cached_property
     def is_chain(self) -> bool:
         """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
         parents = chain_parents(self.tokens.shape[1], self.tokens.device)

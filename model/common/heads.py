@@ -105,8 +105,7 @@ class CachedHead(CachedModel):
                    then(output, known, *extras), extras tensors; None = the output itself
         """
         needed = committed + offset + inputs[0].shape[1]
-        self.make_room(needed)
-        place = (self.view(needed), self.known_start(committed))
+        place = self.columns(needed, committed)
         return self.runtime(*inputs, known, offset, depth, *place, None, then, *extras)
 
     @torch.inference_mode()
@@ -129,8 +128,7 @@ class CachedHead(CachedModel):
         longest  host int, rows that no unfinished sequence exceeds
         """
         needed = committed + num_rows
-        self.make_room(needed)
-        place = (self.view(needed), self.known_start(committed))
+        place = self.columns(needed, committed)
         *out, length = self.runtime(*inputs, None, 0, 0, *place, before, then, *extras)
         torch.clamp(length, max=longest, out=self.cache.length)
         return tuple(out)

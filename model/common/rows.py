@@ -74,6 +74,7 @@ class Rows:
         self.max_lengths = [len(ids) + limit for ids, limit in zip(prompts, limits)]
         self.turns = [Turn() for _ in prompts]
         self.lengths = [len(ids) for ids in prompts]  # committed
+        self._longest: int | None = None
         self.alive = [True] * len(prompts)
         self.compiled = compilations()
 
@@ -85,6 +86,7 @@ class Rows:
         if kept < len(ids):
             del turn.output_ids[kept - len(ids) :]
         self.lengths[row] += kept
+        self._longest = None
         if reason:
             turn.finish_reason = reason
             self.alive[row] = False
@@ -100,5 +102,7 @@ class Rows:
 
     def longest(self) -> int:
         """Committed length of the longest unfinished sequence."""
-        lengths = zip(self.lengths, self.alive)
-        return max((length for length, alive in lengths if alive), default=0)
+        if self._longest is None:
+            lengths = zip(self.lengths, self.alive)
+            self._longest = max((length for length, alive in lengths if alive), default=0)
+        return self._longest

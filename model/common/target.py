@@ -150,12 +150,11 @@ class Target(CachedModel):
         then: what is made of the output in the same compiled or captured call, then(logits, states)
         -> tensors; None = the output itself.
         """
-        self.make_room(needed)
+        committed = needed - tokens.shape[1] - offset - (root is not None)
+        view, start = self.columns(needed, committed)
         if self.static_shapes:
             shape = (tokens.shape, known is None or known.shape, hidden, offset, root is None, then)
             self.seen.setdefault(shape, (root, tokens, known, depths, hidden, offset, then))
-        start = self.known_start(needed - tokens.shape[1] - offset - (root is not None))
-        view = self.view(needed)
         return self.runtime(root, tokens, known, depths, view, "all", hidden, start, offset, then)
 
     @torch.inference_mode()

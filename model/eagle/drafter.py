@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import flat_path, module_bytes, on
 from model.common.ranking import top_ids
@@ -177,7 +178,7 @@ class StaticEagleDrafter(EagleDrafter):
 
     def propose(self):
         tokens, given = self._likeliest() if self.sampler.greedy else self._sampled()
-        return Draft(tokens.to(self.device), self.tree.parents, self.tree.depth, given)
+        return Draft(on(self.device, tokens), self.tree.parents, self.tree.depth, given)
 
     def _likeliest(self) -> tuple[Tensor, None]:
         """The tokens [B, n] that are the best by rank."""

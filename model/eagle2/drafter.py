@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from model.common.devices import on
 from model.common.drafter import Draft
 from model.common.errors import BadInput
 from model.common.ranking import top_logp
@@ -57,7 +58,7 @@ class DynamicEagleDrafter(EagleDrafter):
         state = self.catch_up()
         for depth in range(self.depth):
             state = self.head.read(*self._inputs(depth, *state))
-        tokens, parents, *places = (part.to(self.device) for part in state)
+        tokens, parents, *places = [on(self.device, part) for part in state]
         return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
     def warm_passes(self, capacity):

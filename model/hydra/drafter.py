@@ -97,7 +97,7 @@ class HydraDrafter(Drafter):
 
     def propose(self):
         tokens = self._read() if self.unread else self.runtime(*self.seen, self.root)
-        return Draft(tokens.to(self.device), self.tree.parents, self.tree.depth)
+        return Draft(on(self.device, tokens), self.tree.parents, self.tree.depth)
 
     def _read(self) -> Tensor:
         """The prefix layer's turn, with the rows of the last step, and the heads' behind it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import flat_path, module_bytes
 from model.common.ranking import top_ids
@@ -50,7 +51,7 @@ class MedusaDrafter(Drafter):
         self.seen = first_step(last, self.tree)
 
     def propose(self):
-        tokens = self.runtime(*self.seen).to(self.device)
+        tokens = on(self.device, self.runtime(*self.seen))
         return Draft(tokens, self.tree.parents, self.tree.depth)
 
     def observe(self, step):
