@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import flat_path, module_bytes, on
+from model.common.heads import flat_path, module_bytes
 from model.common.ranking import top_ids
 from model.common.sampling import draw
 from model.common.static_tree import StaticTree
