@@ -4,8 +4,8 @@ A forward is a call of a runtime that runs target, draft model or head: of a com
 call, masks and positions inside; eager, the model's own code with its mask. Everything else of a
 step is outside: drafting glue, acceptance with the cache move (where that is a compiled call, its
 part stands beside; it belongs to the commit), the copy of ids to the host, stop rules, learning.
-Mini models, greedy, float32, batch 1, prefills left out; a cell is the mean over prompts, each
-taken from the round with the least time outside.
+Mini models, greedy, float32, batch 1, prefills left out. Methods decode in turn, round after
+round; a cell is the mean over prompts, each taken from the round with the least time outside.
 
 Run:    .venv/bin/python tests/bench_overhead.py                          (every method, minutes)
         .venv/bin/python tests/bench_overhead.py --methods vanilla,sps --runtime frozen
@@ -102,22 +102,31 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     return {"accepting": 1e3 * (forwards.accepting - accepting) / steps, "cells": cells}
 
 
-def measure(target, drafter, stop, limit: int, prompts, rounds: int) -> dict:
-    """Means over prompts (each from the round with the least time outside) in ms a step."""
-    forwards, best = Forwards(target), [None] * len(prompts)
-    with forwards.counting():
-        for _ in range(rounds):
-            for place, ids in enumerate(prompts):
-                done = decode(target, drafter, stop, limit, ids, forwards)
+class Contender:
+    """A method's drafter on a target of its own, and each prompt's best round."""
+
+    def __init__(self, target, drafter, stop, limit: int, prompts):
+        self.parts, self.prompts = (target, drafter, stop, limit), prompts
+        self.forwards, self.best = Forwards(target), [None] * len(prompts)
+
+    def round(self) -> None:
+        """Decode all prompts; of each the round with the least time outside is kept."""
+        with self.forwards.counting():
+            for place, ids in enumerate(self.prompts):
+                done = decode(*self.parts, ids, self.forwards)
                 done["outside"] = sum(out for _, out in done["cells"].values())
-                if best[place] is None or done["outside"] < best[place]["outside"]:
-                    best[place] = done
-    row = {"outside_ms": fmean(done["outside"] for done in best)}
-    row["acceptance_ms"] = fmean(done["accepting"] for done in best)
-    row["forwards_ms"] = fmean(sum(c[0] for c in done["cells"].values()) for done in best)
-    for name in best[0]["cells"]:
-        row[f"{name}_outside_ms"] = fmean(done["cells"][name][1] for done in best)
-    return {name: round(value, 3) for name, value in row.items()}
+                if self.best[place] is None or done["outside"] < self.best[place]["outside"]:
+                    self.best[place] = done
+
+    def row(self) -> dict:
+        """Means over prompts, in ms a step."""
+        best = self.best
+        row = {"outside_ms": fmean(done["outside"] for done in best)}
+        row["acceptance_ms"] = fmean(done["accepting"] for done in best)
+        row["forwards_ms"] = fmean(sum(c[0] for c in done["cells"].values()) for done in best)
+        for name in best[0]["cells"]:
+            row[f"{name}_outside_ms"] = fmean(done["cells"][name][1] for done in best)
+        return {name: round(value, 3) for name, value in row.items()}
 
 
 def build(method: str, runtime: str, prompts, limit: int):
@@ -154,7 +163,7 @@ def main(argv=None):
     parser.add_argument("--runtime", choices=RUNTIMES, default="compile")
     parser.add_argument("--limit-per-category", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--num-threads", type=int, default=1)
     args = parser.parse_args(argv)
     import torch
@@ -167,14 +176,19 @@ def main(argv=None):
     questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
     questions = per_category(questions, args.limit_per_category)
     prompts = [prompter.render(question["turns"], []) for question in questions]
-    rows = []
+    limit = args.max_new_tokens
+    contenders = {}
     for method in args.methods.split(","):
-        parts = build(method, args.runtime, prompts, args.max_new_tokens)
-        row = measure(*parts, args.max_new_tokens, prompts, args.rounds)
-        if not rows:
-            print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in row))
-        print(f"{method:12}" + "".join(f"{value:>16}" for value in row.values()), flush=True)
-        rows.append({"method": method, "runtime": args.runtime, **row})
+        parts = build(method, args.runtime, prompts, limit)
+        contenders[method] = Contender(*parts, limit, prompts)
+    for _ in range(args.rounds):
+        for contender in contenders.values():
+            contender.round()
+    rows = [{"method": name, "runtime": args.runtime, **c.row()} for name, c in contenders.items()]
+    cells = list(rows[0])[2:]
+    print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in cells))
+    for row in rows:
+        print(f"{row['method']:12}" + "".join(f"{row[name]:>16}" for name in cells))
     print(json.dumps({"tool": "bench_overhead", "rows": rows}))
 
 

@@ -105,7 +105,7 @@ def main():
 def build(args):
     """(contenders, prompts, {name: ms outside the forwards})."""
     import torch
-    from bench_overhead import measure
+    from bench_overhead import Contender as Overhead
 
     from model.common.drafter import EmptyDrafter, PerSequence
     from model.common.loading import load_target
@@ -166,8 +166,10 @@ def build(args):
                 steps.warm(capacity, drafter.shapes())
                 drafter.warm(capacity)
             contenders.append(contender)
-            cells = measure(steps, drafter, stop, limit, prompts[:4], 2)
-            host[contender.name] = cells["outside_ms"]
+            overhead = Overhead(steps, drafter, stop, limit, prompts[:4])
+            for _ in range(2):
+                overhead.round()
+            host[contender.name] = overhead.row()["outside_ms"]
     return contenders, prompts, host
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_prompts
 from oracle import Gaps, Masks, RandomTree, StaticTree, Window, answers, decode, outputs
+from replays import Replays
 from test_capture import META, Captured
 from test_runtime import needs_compiler, with_graphs
 from test_tree import random_parents
@@ -17,30 +18,13 @@ from model.common.acceptance import StaticGreedy
 from model.common.decode import _Loop
 from model.common.drafter import Draft, Drafter, chain_parents
 from model.common.kv_cache import KVCache
-from model.common.runtime import Graphs, compilations, make_runtime, tensors_of
+from model.common.ranking import best_id
+from model.common.runtime import Graphs, compilations, make_runtime
 from model.common.sampling import Sampler
 
 V, N, DEPTH = 8, 12, 7  # ids, nodes, bound of the deepest
 CPU = torch.device("cpu")
 PROMPTS = make_prompts(4)
-
-
-class Replays:
-    """A capture whose replays run the function again into the tensors of the first call."""
-
-    def __init__(self):
-        self.captured = self.replayed = 0
-
-    def __call__(self, function):
-        self.captured += 1
-        kept = function()
-
-        def replay():
-            self.replayed += 1
-            for tensor, new in zip(tensors_of(kept), tensors_of(function())):
-                tensor.copy_(new)
-
-        return replay, kept
 
 
 def acceptance_of(kind):
@@ -115,21 +99,21 @@ def test_one_call_gives_what_greedy_gives(kind, batch, kind_of_draft, probes):
             tensor.copy_(new)
         alive = torch.rand(batch) < 0.7 if batch > 1 and seed % 3 else None
         before = [tensor.clone() for tensor in (cache.length, *cache.storage)]
+        best = best_id(logits)
         if seed == 0:
-            assert acceptance(logits, draft, root, alive, cache) is None
+            assert acceptance(best, draft, root, alive, cache) is None
             assert all(map(torch.equal, before, (cache.length, *cache.storage)))
-            acceptance.warm(logits, cache)
+            acceptance.warm(best, cache)
             for tensor, old in zip((cache.length, *cache.storage), before):
                 tensor.copy_(old)
             graphs = compilations()
         target.cache, target.acceptance = cache, acceptance
         loop = _Loop(target, Drafter(), None, Sampler(), None, root)
         loop.alive = alive
-        found = loop._accept(draft, logits)
+        found = loop._accept(draft, logits, best)
         after = [tensor.clone() for tensor in (cache.length, *cache.storage)]
         for tensor, old in zip((cache.length, *cache.storage), before):
             tensor.copy_(old)
-        target.acceptance = None
         wanted = loop._accept(draft, logits)
         for name in ("count", "path", "tokens"):
             assert torch.equal(getattr(found[0], name), getattr(wanted[0], name)), name
@@ -138,9 +122,9 @@ def test_one_call_gives_what_greedy_gives(kind, batch, kind_of_draft, probes):
         counts |= set(found[0].count.tolist())
         kept.append((found, [found[1].clone(), *(part.clone() for part in found[0])]))
     deeper = Draft(draft.tokens, draft.parents, draft.depth + 2, probe=draft.probe)
-    assert acceptance(logits, deeper, root, None, cache) is None
+    assert acceptance(best, deeper, root, None, cache) is None
     cache.grow(128)
-    assert acceptance(logits, draft, root, None, cache) is None
+    assert acceptance(best, draft, root, None, cache) is None
     assert compilations() == graphs
     assert {1, 2, 3} <= counts
     for found, copies in kept:  # no later step has written into them
@@ -175,9 +159,9 @@ def test_the_call_can_be_captured():
     for kind, alive in [("static", None), ("dynamic", some), ("chain", None), ("chain", some)]:
         logits, draft, root, cache = step_of(0, 2, kind, kind != "chain")
         layout = (None,) * 3 if draft.is_chain else tree.layout(draft)
-        tensors = logits, draft.tokens, draft.probe, *layout, root
-        logits, *nodes, root = (None if t is None else t.to(META) for t in tensors)
+        tensors = best_id(logits), draft.tokens, draft.probe, *layout, root
+        best, *nodes, root = (None if t is None else t.to(META) for t in tensors)
         acceptance = acceptance_of("eager")
         acceptance.cache = KVCache([META], 2, 64)
         acceptance.cache.storage = [storage.to(META) for storage in cache.storage]
-        Captured()(partial(acceptance._step, logits, *nodes, draft.depth, root, alive))
+        Captured()(partial(acceptance._step, best, *nodes, draft.depth, root, alive))

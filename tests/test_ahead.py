@@ -7,7 +7,7 @@ import pytest
 import torch
 from conformance.cases import CASES, PROMPTS, Case
 from oracle import decode, outputs
-from test_acceptance_runtime import Replays
+from replays import Replays
 
 from model.common.drafter import Draft, Drafter, EmptyDrafter
 from model.common.host_copy import HostCopy

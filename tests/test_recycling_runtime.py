@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from conftest import make_model
-from test_acceptance_runtime import Replays
+from replays import Replays
 from test_recycling import (
     LOOPY,
     SMALL,

@@ -18,6 +18,7 @@ from oracle import (
     new_target,
     outputs,
 )
+from replays import Replays
 
 from model.common.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
@@ -28,26 +29,6 @@ PROMPTS = make_prompts(4)
 needs_compiler = pytest.mark.skipif(
     shutil.which("gcc") is None, reason="torch.compile needs a C compiler"
 )
-
-
-class FakeCapture:
-    """Runs the function once; a replay runs it again and writes into the tensors of the first."""
-
-    def __init__(self):
-        self.captured = self.replayed = 0
-
-    def __call__(self, function):
-        self.captured += 1
-        logits, states = function()
-
-        def replay():
-            self.replayed += 1
-            again, more = function()
-            logits.copy_(again)
-            for name, state in states.items():
-                state.copy_(more[name])
-
-        return replay, (logits, states)
 
 
 class Adder:
@@ -62,7 +43,7 @@ class Adder:
 
 
 def test_one_graph_per_shape_and_argument():
-    capture, forward = FakeCapture(), Adder()
+    capture, forward = Replays(), Adder()
     graphs = Graphs(forward, capture)
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 7.0])
     first, _ = graphs(one, None, 64)
@@ -90,7 +71,7 @@ def test_one_graph_per_shape_and_argument():
 
 
 def test_forget():
-    capture = FakeCapture()
+    capture = Replays()
     graphs = Graphs(Adder(), capture)
     for _ in range(2):
         graphs(torch.ones(2), None, 1)
@@ -121,7 +102,7 @@ def test_other_errors_are_not_hidden():
         Graphs(Adder(), broken)(torch.ones(1), None, 1)
 
 
-class CacheCapture(FakeCapture):
+class CacheCapture(Replays):
     """Refuses to replay where the cache's tensors are not those of the capture: a real graph has
     their addresses."""
 

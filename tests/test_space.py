@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import make_model, make_prompts
-from test_runtime import FakeCapture
+from replays import Replays
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common import args as arguments
@@ -357,7 +357,7 @@ def test_the_end_of_the_context():
 @pytest.mark.parametrize("batch", [1, 4])
 def test_captured_steps(target, batch):
     static = Target(make_model(**LOOPY))
-    capture = FakeCapture()
+    capture = Replays()
     static.runtime, static.static_batch = Graphs(static._rows, capture), batch
     expected, lengths = decode(target, space(3), loopy_prompts(3), batch=batch)
     assert decode(static, space(3), loopy_prompts(3), batch=batch) == (expected, lengths)

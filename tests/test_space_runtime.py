@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_model
-from test_acceptance_runtime import Replays
+from replays import Replays
 from test_runtime import needs_compiler
 from test_space import LOOPY, Recording, decode, loopy_prompts
 

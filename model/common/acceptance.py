@@ -1,4 +1,5 @@
-"""Greedy acceptance as a static runtime runs it: from the logits to the cache in one call."""
+"""Greedy acceptance as a static runtime runs it: from the target's best ids to the cache in one
+call."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from model.common import tree, verify
 from model.common.drafter import Draft
 from model.common.kv_cache import KVCache
+from model.common.ranking import best_id
 from model.common.runtime import make_runtime
 
 
@@ -24,9 +26,10 @@ class Kept(NamedTuple):
 class StaticGreedy:
     """greedy(), and all that a step makes of it, as one call of a static runtime.
 
-    Its graphs are made by warm() alone, for a tree one for all depths up to the deepest that steps
-    have shown: a timed step compiles nothing, and leaves any other draft to greedy(). They belong
-    to one cache, which sits on one device.
+    The best ids are found in the target's own call, where the logits have just been written
+    (with_best). Graphs are made by warm() alone, for a tree one for all depths up to the deepest
+    that steps have shown: a timed step compiles nothing, and leaves any other draft to greedy().
+    They belong to one cache, which sits on one device.
     """
 
     def __init__(self, runtime: str, device):
@@ -36,17 +39,17 @@ class StaticGreedy:
         self.seen: dict = {}  # what selects a graph -> a draft
         self.warmed: dict = {}  # the same -> the depth it was made for
 
-    def __call__(self, logits: Tensor, draft: Draft, root: Tensor, alive, cache: KVCache):
+    def __call__(self, best: Tensor, draft: Draft, root: Tensor, alive, cache: KVCache):
         """(what is kept, new roots [B], what the host reads) of a step; None = not warmed.
 
-        The cache keeps the accepted rows. alive [B] bool or None = all.
+        The cache keeps the accepted rows. best [B, 1+n]; alive [B] bool or None = all.
         """
-        key = self._key(logits, draft)
+        key = self._key(best, draft)
         depth = self.warmed.get(key, -1) if self._is_mine(cache) else -1
         if depth < draft.depth:
-            self.see(logits, draft)
+            self.see(best, draft)
             return None
-        *kept, host = self._run(logits, draft, depth, root, alive)
+        *kept, host = self._run(best, draft, depth, root, alive)
         if self.runtime.overwrites:
             kept = [tensor.clone() for tensor in kept]
         count, following, path, tokens = kept
@@ -54,29 +57,28 @@ class StaticGreedy:
             path, tokens = path[:, : 1 + draft.depth], tokens[:, : 1 + draft.depth]
         return Kept(count, path, tokens), following, host
 
-    def see(self, logits: Tensor, draft: Draft) -> None:
+    def see(self, best: Tensor, draft: Draft) -> None:
         """Remember a draft for warm()."""
-        known = self.seen.setdefault(self._key(logits, draft), draft)
+        known = self.seen.setdefault(self._key(best, draft), draft)
         if known.depth < draft.depth:
-            self.seen[self._key(logits, draft)] = draft
+            self.seen[self._key(best, draft)] = draft
 
     @staticmethod
-    def _key(logits: Tensor, draft: Draft) -> tuple:
-        parents, probe = draft.parents, draft.probe
-        return logits.shape, logits.dtype, draft.is_chain, parents.dim(), probe is None
+    def _key(best: Tensor, draft: Draft) -> tuple:
+        return best.shape, draft.is_chain, draft.parents.dim(), draft.probe is None
 
     def _is_mine(self, cache: KVCache) -> bool:
         """Whether the graphs were made for this cache, which has not grown since."""
         return cache is self.cache and cache.storage[0] is self.storage[0]
 
-    def _run(self, logits, draft, depth: int, root, alive):
+    def _run(self, best, draft, depth: int, root, alive):
         if alive is None and len(root) > 1:  # in a batch some rows end before others
             alive = torch.ones_like(root, dtype=torch.bool)
         layout = (None, None, None) if draft.is_chain else tree.layout(draft)
-        return self.runtime(logits, draft.tokens, draft.probe, *layout, depth, root, alive)
+        return self.runtime(best, draft.tokens, draft.probe, *layout, depth, root, alive)
 
-    def warm(self, logits: Tensor, cache: KVCache) -> None:
-        """Compile or capture the drafts seen that have logits [B, 1+n, V] of this shape."""
+    def warm(self, best: Tensor, cache: KVCache) -> None:
+        """Compile or capture the drafts seen that have best ids [B, 1+n] of this shape."""
         if len(cache.storage) > 1:
             return
         if not self._is_mine(cache):
@@ -84,10 +86,9 @@ class StaticGreedy:
             self.warmed.clear()
             self.cache, self.storage = cache, cache.storage[:]
         for key, draft in self.seen.items():
-            if key[:2] == (logits.shape, logits.dtype):
-                root = logits.new_zeros(len(logits), dtype=torch.long)
+            if key[0] == best.shape:
                 cache.length.zero_()
-                self._run(logits, draft, draft.depth, root, None)
+                self._run(best, draft, draft.depth, best.new_zeros(len(best)), None)
                 self.warmed[key] = draft.depth
 
     def _step(self, *arguments):
@@ -96,8 +97,13 @@ class StaticGreedy:
         return *kept, path, tokens, host
 
 
-def greedy_step(logits, tokens, probe, parents, known, depths, depth: int, root, alive):
-    """What a greedy step makes of the logits; root [B], alive [B] or None = all.
+def with_best(logits: Tensor, states: dict) -> tuple[Tensor, dict, Tensor]:
+    """What Target.forward() makes of its output for a StaticGreedy: best ids [B, 1+n] beside it."""
+    return logits, states, best_id(logits)
+
+
+def greedy_step(best, tokens, probe, parents, known, depths, depth: int, root, alive):
+    """What a greedy step makes of the best ids [B, 1+n]; root [B], alive [B] or None = all.
 
     Of a chain, parents, known and depths are None. Returns (count [B], new roots [B], path and
     tokens [B, 1+depth] as Accepted has them, Accepted.for_host).
@@ -105,9 +111,9 @@ def greedy_step(logits, tokens, probe, parents, known, depths, depth: int, root,
     if probe is not None:
         tokens = tokens.masked_fill(probe, -1)
     if parents is None:
-        accepted = verify.greedy_chain(logits, tokens)
+        accepted = verify.greedy_chain(best, tokens)
     else:
-        accepted = verify.greedy_tree(logits, tokens, parents, known, depths, depth)
+        accepted = verify.greedy_tree(best, tokens, parents, known, depths, depth)
     following = accepted.last
     if alive is not None:
         accepted = accepted.only(alive)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.common import tree
-from model.common.acceptance import StaticGreedy
+from model.common.acceptance import StaticGreedy, with_best
 from model.common.attention import mask_kinds
 from model.common.cached import CachedModel
 from model.common.drafter import Draft, Needs
@@ -117,10 +117,12 @@ class Target(CachedModel):
         return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
 
     @torch.inference_mode()
-    def forward(self, root: Tensor, draft: Draft, max_committed: int, hidden: tuple = ()):
+    def forward(
+        self, root: Tensor, draft: Draft, max_committed: int, hidden: tuple = (), then=None
+    ):
         """Read root [B] and the draft's rows after the cached prefix.
 
-        max_committed: host int, the longest sequence's length with its root.
+        max_committed: host int, the longest sequence's length with its root; then: see read().
         Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}); with CUDA graphs both are
         overwritten by the next forward of the same shape.
         """
@@ -128,7 +130,7 @@ class Target(CachedModel):
         if not draft.is_chain:
             _, known, depths = tree.layout(draft)
         needed = max_committed + draft.tokens.shape[1]
-        return self.read(draft.tokens, known, depths, needed, hidden, root=root)
+        return self.read(draft.tokens, known, depths, needed, hidden, root=root, then=then)
 
     @torch.inference_mode()
     def read(
@@ -168,21 +170,22 @@ class Target(CachedModel):
         widest = max((num_nodes for num_nodes, _ in shapes), default=0)
         capacity += 1 + max(widest, *(tokens.shape[1] for _, tokens, *_ in self.seen.values()), 0)
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
+        then = next((key[-1] for key in self.seen), None)  # a run has one
         for num_nodes, parents in shapes:
             tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
             draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
             self.cache.length.zero_()
-            logits, _ = self.forward(tokens.new_zeros(batch), draft, 1, hidden)
-            if self.acceptance and parents is None:
-                self.acceptance.see(logits, draft)
+            out = self.forward(tokens.new_zeros(batch), draft, 1, hidden, then)
+            if then is with_best and parents is None:
+                self.acceptance.see(out[-1], draft)
         for root, tokens, known, depths, wanted, offset, then in list(self.seen.values()):
             for view in self.views(capacity) if tokens.shape[0] == batch else []:
                 self.cache.length.zero_()
                 out = self.runtime(
                     root, tokens, known, depths, view, "all", wanted, None, offset, then
                 )
-            if self.acceptance and root is not None and tokens.shape[0] == batch:
-                self.acceptance.warm(out[0], self.cache)
+            if then is with_best and tokens.shape[0] == batch:
+                self.acceptance.warm(out[-1], self.cache)
 
     def _rows(
         self, root, tokens, known, depths, view, keep, hidden, start=None, offset=0, then=None

@@ -57,14 +57,14 @@ def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
 
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
     """Keep the longest path whose every token is the target's first best at its parent."""
-    if draft.is_chain:
-        return greedy_chain(logits, draft.tokens)
-    return greedy_tree(logits, candidates_of(draft), *tree.layout(draft), draft.depth)
-
-
-def greedy_chain(logits: Tensor, tokens: Tensor) -> Accepted:
-    """greedy() of a chain of tokens [B, n]."""
     best = best_id(logits)  # [B, 1+n]
+    if draft.is_chain:
+        return greedy_chain(best, draft.tokens)
+    return greedy_tree(best, candidates_of(draft), *tree.layout(draft), draft.depth)
+
+
+def greedy_chain(best: Tensor, tokens: Tensor) -> Accepted:
+    """greedy() of a chain of tokens [B, n], from the target's best ids [B, 1+n]."""
     if not tokens.shape[1]:
         return Accepted(torch.ones_like(best[:, 0]), best)
     match = tokens == best[:, :-1]
@@ -72,10 +72,10 @@ def greedy_chain(logits: Tensor, tokens: Tensor) -> Accepted:
 
 
 def greedy_tree(
-    logits: Tensor, tokens: Tensor, parents: Tensor, known: Tensor, depths: Tensor, depth: int
+    best: Tensor, tokens: Tensor, parents: Tensor, known: Tensor, depths: Tensor, depth: int
 ) -> Accepted:
-    """greedy() of a tree given as tensors: candidates [B, n] and their tree.layout()."""
-    best = best_id(logits)  # [B, 1+n]
+    """greedy() of a tree from the target's best ids [B, 1+n], candidates [B, n] and their
+    tree.layout()."""
     match = tokens == best.gather(1, parents[..., 1:].expand(tokens.shape))
     row = tree.deepest(match, known, depths)
     bonus = best.gather(1, row.unsqueeze(1)).squeeze(1)
