@@ -226,7 +226,7 @@ def logit_blocks(
         read = output_ids[begin : min(begin + block_rows, len(output_ids) - 1)]
         rows = torch.tensor([read], device=target.device)
         needed = len(prompt_ids) + begin + len(read)
-        logits, _ = target.read(rows, None, None, needed)
         with torch.inference_mode():
+            logits, _ = target.read(rows, None, None, needed)
             target.cache.commit(None, torch.tensor([len(read)], device=target.device))
         yield logits[0]

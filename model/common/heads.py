@@ -84,7 +84,6 @@ class CachedHead(CachedModel):
         self.module = module
         self.rotary = LlamaRotaryEmbedding(config).to(device)
 
-    @torch.inference_mode()
     def read(
         self,
         inputs: tuple,
@@ -108,7 +107,6 @@ class CachedHead(CachedModel):
         place = self.columns(needed, committed)
         return self.runtime(*inputs, known, offset, depth, *place, None, then, *extras)
 
-    @torch.inference_mode()
     def read_step(
         self,
         inputs: tuple,

@@ -116,7 +116,6 @@ class Target(CachedModel):
         joined = {name: torch.cat([piece[name] for piece in pieces], 1) for name in needs.hidden}
         return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
 
-    @torch.inference_mode()
     def forward(
         self, root: Tensor, draft: Draft, max_committed: int, hidden: tuple = (), then=None
     ):
@@ -132,7 +131,6 @@ class Target(CachedModel):
         needed = max_committed + draft.tokens.shape[1]
         return self.read(draft.tokens, known, depths, needed, hidden, root=root, then=then)
 
-    @torch.inference_mode()
     def read(
         self,
         tokens: Tensor,
