@@ -244,6 +244,7 @@ def test_compiled_steps_give_the_eager_ids():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.inference_mode()
 def test_frozen_steps_give_the_eager_logits(dtype):
     """Products are the graph's own code, but in float64, for which nobody writes any."""
     from torch._inductor.utils import run_and_get_code
@@ -268,6 +269,7 @@ def test_frozen_is_for_cpus():
 
 @needs_compiler
 @pytest.mark.parametrize("batch", [1, 3])
+@torch.inference_mode()
 def test_compiled_steps_write_the_cache_in_place(batch):
     """No loop of a step's code is as long as the columns of a head: nothing copies the cache."""
     from torch._inductor import config
@@ -287,6 +289,7 @@ def test_compiled_steps_write_the_cache_in_place(batch):
 
 
 @needs_compiler
+@torch.inference_mode()
 def test_models_of_one_class_have_graphs_of_their_own():
     """Weights are not asked for, so that nothing else tells two models of equal shapes apart."""
     ids = torch.tensor([[3, 4, 5]])

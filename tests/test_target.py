@@ -102,6 +102,7 @@ def trees(kind, batch):
 
 @pytest.mark.parametrize("kind", ["chain", "static", "dynamic"])
 @pytest.mark.parametrize("rows", [[2], [0, 1, 2, 3]], ids=str)
+@torch.inference_mode()
 def test_tree_rows_read_like_plain_sequences(family, plain, kind, rows):
     """Logits and hidden states of every row are those of its line, read from the prompt on."""
     prompts = [PROMPTS[row] for row in rows]
