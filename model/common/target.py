@@ -144,6 +144,7 @@ class Target(CachedModel):
     ):
         """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
 
+        In inference mode, which is the caller's: entering it costs as much as the rest of this.
         offset: columns between the committed ones and these rows, written by earlier reads of the
         same tree; known is [.., r, offset + r] then (models without sliding attention).
         root: [B], read before the tokens, of which -1 is an inert row.
