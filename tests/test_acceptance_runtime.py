@@ -72,8 +72,8 @@ def step_of(seed, batch, kind, probes):
 
 
 def said(host):
-    """What the host takes from its rows: committed ids and nodes; between them stands padding."""
-    return [(row[1 : 1 + row[0]], row[-N:]) for row in host.tolist()]
+    """What the host takes from its rows: committed ids and how many were drafted."""
+    return [(row[2 : 2 + row[0]], row[1]) for row in host.tolist()]
 
 
 KINDS = [

@@ -214,14 +214,13 @@ class _Loop:
         """The step's one copy to the host: committed ids per row, cut by the stop rules."""
         draft, host = self.pending
         self.pending = None
-        width, rows, host_ids = host.shape[1] - draft.tokens.shape[1] - 1, self.rows, []
-        for row, (committed, *ids) in enumerate(host.tolist()):
-            nodes = ids[width:]
+        rows, host_ids = self.rows, []
+        for row, (committed, drafted, *ids) in enumerate(host.tolist()):
             ids = ids[:committed]
             host_ids.append(ids)
             if rows.alive[row]:
                 turn = rows.turns[row]
                 turn.accept_lengths.append(rows.add(row, ids))
-                turn.drafted.append(len(nodes) - nodes.count(-1))
+                turn.drafted.append(drafted)
                 turn.depth.append(draft.depth)
         return host_ids

@@ -9,7 +9,7 @@ class HostCopy:
     """A tensor on its way to the host; a GPU and the host go on until somebody asks for it."""
 
     def __init__(self, tensor: torch.Tensor):
-        self.shape, self.tensor, self.arrived = tensor.shape, tensor, None
+        self.tensor, self.arrived = tensor, None
         if tensor.device.type == "cuda":
             self.tensor = tensor.to("cpu", non_blocking=True)  # to pinned memory
             self.arrived = torch.cuda.Event()

@@ -113,8 +113,10 @@ class Accepted:
         return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
 
     def for_host(self, candidates: Tensor) -> Tensor:
-        """Count, successors and candidates [B, n] side by side: all that the host reads."""
-        return torch.cat([self.count.unsqueeze(1), self.successors, candidates], 1)
+        """All that the host reads, side by side: count, how many of the candidates [B, n] were
+        guesses (not -1), successors."""
+        drafted = (candidates >= 0).sum(1)
+        return torch.cat([torch.stack([self.count, drafted], 1), self.successors], 1)
 
 
 def _pad(values: Tensor, count: Tensor) -> Tensor:
