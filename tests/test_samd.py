@@ -1,7 +1,7 @@
 """SAM-Decoding: the text's automaton against brute force, drafts by hand, ids equal vanilla's."""
 
 import random
-import time
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -374,15 +374,27 @@ def test_a_long_prompt_leaves_little_room(target):
 
 @pytest.mark.parametrize("kind", ["random", "constant"])
 def test_building_is_linear(kind):
+    """In lines of code executed, which no other work on the machine changes."""
     dice = random.Random(9)
-    text = [dice.randrange(1000) if kind == "random" else 7 for _ in range(120_000)]
+    text = [dice.randrange(1000) if kind == "random" else 7 for _ in range(12_000)]
 
-    def seconds(num):
-        begin = time.process_time()
-        automaton(text[:num])
-        return time.process_time() - begin
+    def lines(num):
+        executed = 0
 
-    assert seconds(120_000) < 10 * min(seconds(30_000) for _ in range(3))  # quadratic: 16
+        def trace(frame, event, arg):
+            nonlocal executed
+            executed += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            automaton(text[:num])
+        finally:
+            sys.settrace(before)
+        return executed
+
+    assert 12_000 < lines(12_000) < 5 * lines(3_000)  # quadratic: 16
 
 
 @pytest.mark.parametrize(
