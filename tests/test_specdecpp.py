@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_model, make_prompts, save_model
 from specdecpp_dirs import make_head, specdecpp_dir
+from test_runtime import needs_compiler
 from test_sps import DRAFTS, Recording, decode, next_logits, plain
 
 from model.common import args as arguments
@@ -182,6 +183,14 @@ def test_greedy_ids_equal_vanilla(target, drafts, name, tied):
     assert len({n for turn in alone for n in turn.drafted}) > 3  # the head decides
     for turn in alone:
         assert all(1 <= n <= 1 + k for n, k in zip(turn.accept_lengths, turn.drafted))
+
+
+@needs_compiler
+def test_a_compiled_draft_model_tells_its_states(target):
+    """Of a model whose first forward with states would else be a compiled one."""
+    draft, prompts = Target(DRAFTS["random"](), "compile"), make_prompts(1)
+    expected = decode(target, EmptyDrafter(), prompts, 8)[0].output_ids
+    assert decode(target, ada(draft, target), prompts, 8)[0].output_ids == expected
 
 
 def test_sampled_answers_do_not_depend_on_the_batch(target, drafts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.common.drafter import Drafter, EmptyDrafter
+from model.common.drafter import Drafter, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.specdecpp.heads import grown_head, load_head
 from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model
@@ -23,6 +23,10 @@ class SpecDecPPDrafter(SpSDrafter):
     bounds     candidates of a draft: at least, at most
     eos_ids    a row's draft ends with one of these, whatever the bounds
     """
+
+    # not used of a prompt: the hooks that hear states are set by the first forward that asks for
+    # them, which may not be a compiled one
+    reads = Needs(hidden=("last",))
 
     def __init__(self, draft, target, head, threshold: float, bounds, eos_ids=()):
         self.fewest, most = bounds

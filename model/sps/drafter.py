@@ -23,7 +23,10 @@ class SpSDrafter(Drafter):
     confidence   the schedule ends a row's draft after the first token whose draft probability is
                  below it; that token stays in the draft, so the choice to go on never looks at the
                  token it admits
+    reads        what a prefill of the draft model gives
     """
+
+    reads = Needs()
 
     def __init__(
         self, draft: Target, target: Target, schedule: str, num_draft: int, confidence: float
@@ -43,7 +46,7 @@ class SpSDrafter(Drafter):
         self.device = prefill.tokens.device
         ids = prefill.tokens.clamp(0, self.last_id).to(self.draft.device)
         lengths = [len(row) - 1 for row in prefill.host_ids]
-        self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, Needs())
+        self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, self.reads)
         self.tails = Tails(prefill.host_ids, self.draft)
         self.no_token = ids.new_full((len(ids),), -1)
         self.planned = [self.num_draft] * len(lengths)
