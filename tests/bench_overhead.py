@@ -22,9 +22,6 @@ from statistics import fmean
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MINI = ROOT / "data" / "mini_models"
-HEADS = ("medusa", "hydra", "eagle", "eagle3")
-FLAGS = {name: ["--eagle-path" if "eagle" in name else f"--{name}-path", name] for name in HEADS}
-FLAGS |= {"eagle2": ["--eagle-path", "eagle"], "sps": ["--drafter-path", "sps"]}
 METHODS = ("vanilla", "pld", "sps", "recycling", "medusa", "hydra", "eagle", "eagle2", "eagle3")
 
 
@@ -131,6 +128,7 @@ class Contender:
 
 def build(method: str, runtime: str, prompts, limit: int):
     """(target, drafter, stop rules) of a method with its defaults, every shape compiled."""
+    from bench_batch import FLAGS
     from bench_drafters import build_script
 
     from model.common.decode import generate
@@ -141,9 +139,7 @@ def build(method: str, runtime: str, prompts, limit: int):
     path = str(MINI / "target")
     target = load_target(path, "float32", "cpu", runtime)
     flags = ["--model-path", path, "--dtype", "float32", "--runtime", runtime]
-    if method in FLAGS:
-        flag, folder = FLAGS[method]
-        flags += [flag, str(MINI / folder)]
+    flags += FLAGS.get(method, "").split()
     drafter = build_script(method, flags, target)
     stop = Prompter(load_tokenizer(path)).stop_rules(target.model.generation_config)
     capacity = max(map(len, prompts)) + limit + 64

@@ -19,3 +19,22 @@ class Replays:
                 tensor.copy_(new)
 
         return replay, kept
+
+
+class Held(Replays):
+    """Refuses to replay where the tensors of places() are not those of the capture: a real graph
+    has their addresses."""
+
+    def places(self) -> list[int]:
+        """Addresses that a replay would read or write."""
+        raise NotImplementedError
+
+    def __call__(self, function):
+        replay, result = super().__call__(function)
+        captured = self.places()
+
+        def checked():
+            assert self.places() == captured
+            replay()
+
+        return checked, result

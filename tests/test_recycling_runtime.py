@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from conftest import make_model
-from replays import Replays
+from replays import Held
 from test_recycling import (
     LOOPY,
     SMALL,
@@ -33,34 +33,23 @@ KINDS = [
 ]
 
 
-class Held(Replays):
-    """Refuses a replay where a drafter's tensors are not those of the capture: a real graph has
-    their addresses."""
+class HeldMatrix(Held):
+    """A drafter's tensors stay where they were."""
 
     def __init__(self, drafter):
         super().__init__()
         self.drafter = drafter
 
     def places(self):
-        return self.drafter.matrix.data_ptr(), self.drafter.first.data_ptr()
-
-    def __call__(self, function):
-        replay, kept = super().__call__(function)
-        captured = self.places()
-
-        def checked():
-            assert self.places() == captured
-            replay()
-
-        return checked, kept
+        return [self.drafter.matrix.data_ptr(), self.drafter.first.data_ptr()]
 
 
 def of_kind(kind, **settings):
     """A drafter of a small tree under a runtime's name, or graphs."""
     drafter = recycling(nodes=SMALL, runtime="eager" if kind == "graphs" else kind, **settings)
     if kind == "graphs":
-        drafter.drafting = Graphs(drafter._draft, Held(drafter))
-        drafter.learning = Graphs(drafter._learn, Held(drafter))
+        drafter.drafting = Graphs(drafter._draft, HeldMatrix(drafter))
+        drafter.learning = Graphs(drafter._learn, HeldMatrix(drafter))
     return drafter
 
 

@@ -12,6 +12,7 @@ import collections
 import torch
 from torch import Tensor
 
+from model.common.devices import on
 from model.common.errors import BadInput
 
 
@@ -60,7 +61,7 @@ class KVCache:
         if not self.storage:
             self._allocate(key, value, layer)
         keys, values = self.layers[layer]
-        slots = self.slots if self.slots.device == key.device else self.slots.to(key.device)
+        slots = on(key.device, self.slots)
         if self.batch == 1:
             keys.index_copy_(2, slots[0], key)
             values.index_copy_(2, slots[0], value)
