@@ -35,9 +35,10 @@ class Forwards:
     @contextmanager
     def counting(self):
         """Every runtime's calls are timed but those of the acceptance."""
-        from model.common import runtime
+        from model.common.compiled import Compiled
+        from model.common.runtime import Eager, Graphs
 
-        kinds = (runtime.Eager, runtime.Compiled, runtime.Graphs)
+        kinds = (Eager, Compiled, Graphs)
         originals = [kind.__call__ for kind in kinds]
 
         def timed(call):

@@ -21,8 +21,9 @@ from test_recycling import (
 from test_runtime import needs_compiler
 
 from model.common import args as arguments
+from model.common.compiled import Compiled
 from model.common.rows import StopRules
-from model.common.runtime import Compiled, Graphs, compilations
+from model.common.runtime import Graphs, compilations
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.recycling import inference_recycling as script

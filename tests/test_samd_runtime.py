@@ -4,7 +4,7 @@ import pytest
 from conftest import make_model
 from test_methods import decode
 from test_recycling import LOOPY, loopy_prompts
-from test_recycling_runtime import Held
+from test_recycling_runtime import HeldMatrix
 from test_runtime import needs_compiler
 from test_samd import make
 
@@ -26,8 +26,8 @@ def test_steps_are_eagers(kind, batch, state):
     static = make(target, *FLAGS, "--state", state, "--runtime", name)
     recycling = static.auxiliary
     if kind == "graphs":
-        recycling.drafting = Graphs(recycling._draft, Held(recycling))
-        recycling.learning = Graphs(recycling._learn, Held(recycling))
+        recycling.drafting = Graphs(recycling._draft, HeldMatrix(recycling))
+        recycling.learning = Graphs(recycling._learn, HeldMatrix(recycling))
     for limit in (3, 60):
         expected = decode(target, eager, prompts, StopRules(), limit, batch)
         assert decode(target, static, prompts, StopRules(), limit, batch) == expected

@@ -8,8 +8,9 @@ from test_runtime import needs_compiler
 from test_space import LOOPY, Recording, decode, loopy_prompts
 
 from model.common import args as arguments
+from model.common.compiled import Compiled
 from model.common.rows import StopRules
-from model.common.runtime import Compiled, Graphs, compilations
+from model.common.runtime import Graphs, compilations
 from model.common.sampling import Sampler
 from model.common.target import Target
 from model.space import inference_space as script

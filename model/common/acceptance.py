@@ -114,7 +114,7 @@ def greedy_step(best, tokens, probe, parents, known, depths, depth: int, root, a
         accepted = verify.greedy_chain(best, tokens)
     else:
         accepted = verify.greedy_tree(best, tokens, parents, known, depths, depth)
-    following = accepted.last
+    following = accepted.last.clone()  # views of an input are made outside of compiled code
     if alive is not None:
         accepted = accepted.only(alive)
         following = torch.where(alive, following, root)

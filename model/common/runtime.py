@@ -20,6 +20,8 @@ def make_runtime(name: str, forward, device: torch.device = CPU):
 
     CUDA graphs without CUDA fall back to eager with one line.
     """
+    from model.common.compiled import Compiled, Frozen  # which are Eager's children
+
     if name == "compile":
         return Compiled(forward, device.type == "cpu")
     if name == "frozen":
@@ -68,131 +70,6 @@ class Eager:
 
     def forget(self) -> None:
         """The cache was replaced."""
-
-
-class Compiled(Eager):
-    """torch.compile with static shapes; one graph per (rows, view). `compilations` counts them.
-
-    On a CPU the graph's own code is C++ too: calling 120 small kernels from Python took a third of
-    the mini target's step (2.6 against 1.7 ms). A graph is looked up by the arguments alone and
-    called as Inductor made it: asking at every step whether weights, cache and code are still what
-    they were took as long as a draft model's forward. What a forward reads of its object therefore
-    has to stay the same tensors until forget(), as with CUDA graphs.
-    """
-
-    name = "compile"
-    static_shapes = True
-
-    def __init__(self, forward, on_cpu: bool):
-        torch._dynamo.config.recompile_limit = 256
-        torch._dynamo.config.accumulated_recompile_limit = 4096
-        self.options = {"cpp_wrapper": True} if on_cpu else {}
-        self.calls: dict = {}  # signature -> a Call
-        self.latest = None  # (graph, its inputs, its outputs) of the traced call that ran last
-        super().__init__(
-            torch.compile(forward, fullgraph=True, dynamic=False, backend=self._backend)
-        )
-
-    def forget(self) -> None:
-        """Calls hold the cache's tensors: a new cache needs new ones."""
-        self.calls.clear()
-
-    def __call__(self, *arguments):
-        key = layouts(arguments)
-        if key in self.calls:
-            return self.calls[key](arguments)
-        result = self._trace(arguments)
-        self.calls[key] = Call(*self.latest, arguments, result)
-        return result
-
-    def _trace(self, arguments):
-        """The first call of a graph, which is traced and compiled."""
-        return self.forward(*arguments)
-
-    def _backend(self, graph, examples):
-        """Inductor, with a note of what its graph is called with."""
-        from torch._inductor.compile_fx import compile_fx
-
-        compiled = compile_fx(graph, examples, config_patches=self.options)
-
-        def noted(*inputs):
-            outputs = compiled(*inputs)
-            self.latest = compiled, inputs, outputs
-            return outputs
-
-        return noted
-
-    @property
-    def compilations(self) -> int:
-        """As the function of that name: torch does not tell whose graphs they are."""
-        return compilations()
-
-
-class Call:
-    """A compiled graph with its inputs: those of the arguments to be filled in, the others kept."""
-
-    def __init__(self, graph, inputs, outputs, arguments, result):
-        self.graph, self.inputs = graph, list(inputs)
-        self.places = [
-            (place, number)
-            for place, tensor in enumerate(inputs)
-            for number, argument in enumerate(arguments)
-            if argument is tensor
-        ]
-        for place, _ in self.places:
-            self.inputs[place] = None
-        self.result = _numbered(result, {id(tensor): i for i, tensor in enumerate(outputs)})
-
-    def __call__(self, arguments):
-        inputs = self.inputs.copy()
-        for place, number in self.places:
-            inputs[place] = arguments[number]
-        return _filled(self.result, self.graph(*inputs))
-
-
-def _numbered(result, numbers: dict):
-    """A result with the numbers of the graph's outputs in place of its tensors."""
-    if isinstance(result, torch.Tensor):
-        return numbers[id(result)]
-    if isinstance(result, dict):
-        return {name: _numbered(part, numbers) for name, part in result.items()}
-    return tuple(_numbered(part, numbers) for part in result)
-
-
-def _filled(result, outputs):
-    """A result whose numbers are replaced by the outputs."""
-    if isinstance(result, int):
-        return outputs[result]
-    if isinstance(result, dict):
-        return {name: _filled(part, outputs) for name, part in result.items()}
-    return tuple(_filled(part, outputs) for part in result)
-
-
-class Frozen(Compiled):
-    """Compiled with the weights as constants, laid out anew for matrix products written for them.
-
-    For CPUs and small models: for a few rows the library's products lay the weights out anew at
-    every call. Every graph holds weights of its own and takes some twenty seconds to compile, where
-    the plain one takes three.
-    """
-
-    name = "frozen"
-
-    def __init__(self, forward):
-        super().__init__(forward, True)
-
-    def _trace(self, arguments):
-        try:
-            return self._frozen(arguments, "CPP")
-        except torch._inductor.exc.InductorError as error:
-            if "NoValidChoicesError" not in str(error):
-                raise
-            return self._frozen(arguments, "CPP,ATEN")  # in float64 no product can be written
-
-    def _frozen(self, arguments, products: str):
-        options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": products}
-        with torch._inductor.config.patch(options):  # the tracer asks whether weights are constants
-            return self.forward(*arguments)
 
 
 class Graphs(Eager):
@@ -249,19 +126,6 @@ class Graphs(Eager):
 def signature(arguments) -> tuple:
     """What selects a graph: shapes and types of tensors, and other arguments themselves."""
     return tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
-
-
-def layouts(arguments) -> tuple:
-    """What selects compiled code: also strides, and which tensors are one and the same."""
-    seen: dict = {}
-    return tuple(
-        [
-            (a.shape, a.dtype, a.stride(), seen.setdefault(id(a), len(seen)))
-            if isinstance(a, torch.Tensor)
-            else a
-            for a in arguments
-        ]
-    )
 
 
 class CudaCapture:
