@@ -239,7 +239,10 @@ class ScriptedHead:
         self.place = torch.ones_like(count)
         return self._say(count.new_zeros(len(count), 1), self.place)
 
-    def read(self, inputs, committed, known=None, offset=0, depth=0, then=None, extras=()):
+    def reader(self, committed, num_columns):
+        return self.read
+
+    def read(self, inputs, known=None, offset=0, depth=0, then=None, extras=()):
         tokens, pick, features = inputs
         if pick is not None:
             out = self._say(tokens[:, :1] * 0, self.place + pick + 1)
@@ -251,7 +254,7 @@ class ScriptedHead:
     def read_step(self, inputs, num_rows, committed, longest, before, then=None, extras=()):
         inputs, count, extras = before(*inputs, *extras)
         assert inputs[0].shape[1] == num_rows
-        out = self.read(inputs, committed, then=then, extras=extras)
+        out = self.read(inputs, then=then, extras=extras)
         self.place = self.place + count
         return out
 

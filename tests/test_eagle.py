@@ -149,13 +149,18 @@ def test_published_tree():
 def test_passes(target, folder, monkeypatch):
     """Widths, positions and what each slot may read, for the published tree."""
     head = load_eagle(folder, target, "eager")
-    reads, read = [], head.read
+    reads, reader = [], head.reader
 
-    def spy(inputs, committed, known=None, offset=0, depth=0, then=None, extras=()):
-        reads.append((inputs[0].shape[1], known, offset, depth))
-        return read(inputs, committed, known, offset, depth, then, extras)
+    def spy(*columns):
+        read = reader(*columns)
 
-    monkeypatch.setattr(head, "read", spy)
+        def heard(inputs, known, offset, depth, *then):
+            reads.append((inputs[0].shape[1], known, offset, depth))
+            return read(inputs, known, offset, depth, *then)
+
+        return heard
+
+    monkeypatch.setattr(head, "reader", spy)
     decode(target, static(head, published_tree()), loopy_prompts(1), 4)
     shapes = [(width, offset, depth) for width, _, offset, depth in reads[:4]]
     assert shapes == [(4, 0, 0), (4, 4, 1), (1, 8, 2), (1, 9, 3)]

@@ -13,6 +13,11 @@ EAGER_BUCKET = 64  # columns: views are multiples of it
 STATIC_BUCKET = 256  # columns: views are powers of two from it
 
 
+def static_view(needed: int, capacity: int) -> int:
+    """Columns to attend to where shapes are static: a power of two, or all there are."""
+    return min(max(STATIC_BUCKET, 1 << (needed - 1).bit_length()), capacity)
+
+
 class CachedModel:
     """A model that reads rows after a cached prefix. Subclasses define _rows, the forward itself.
 
@@ -34,10 +39,7 @@ class CachedModel:
         """Columns to attend to when `needed` are in use: the bucket above."""
         if not self.static_shapes:
             return min(-(-needed // EAGER_BUCKET) * EAGER_BUCKET, self.cache.capacity)
-        bucket = STATIC_BUCKET
-        while bucket < needed:
-            bucket *= 2
-        return min(bucket, self.cache.capacity)
+        return static_view(needed, self.cache.capacity)
 
     def views(self, capacity: int) -> list[int]:
         """Every view up to `capacity` columns, for warm()."""
@@ -64,6 +66,8 @@ class CachedModel:
         """(view, known start) of rows that need so many columns, for which room is made."""
         if needed > self.cache.capacity:
             self.make_room(needed)
+        if self.runtime.static_shapes:  # the fast path: between two calls of compiled code
+            return static_view(needed, self.cache.capacity), None
         return self.view(needed), self.known_start(committed)
 
     def known_start(self, committed: int) -> int | None:

@@ -84,28 +84,29 @@ class CachedHead(CachedModel):
         self.module = module
         self.rotary = LlamaRotaryEmbedding(config).to(device)
 
-    def read(
-        self,
-        inputs: tuple,
-        committed: int,
-        known=None,
-        offset: int = 0,
-        depth: int = 0,
-        then=None,
-        extras: tuple = (),
-    ):
-        """The module's output for rows [B, r] that begin `offset` columns after the committed ones.
+    def reader(self, committed: int, num_columns: int):
+        """A function that reads rows within so many columns after the committed ones.
+
+        committed: host int, rows of the longest sequence in cache.length. With a static runtime all
+        passes of a tree have one view. The function returns the module's output for rows [B, r]:
 
         inputs     three tensors [B, r, ..], or None
-        committed  host int: rows of the longest sequence in cache.length
         known      [.., r, w] as in CachedModel.mask, None = a chain whose positions are its columns
+        offset     columns between the committed ones and these rows
         depth      positions of a tree's rows: committed rows + depth
         then       what is made of the output in the same compiled or captured call:
                    then(output, known, *extras), extras tensors; None = the output itself
         """
-        needed = committed + offset + inputs[0].shape[1]
-        place = self.columns(needed, committed)
-        return self.runtime(*inputs, known, offset, depth, *place, None, then, *extras)
+        runtime, is_static = self.runtime, self.runtime.static_shapes
+        shared = self.columns(committed + num_columns, committed)
+
+        def read(inputs, known=None, offset=0, depth=0, then=None, extras=()):
+            place = shared
+            if not is_static:
+                place = self.columns(committed + offset + inputs[0].shape[1], committed)
+            return runtime(*inputs, known, offset, depth, *place, None, then, *extras)
+
+        return read
 
     def read_step(
         self,
@@ -119,9 +120,9 @@ class CachedHead(CachedModel):
     ) -> tuple:
         """Read the committed rows of a step, [B, num_rows], and commit them, in one call.
 
-        Returns what read() does, a tuple.
+        Returns what a reader() does, a tuple.
         inputs   three tensors, which `before` makes the rows of in the same call:
-                 before(*inputs, *extras) -> (inputs of read(), count, extras of `then`)
+                 before(*inputs, *extras) -> (inputs of a reader(), count, extras of `then`)
         count    [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
         longest  host int, rows that no unfinished sequence exceeds
         """
@@ -165,7 +166,7 @@ class CachedHead(CachedModel):
         extras: tuple = (),
         before=None,
     ):
-        """Compile or capture a shape of read() in all buckets up to `capacity` columns.
+        """Compile or capture a shape of a reader() in all buckets up to `capacity` columns.
 
         With `before` it is one of read_step(). Returns the output of the last one, whose values
         mean nothing.

@@ -183,12 +183,12 @@ class StaticEagleDrafter(EagleDrafter):
     def _likeliest(self) -> tuple[Tensor, None]:
         """The tokens [B, n] that are the best by rank."""
         found, *inputs = self.catch_up()
-        offset = 0
+        read, offset = self.head.reader(self.committed, self.slots), 0
         for depth, (known, parent, *_) in enumerate(self.passes[1:], 1):
             tokens, features = inputs
             place = (known, offset, depth - 1, self.best[depth], (found,))
-            found, *inputs = self.head.read((tokens, None, features), self.committed, *place)
-            offset += len(parent)
+            found, *inputs = read((tokens, None, features), *place)
+            offset += parent.shape[0]
         return found, None
 
     def _best(self, depth: int, out, _, *above) -> tuple:
@@ -205,12 +205,13 @@ class StaticEagleDrafter(EagleDrafter):
     def _sampled(self) -> tuple[Tensor, Tensor]:
         """Tokens [B, n], drawn, and what each was drawn from, [B, n, V_d]."""
         features, logits = self.catch_up()
-        drawn, used, levels, probs, offset = self._uniforms(), 0, [], [], 0
+        read, offset = self.head.reader(self.committed, self.slots), 0
+        drawn, used, levels, probs = self._uniforms(), 0, [], []
         for depth, (known, parent, place, rank, most) in enumerate(self.passes):
             if depth:
                 inner = levels[-1][:, self.inner[depth] - self.tree.levels[depth - 1].start]
                 inputs = (inner.clamp(min=0), None, features[:, parent])
-                features, logits = self.head.read(inputs, self.committed, known, offset, depth - 1)
+                features, logits = read(inputs, known, offset, depth - 1)
                 offset += len(parent)
             num = most * logits.shape[1]
             uniforms = drawn[:, used : used + num].view(*logits.shape[:2], most)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.common.devices import on
+from model.common.devices import all_on
 from model.common.drafter import Draft
 from model.common.errors import BadInput
 from model.common.ranking import top_logp
@@ -56,21 +56,22 @@ class DynamicEagleDrafter(EagleDrafter):
 
     def propose(self):
         state = self.catch_up()
+        read = self.head.reader(self.committed, self.slots)
         for depth in range(self.depth):
-            state = self.head.read(*self._inputs(depth, *state))
-        tokens, parents, *places = [on(self.device, part) for part in state]
+            state = read(*self._pass(depth, state))
+        tokens, parents, *places = all_on(self.device, state)
         return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
     def warm_passes(self, capacity):
         state = self.last
         for depth in range(self.depth):
-            inputs, _, *others = self._inputs(depth, *state)
-            state = self.head.warm(capacity, inputs, *others)
+            state = self.head.warm(capacity, *self._pass(depth, state))
 
-    def _inputs(self, depth: int, tokens, features, known, own, *pool) -> tuple:
-        """Arguments of the head's read() for the pass at a depth, from what the one before gave."""
+    def _pass(self, depth: int, state: tuple) -> tuple:
+        """What the head's reader() wants for the pass at a depth, from what the one before gave."""
+        tokens, features, known = state[:3]
         place = (known, depth * self.top_k, depth)
-        return (tokens, None, features), self.committed, *place, self.growth[depth], (own, *pool)
+        return (tokens, None, features), *place, self.growth[depth], state[3:]
 
     def _sprout(self, out, _) -> tuple:
         """The first level: what _grow gives, for the children of the root."""
