@@ -26,7 +26,8 @@
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
 #   PAIRED  set: every method decodes the baseline beside it, question by question, and is compared with that
-# vanilla-compile, vanilla-frozen (CPU), vanilla-cudagraph and vanilla-hf (transformers' generate): further baselines, for the ladder.
+# vanilla-compile, vanilla-frozen (CPU), vanilla-cudagraph, vanilla-compile-graph (GPU) and vanilla-hf (transformers' generate):
+# further baselines, for the ladder.
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
 set -euo pipefail
@@ -119,6 +120,7 @@ run_method() {
         vanilla-compile) RUNTIME=compile run vanilla-compile ;;
         vanilla-frozen) RUNTIME=frozen run vanilla-frozen ;;
         vanilla-cudagraph) RUNTIME=cudagraph run vanilla-cudagraph ;;
+        vanilla-compile-graph) RUNTIME=compile-graph run vanilla-compile-graph ;;
         vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run vanilla-hf --engine hf ;;
         pld) run pld ;;
         sps) run sps --drafter-path "$SPS" ;;

@@ -48,6 +48,7 @@ CONTENDERS = {  # name: (method, runtime: None = --runtime), in order of importa
     "recycling": ("recycling", None),
     "eagle": ("eagle", None),
     "eagle2-eager": ("eagle2", "eager"),
+    "vanilla-compiled": ("vanilla", "compile-graph"),  # a minute or more in the compiler
 }
 FLAGS = {
     "sps": ("--drafter-path", MINI / "sps"),
@@ -62,19 +63,19 @@ GENEROUS = 1.6  # times its fair part of what is left that a contender may take
 
 def parse_args(argv=None):
     """Flags; see the module's text."""
-    from model.common.args import Parser, at_least, between, shape_name
+    from model.common.args import RUNTIMES, Parser, at_least, between, shape_name
 
     parser = Parser(
         prog="bench_gpu.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add, runtimes = parser.add_argument, [name for name in RUNTIMES if name != "frozen"]
     add("--model-path", default=str(MINI / "target"), help="target; other than ours: --contenders")
     add("--scale-to", type=shape_name, default="7b", help="the twin's shape")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--runtime", choices=("eager", "compile", "cudagraph"), help="default: cudagraph on CUDA")
+    add("--runtime", choices=runtimes, help="default: cudagraph on CUDA, else eager")
     add("--contenders", default=",".join(CONTENDERS), help="some of these, in this order")
     add("--questions", type=at_least(1), default=24, help="of mini_bench, categories in turn")
     add("--max-new-tokens", type=at_least(2), default=256, help="per question (tokens)")
@@ -118,8 +119,8 @@ class Lab:
         self.on_gpu = self.device.type == "cuda"
         self.runtime = args.runtime or ("cudagraph" if self.on_gpu else "eager")
         self.targets = {"eager": eager}
-        if self.runtime != "eager":
-            self.targets[self.runtime] = Target(eager.model, self.runtime, eager.twin)
+        for name in {self.runtime, *(["compile-graph"] if self.on_gpu else [])} - {"eager"}:
+            self.targets[name] = Target(eager.model, name, eager.twin)
         for target in self.targets.values():
             target.reserve(1, self.capacity + 256)
         self.facts = self._facts(torch, transformers)
@@ -165,6 +166,8 @@ class Lab:
                 row |= {"status": "not run", "reason": f"{max(left, 0):.0f} s of the budget left"}
             elif CONTENDERS[name][1] == self.runtime:
                 row |= {"status": "not run", "reason": f"--runtime is {self.runtime} for all"}
+            elif row["runtime"] not in (*self.targets, "generate"):
+                row |= {"status": "not run", "reason": "no GPU"}
             else:
                 share = left / (len(names) - number)
                 row |= self.run(name, row["runtime"], elapsed() + min(GENEROUS * share, left))

@@ -20,6 +20,7 @@ from oracle import (
 )
 from replays import Held, Replays
 
+from model.common.compiled import Compiled
 from model.common.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.common.runtime import Eager, Graphs, compilations, make_runtime
@@ -211,6 +212,43 @@ def test_cudagraph_without_cuda_says_so_once(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_compiled_graphs_without_cuda_are_compiled(capsys):
+    runtime = make_runtime("compile-graph", lambda: 3)
+    assert runtime.name == "compile" and runtime.static_shapes and not runtime.overwrites
+    assert capsys.readouterr().err == "--runtime compile-graph: no CUDA device, running compile\n"
+
+
+@needs_compiler
+def test_graphs_of_compiled_steps_give_the_eager_ids():
+    """A graph's first run compiles, the second is recorded; a new cache needs both anew."""
+    model = make_model("llama", 3, 0.3, num_hidden_layers=1)
+    plain = outputs(decode(Target(model), EmptyDrafter(), PROMPTS[:1], 40))
+    target, capture = with_graphs(model)
+    compiled = Compiled(target._rows, True)
+    target.runtime = Graphs(compiled, capture, "compile-graph")
+    for capacity in (200, 600):
+        target.reserve(1, capacity)
+        assert not compiled.calls and not target.runtime.graphs
+        for number in range(2):
+            turn = decode(target, StaticTree(plain), PROMPTS[:1])[0]
+            assert turn.output_ids == plain[0][:24]
+            assert bool(turn.recompiled) == (number == 0)
+        assert len(compiled.calls) == len(target.runtime.graphs) == 1
+        assert target.runtime.name == "compile-graph" and not target.runtime.broken
+    assert capture.captured == 2 and capture.replayed > 10
+
+
+def test_a_failed_capture_of_compiled_steps_runs_them_compiled(capsys):
+    def refuse(function):
+        raise RuntimeError("no room")
+
+    inner = Eager(Adder())
+    inner.name = "compile"
+    graphs = Graphs(inner, refuse, "compile-graph")
+    assert graphs(torch.ones(1), None, 1)[0].item() == 2 and graphs.name == "compile"
+    assert capsys.readouterr().err == "--runtime compile-graph: no room; running compile\n"
+
+
 @needs_compiler
 def test_compiled_steps_give_the_eager_ids():
     """About half a minute, nearly all of it in the compiler; nothing is compiled twice."""
@@ -297,12 +335,13 @@ def test_models_of_one_class_have_graphs_of_their_own():
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
 @pytest.mark.parametrize("kind", [EmptyDrafter, Chain, StaticTree, RandomTree])
-def test_cuda_graphs_give_the_eager_ids(kind, rows, capsys):
+@pytest.mark.parametrize("name", ["cudagraph", "compile-graph"])
+def test_cuda_graphs_give_the_eager_ids(name, kind, rows, capsys):
     """Captured for real, on the device, in float32: ids equal eager's on the same device."""
     model = make_model("llama", scale=0.3, tie_word_embeddings=False).to("cuda")
     prompts = [PROMPTS[row] for row in rows]
     plain = outputs(decode(Target(model), EmptyDrafter(), prompts, 40))
-    graphs = Target(model, "cudagraph")
+    graphs = Target(model, name)
     for _ in range(2):
         turns = decode(graphs, new_drafter(kind, plain), prompts)
         assert outputs(turns) == [ids[:24] for ids in plain]

@@ -11,7 +11,7 @@ from model.common.shapes import KNOWN, read_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
-RUNTIMES = ("eager", "compile", "frozen", "cudagraph")
+RUNTIMES = ("eager", "compile", "frozen", "cudagraph", "compile-graph")
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,7 +98,8 @@ def _add_model(group):
         "--runtime",
         choices=RUNTIMES,
         default="eager",
-        help="how a step's forward is run; frozen: compiled for a CPU, weights and all",
+        help="how a step's forward is run; frozen: compiled for a CPU, weights and all; "
+        "cudagraph, compile-graph: recorded on a GPU as it is, or compiled",
     )
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
     group.add_argument(

@@ -1,4 +1,5 @@
-"""How a step's forward is run: eager, compiled (frozen: weights and all), or as CUDA graphs.
+"""How a step's forward is run: eager, compiled (frozen: weights and all), or as CUDA graphs of
+either.
 
 A forward is a function (tokens, known, depths, view, keep, hidden) -> (logits, states) that reads
 and writes the target's cache. Shapes and the Python arguments select a graph; tensors are data.
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 def make_runtime(name: str, forward, device: torch.device = CPU):
     """The runtime of a name, for a forward on `device`.
 
-    CUDA graphs without CUDA fall back to eager with one line.
+    Without CUDA there are no graphs, and what they would have recorded is run, with one line.
     """
     from model.common.compiled import Compiled, Frozen  # which are Eager's children
 
@@ -28,11 +29,14 @@ def make_runtime(name: str, forward, device: torch.device = CPU):
         if device.type != "cpu":
             raise BadInput(f"--runtime frozen: weights are packed for a CPU, not for {device}")
         return Frozen(forward)
-    if name == "cudagraph":
+    runtime = Eager(forward)
+    if name.endswith("graph"):
+        if name == "compile-graph":
+            runtime = Compiled(forward, device.type == "cpu")
         if device.type == "cuda" and torch.cuda.is_available():
-            return Graphs(forward, CudaCapture(device))
-        say("--runtime cudagraph: no CUDA device, running eager")
-    return Eager(forward)
+            return Graphs(runtime, CudaCapture(device), name)
+        say(f"--runtime {name}: no CUDA device, running {runtime.name}")
+    return runtime
 
 
 said: set[str] = set()
@@ -77,23 +81,23 @@ class Graphs(Eager):
 
     capture(function) runs the function once, records it and returns (replay, the run's result); the
     result's tensors are rewritten in place by every replay. What a forward writes is so written
-    once a call, the first one included. If a capture fails, the runtime says so once and runs eager
-    from then on.
+    once a call, the first one included. A forward may be a compiled runtime, which that first run
+    compiles. If a capture fails, the runtime says so once and calls the forward from then on.
     """
 
-    name = "cudagraph"
     static_shapes = overwrites = True
     captured = 0  # by all objects of this process
 
-    def __init__(self, forward, capture):
-        super().__init__(forward)
-        self.capture = capture
+    def __init__(self, forward, capture, name: str = "cudagraph"):
+        super().__init__(forward if isinstance(forward, Eager) else Eager(forward))
+        self.capture, self.name = capture, name
         self.graphs: dict = {}
         self.broken = False
 
     def forget(self) -> None:
         """Graphs hold addresses of the cache: a new cache needs new graphs."""
         self.graphs.clear()
+        self.forward.forget()
 
     def __call__(self, *arguments):
         if self.broken:
@@ -104,10 +108,10 @@ class Graphs(Eager):
                 self.graphs[key] = self._record(arguments)
                 return self.graphs[key][-1]
             except RuntimeError as error:
-                self.broken, self.name = True, "eager"
                 first = error.__context__ or error  # leaving a broken capture raises once more
                 reason = str(first).split("\n")[0]
-                say(f"--runtime cudagraph: {reason}; running eager")
+                say(f"--runtime {self.name}: {reason}; running {self.forward.name}")
+                self.broken, self.name = True, self.forward.name
                 return self.forward(*arguments)
         buffers, replay, result = self.graphs[key]
         for buffer, argument in zip(buffers, arguments):
