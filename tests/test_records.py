@@ -107,6 +107,21 @@ def test_lines_are_put_in_order(tmp_path):
     assert {p.name for p in path.parent.iterdir()} == {"a.jsonl", "a.meta.json"}
 
 
+def test_the_disk_is_waited_for_now_and_then(tmp_path, monkeypatch):
+    """Not at every line, but after a second, and at the end."""
+    path, now, synced = tmp_path / "a.jsonl", [100.0], []
+    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    file = AnswerFile(path, META)
+    monkeypatch.setattr(record.os, "fsync", lambda _: synced.append(len(lines(path))))
+    for question_id, moment in enumerate((100.1, 100.9, 101.0, 101.9, 102.0, 102.5)):
+        now[0] = moment
+        file.add(line(question_id))
+        assert len(lines(path)) == question_id + 1
+    assert synced == [3, 5]
+    file.finish(list(range(6)))
+    assert synced == [3, 5, 6]
+
+
 def test_facts_go_into_the_meta_and_do_not_forbid_resuming(tmp_path):
     path = tmp_path / "a.jsonl"
     AnswerFile(path, copy.deepcopy(META)).finish([], {"datastore_bytes": 5})

@@ -90,8 +90,14 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.stem + ".meta.json")
 
 
+SYNC_S = 1.0  # seconds between two waits for the disk
+
+
 class AnswerFile:
     """Appends answers to a file; a killed run loses at most the questions in flight.
+
+    A machine that goes down may take the answers of the last SYNC_S seconds with it: having every
+    line on the disk would take as long as rendering its prompt.
 
     A file whose meta says the same run is resumed: whole lines stay, a half-written last one is
     dropped, failed questions are tried again. Another run's file is refused unless overwrite is
@@ -101,6 +107,7 @@ class AnswerFile:
     def __init__(self, path: Path, meta: dict, overwrite: bool = False):
         self.path, self.meta = path, meta
         self.records: dict[int, dict] = {}
+        self.synced = time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -156,12 +163,18 @@ class AnswerFile:
         return question_id in self.records
 
     def add(self, record: dict) -> None:
-        """Append one line and have it on disk before returning."""
+        """Append one line, which the system has before this returns, and the disk soon."""
         self.records[record["question_id"]] = record
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+        if time.monotonic() - self.synced >= SYNC_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Wait until the disk has what was written."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.synced = time.monotonic()
 
     def note(self, facts: dict) -> None:
         """Write what was measured into the meta file."""
@@ -175,6 +188,8 @@ class AnswerFile:
         if list(self.records) != [i for i in order if i in self.records]:
             self.records = {i: self.records[i] for i in order if i in self.records}
             self._rewrite()
+        elif self.records:
+            self._sync()
 
 
 def whole_lines(path: Path) -> dict[int, dict]:
