@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import torch
-from conformance.cases import CASES, PROMPTS, Case
+from conformance.cases import CASES, PROMPTS, VOCAB, Case
 from oracle import decode, outputs
 from replays import Replays
 
+from model.common import decode as loop
 from model.common.drafter import Draft, Drafter, EmptyDrafter
 from model.common.host_copy import HostCopy
+from model.common.rows import StopRules
 from model.common.runtime import CPU, Graphs, make_runtime
 from model.common.sampling import Sampler
 from model.common.target import Target
@@ -28,6 +30,8 @@ def replayed(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("model.") and hasattr(module, "make_runtime"):
             monkeypatch.setattr(module, "make_runtime", make)
+    # from a GPU ids are copied before the next replay overwrites them
+    monkeypatch.setattr(loop, "HostCopy", lambda tensor: HostCopy(tensor.clone()))
 
 
 class StaticCase(Case):
@@ -145,6 +149,37 @@ def test_order_of_events(replayed, monkeypatch):
     target.runs_ahead = False
     events = events_of(target, EmptyDrafter(), monkeypatch)
     assert events == ["propose", "forward", "tolist"] * 5
+
+
+class Counting(EmptyDrafter):
+    """Notes what every step says of each row."""
+
+    def start(self, prefill, max_lengths, sampler):
+        super().start(prefill, max_lengths, sampler)
+        self.counts, self.roots = [], [prefill.next_token.tolist()]
+
+    def observe(self, step):
+        self.counts.append(step.count.tolist())
+        self.roots.append(step.next_token.tolist())
+        valid = [count > 0 for count in self.counts[-1]]
+        assert [row[0] >= 0 for row in step.path.tolist()] == valid
+        assert [row[0] >= 0 for row in step.new_tokens.tolist()] == valid
+
+
+def test_rows_that_end_unseen_count_nothing(replayed):
+    """The baseline's next forward has begun when the host reads that a row of a batch has ended."""
+    case, found = StaticCase("vanilla", ""), []
+    known = [case.world.answer(prompt) for prompt in PROMPTS]
+    ends = max(range(VOCAB), key=lambda token: len({(ids + [token]).index(token) for ids in known}))
+    stop = StopRules(frozenset({ends}))
+    for case.target.runs_ahead in (True, False):
+        for _ in range(2):
+            drafter = Counting()
+            turns = case.decode(PROMPTS, drafter=drafter, stop=stop)
+        steps = [len(turn.accept_lengths) for turn in turns]
+        assert len(set(steps)) > 1 and [sum(row) for row in zip(*drafter.counts)] == steps
+        found.append((drafter.counts, drafter.roots))
+    assert found[0] == found[1]
 
 
 class Asking(EmptyDrafter):

@@ -1,5 +1,4 @@
-"""Greedy acceptance as a static runtime runs it: from the target's best ids to the cache in one
-call."""
+"""Greedy acceptance as a static runtime runs it: from the target's logits to the cache."""
 
 from __future__ import annotations
 
@@ -22,63 +21,88 @@ class Kept(NamedTuple):
     path: Tensor
     tokens: Tensor
 
+    def only(self, alive: Tensor) -> Kept:
+        """Nothing for the rows that are not alive [B]."""
+        none = ~alive.unsqueeze(1)
+        path, tokens = self.path.masked_fill(none, -1), self.tokens.masked_fill(none, -1)
+        return Kept(self.count * alive, path, tokens)
+
 
 class StaticGreedy:
-    """greedy(), and all that a step makes of it, as one call of a static runtime.
+    """greedy(), and all that a step makes of it, in calls of a static runtime.
 
-    The best ids are found in the target's own call, where the logits have just been written
-    (with_best). Graphs are made by warm() alone, for a tree one for all depths up to the deepest
-    that steps have shown: a timed step compiles nothing, and leaves any other draft to greedy().
-    They belong to one cache, which sits on one device.
+    A chain moves no row of the cache: all of it happens in the target's own call. Of a tree the
+    best ids are found there, where the logits have just been written, and the rest is a call of its
+    own. Its graphs are made by warm() alone, one for all depths up to the deepest that steps have
+    shown: a timed step compiles nothing, and leaves any other tree to greedy(). They belong to one
+    cache, which sits on one device.
     """
 
-    def __init__(self, runtime: str, device):
-        self.runtime = make_runtime(runtime, self._step, device)
+    def __init__(self, target, runtime: str):
+        self.target = target
+        self.chain = self._chain
+        self.runtime = make_runtime(runtime, self._step, target.device)
         self.cache: KVCache | None = None
         self.storage: list = []  # of the cache, when the graphs were made
         self.seen: dict = {}  # what selects a graph -> a draft
         self.warmed: dict = {}  # the same -> the depth it was made for
 
-    def __call__(self, best: Tensor, draft: Draft, root: Tensor, alive, cache: KVCache):
+    def within(self, draft: Draft, root: Tensor, alive: Tensor | None) -> tuple:
+        """`then` and `extras` of Target.read(): what its call makes of a draft's logits."""
+        if draft.is_chain:
+            return self.chain, (_alive(root, alive),)
+        return with_best, ()
+
+    def __call__(self, made: tuple, draft: Draft, root: Tensor, alive: Tensor | None):
         """(what is kept, new roots [B], what the host reads) of a step; None = not warmed.
 
-        The cache keeps the accepted rows. best [B, 1+n]; alive [B] bool or None = all.
+        The cache keeps the accepted rows. made: what the target's call gave beside logits and
+        states; alive [B] bool or None = all.
         """
+        if draft.is_chain:
+            *kept, host = made
+            return self._kept(self.target.runtime, kept, host)
+        (best,) = made
         key = self._key(best, draft)
-        depth = self.warmed.get(key, -1) if self._is_mine(cache) else -1
+        depth = self.warmed.get(key, -1) if self._is_mine(self.target.cache) else -1
         if depth < draft.depth:
             self.see(best, draft)
             return None
         *kept, host = self._run(best, draft, depth, root, alive)
-        if self.runtime.overwrites:
+        return self._kept(self.runtime, kept, host, 1 + draft.depth)
+
+    @staticmethod
+    def _kept(runtime, kept: list[Tensor], host: Tensor, longest: int | None = None):
+        """A call's count, new roots, path and tokens, of a path of at most `longest` rows."""
+        if runtime.overwrites:
             kept = [tensor.clone() for tensor in kept]
         count, following, path, tokens = kept
-        if depth > draft.depth:
-            path, tokens = path[:, : 1 + draft.depth], tokens[:, : 1 + draft.depth]
+        if longest is not None and longest < path.shape[1]:
+            path, tokens = path[:, :longest], tokens[:, :longest]
         return Kept(count, path, tokens), following, host
 
     def see(self, best: Tensor, draft: Draft) -> None:
-        """Remember a draft for warm()."""
+        """Remember a tree for warm()."""
         known = self.seen.setdefault(self._key(best, draft), draft)
         if known.depth < draft.depth:
             self.seen[self._key(best, draft)] = draft
 
     @staticmethod
     def _key(best: Tensor, draft: Draft) -> tuple:
-        return best.shape, draft.is_chain, draft.parents.dim(), draft.probe is None
+        return best.shape, draft.parents.dim(), draft.probe is None
 
     def _is_mine(self, cache: KVCache) -> bool:
         """Whether the graphs were made for this cache, which has not grown since."""
         return cache is self.cache and cache.storage[0] is self.storage[0]
 
     def _run(self, best, draft, depth: int, root, alive):
-        if alive is None and len(root) > 1:  # in a batch some rows end before others
-            alive = torch.ones_like(root, dtype=torch.bool)
-        layout = (None, None, None) if draft.is_chain else tree.layout(draft)
-        return self.runtime(best, draft.tokens, draft.probe, *layout, depth, root, alive)
+        tree_of = tree.layout(draft)
+        alive = _alive(root, alive)
+        return self.runtime(best, draft.tokens, draft.probe, *tree_of, depth, root, alive)
 
-    def warm(self, best: Tensor, cache: KVCache) -> None:
-        """Compile or capture the drafts seen that have best ids [B, 1+n] of this shape."""
+    def warm(self, best: Tensor) -> None:
+        """Compile or capture the trees seen that have best ids [B, 1+n] of this shape."""
+        cache = self.target.cache
         if len(cache.storage) > 1:
             return
         if not self._is_mine(cache):
@@ -91,29 +115,39 @@ class StaticGreedy:
                 self._run(best, draft, draft.depth, best.new_zeros(len(best)), None)
                 self.warmed[key] = draft.depth
 
-    def _step(self, *arguments):
-        *kept, path, tokens, host = greedy_step(*arguments)
-        self.cache.commit(None if arguments[3] is None else path, kept[0])
+    def _step(self, best, tokens, probe, parents, known, depths, depth: int, root, alive):
+        """A tree's step, from the best ids [B, 1+n] to the cache; what step_of() gives."""
+        if probe is not None:
+            tokens = tokens.masked_fill(probe, -1)
+        accepted = verify.greedy_tree(best, tokens, parents, known, depths, depth)
+        *kept, path, tokens, host = step_of(accepted, tokens, root, alive)
+        self.cache.commit(path, kept[0])
         return *kept, path, tokens, host
 
+    def _chain(self, logits: Tensor, states: dict, root: Tensor, tokens: Tensor, alive) -> tuple:
+        """A chain's step, in the target's call: logits, states, and what step_of() gives."""
+        made = step_of(verify.greedy_chain(best_id(logits), tokens), tokens, root, alive)
+        self.target.cache.length.add_(made[0])
+        return logits, states, *made
 
-def with_best(logits: Tensor, states: dict) -> tuple[Tensor, dict, Tensor]:
-    """What Target.forward() makes of its output for a StaticGreedy: best ids [B, 1+n] beside it."""
+
+def _alive(root: Tensor, alive: Tensor | None) -> Tensor | None:
+    """Rows that go on [B], None where there is one: in a batch some end before others."""
+    if alive is None and root.shape[0] > 1:
+        return torch.ones_like(root, dtype=torch.bool)
+    return alive
+
+
+def with_best(logits: Tensor, states: dict, *_) -> tuple[Tensor, dict, Tensor]:
+    """What the target's call makes of its output for a tree: best ids [B, 1+n] beside it."""
     return logits, states, best_id(logits)
 
 
-def greedy_step(best, tokens, probe, parents, known, depths, depth: int, root, alive):
-    """What a greedy step makes of the best ids [B, 1+n]; root [B], alive [B] or None = all.
+def step_of(accepted, tokens: Tensor, root: Tensor, alive: Tensor | None) -> tuple:
+    """What a step makes of an Accepted of candidates tokens [B, n]; root [B], alive [B] or None.
 
-    Of a chain, parents, known and depths are None. Returns (count [B], new roots [B], path and
-    tokens [B, 1+depth] as Accepted has them, Accepted.for_host).
+    (count [B], new roots [B], path and tokens [B, 1+depth] as Accepted has them, for_host()).
     """
-    if probe is not None:
-        tokens = tokens.masked_fill(probe, -1)
-    if parents is None:
-        accepted = verify.greedy_chain(best, tokens)
-    else:
-        accepted = verify.greedy_tree(best, tokens, parents, known, depths, depth)
     following = accepted.last.clone()  # views of an input are made outside of compiled code
     if alive is not None:
         accepted = accepted.only(alive)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from model.common import verify
-from model.common.acceptance import with_best
 from model.common.clock import Clock, now
 from model.common.drafter import Draft, Drafter, LoopStep, Step
 from model.common.errors import BadInput
@@ -130,8 +129,7 @@ class _Loop:
         self.target, self.drafter, self.rows = target, drafter, rows
         self.sampler, self.typical, self.root = sampler, typical, root
         self.ahead = target.runs_ahead and drafter.ahead
-        static_greedy = target.acceptance and sampler.greedy and typical is None
-        self.then = with_best if static_greedy else None
+        self.greedy = bool(target.acceptance) and sampler.greedy and typical is None
         self.clock = Clock(target.device)
         self.running: list[bool] = []  # rows.alive as the device knows it
         self.alive: Tensor | None = None  # the same [B], None = all
@@ -152,12 +150,16 @@ class _Loop:
         if draft.tokens.shape[1] and self._ended():
             return
         clock.mark("verify")
-        asked = self._longest(), drafter.needs.hidden, self.then
-        logits, hidden, *best = target.forward(self.root, draft, *asked)
+        began = self.alive
+        asked = self._longest(), drafter.needs.hidden, self.greedy, began
+        logits, hidden, *made = target.forward(self.root, draft, *asked)
         clock.mark("commit")
         if self._ended():
             return
-        accepted, following, host = self._accept(draft, logits, *best)
+        accepted, following, host = self._accept(draft, logits, made)
+        if made and self.alive is not began:  # rows were seen to end after the target's call
+            accepted = accepted.only(self.alive)
+            following = torch.where(self.alive, following, self.root)
         self.sampler.advance(accepted.count)
         self.pending = draft, HostCopy(host)
         host_ids = None if self.ahead else self._read_ids()
@@ -195,11 +197,14 @@ class _Loop:
             self.alive = torch.tensor(rows.alive, device=target.device)
             target.cache.length.mul_(self.alive)
 
-    def _accept(self, draft: Draft, logits: Tensor, best: Tensor | None = None):
-        """Apply the rule and keep the accepted rows; (accepted, new roots [B], host's tensor)."""
+    def _accept(self, draft: Draft, logits: Tensor, made: list[Tensor]):
+        """Apply the rule and keep the accepted rows; (accepted, new roots [B], host's tensor).
+
+        made: what the target's call has made for its `acceptance`.
+        """
         target, sampler, alive = self.target, self.sampler, self.alive
-        if best is not None:
-            done = target.acceptance(best, draft, self.root, alive, target.cache)
+        if made:
+            done = target.acceptance(made, draft, self.root, alive)
             if done is not None:
                 return done
         accepted = verify.choose(sampler, draft, self.typical)(logits)

@@ -48,8 +48,9 @@ class Target(CachedModel):
         self.kinds = mask_kinds(self.config)
         self.static_batch = 1  # sequences per step where shapes are static
         self.runs_ahead = self.static_shapes and self.device.type == "cuda"  # see decode._Loop
-        self.acceptance = StaticGreedy(runtime, self.device) if self.static_shapes else None
+        self.acceptance = StaticGreedy(self, runtime) if self.static_shapes else None
         self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
+        self.greedy = False  # whether steps so far had the acceptance in their calls
 
     def facts(self) -> dict:
         """What a report should say of how it is run, as Drafter.facts()."""
@@ -117,19 +118,31 @@ class Target(CachedModel):
         return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
 
     def forward(
-        self, root: Tensor, draft: Draft, max_committed: int, hidden: tuple = (), then=None
+        self,
+        root: Tensor,
+        draft: Draft,
+        max_committed: int,
+        hidden: tuple = (),
+        greedy: bool = False,
+        alive: Tensor | None = None,
     ):
         """Read root [B] and the draft's rows after the cached prefix.
 
-        max_committed: host int, the longest sequence's length with its root; then: see read().
-        Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}); with CUDA graphs both are
-        overwritten by the next forward of the same shape.
+        max_committed: host int, the longest sequence's length with its root.
+        greedy: the same call begins the `acceptance`, for the rows alive [B] bool, None = all.
+        Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}), and behind them what the
+        acceptance goes on with; with CUDA graphs they are overwritten by the next forward of the
+        same shape.
         """
+        self.greedy, then, extras = greedy, None, ()
+        if greedy:
+            then, extras = self.acceptance.within(draft, root, alive)
         known = depths = None
         if not draft.is_chain:
             _, known, depths = tree.layout(draft)
         needed = max_committed + draft.tokens.shape[1]
-        return self.read(draft.tokens, known, depths, needed, hidden, root=root, then=then)
+        place = known, depths, needed, hidden
+        return self.read(draft.tokens, *place, root=root, then=then, extras=extras)
 
     def read(
         self,
@@ -141,6 +154,7 @@ class Target(CachedModel):
         offset: int = 0,
         root: Tensor | None = None,
         then=None,
+        extras: tuple = (),
     ):
         """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
 
@@ -148,15 +162,18 @@ class Target(CachedModel):
         offset: columns between the committed ones and these rows, written by earlier reads of the
         same tree; known is [.., r, offset + r] then (models without sliding attention).
         root: [B], read before the tokens, of which -1 is an inert row.
-        then: what is made of the output in the same compiled or captured call, then(logits, states)
-        -> tensors; None = the output itself.
+        then: what is made of the output in the same compiled or captured call,
+        then(logits, states, root, tokens, *extras) -> tensors; None = the output itself.
         """
         committed = needed - tokens.shape[1] - offset - (root is not None)
         view, start = self.columns(needed, committed)
         if self.static_shapes:
             shape = (tokens.shape, known is None or known.shape, hidden, offset, root is None, then)
-            self.seen.setdefault(shape, (root, tokens, known, depths, hidden, offset, then))
-        return self.runtime(root, tokens, known, depths, view, "all", hidden, start, offset, then)
+            self.seen.setdefault(
+                shape, ((root, tokens, known, depths), hidden, offset, then, extras)
+            )
+        place = view, "all", hidden, start, offset
+        return self.runtime(root, tokens, known, depths, *place, then, *extras)
 
     @torch.inference_mode()
     def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
@@ -167,32 +184,42 @@ class Target(CachedModel):
         """
         batch = self.cache.batch
         widest = max((num_nodes for num_nodes, _ in shapes), default=0)
-        capacity += 1 + max(widest, *(tokens.shape[1] for _, tokens, *_ in self.seen.values()), 0)
+        capacity += 1 + max(widest, *(rows[1].shape[1] for rows, *_ in self.seen.values()), 0)
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
-        then = next((key[-1] for key in self.seen), None)  # a run has one
         for num_nodes, parents in shapes:
             tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
             draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
             self.cache.length.zero_()
-            out = self.forward(tokens.new_zeros(batch), draft, 1, hidden, then)
-            if then is with_best and parents is None:
-                self.acceptance.see(out[-1], draft)
-        for root, tokens, known, depths, wanted, offset, then in list(self.seen.values()):
-            for view in self.views(capacity) if tokens.shape[0] == batch else []:
+            self.forward(tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
+        for rows, wanted, offset, then, extras in list(self.seen.values()):
+            if rows[1].shape[0] != batch:
+                continue
+            for view in self.views(capacity):
                 self.cache.length.zero_()
-                out = self.runtime(
-                    root, tokens, known, depths, view, "all", wanted, None, offset, then
-                )
-            if then is with_best and tokens.shape[0] == batch:
-                self.acceptance.warm(out[-1], self.cache)
+                place = view, "all", wanted, None, offset
+                out = self.runtime(*rows, *place, then, *extras)
+            if then is with_best:
+                self.acceptance.warm(out[-1])
 
     def _rows(
-        self, root, tokens, known, depths, view, keep, hidden, start=None, offset=0, then=None
+        self,
+        root,
+        nodes,
+        known,
+        depths,
+        view,
+        keep,
+        hidden,
+        start=None,
+        offset=0,
+        then=None,
+        *extras,
     ):
         """The forward itself. keep: "all" rows' logits, or a tensor of row indices.
 
         start: the committed length where the host knows it (one sequence, eager), else None.
         """
+        tokens = nodes
         if root is not None:
             tokens = torch.cat([root.unsqueeze(1), tokens.clamp(min=0)], 1)
         positions = self.place(tokens.shape[1], view, start, offset)
@@ -213,4 +240,6 @@ class Target(CachedModel):
             output_hidden_states=bool(hidden),
         )
         states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
-        return (out.logits, states) if then is None else then(out.logits, states)
+        if then is None:
+            return out.logits, states
+        return then(out.logits, states, root, nodes, *extras)

@@ -96,7 +96,7 @@ class SpSDrafter(Drafter):
         token, distribution, sure = self._choose(logits, node)
         return token, token.unsqueeze(1).clamp(max=self.last_id), distribution, sure
 
-    def _likeliest(self, logits, _) -> tuple:
+    def _likeliest(self, logits, *_) -> tuple:
         """The best token [B] after the rows read and the row to read next [B, 1], in their call."""
         self.draft.cache.length.add_(logits.shape[1])
         token = _to_width(logits[:, -1], self.vocab_size).argmax(-1)
