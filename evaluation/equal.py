@@ -13,7 +13,7 @@ Exit status: 0 all equal, 1 a file differs, 2 a file could not be compared.
 With --model-path TARGET, why a file differs: every token of the differing questions is measured on
 the target's own logits (one prefill a turn), and the gap to the target's best token is held to the
 noise that this machine's readings of the same prefixes show. Verdicts: EXACT, TIES ONLY, SUSPECT,
-BUG, LOSSY BY DESIGN, per question and file (README, How a difference is judged). The exit status is
+BUG, LOSSY BY DESIGN, per question and file (evaluation/README.md). The exit status is
 then of the gravest file: 0 EXACT, TIES ONLY, LOSSY BY DESIGN; 3 SUSPECT; 1 BUG; 2 not compared.
 
       python evaluation/equal.py vanilla.jsonl pld.jsonl --model-path TARGET --proof
