@@ -2,8 +2,9 @@
 
 A forward is a call of a runtime that runs target, draft model or head: of a compiled step the whole
 call, masks and positions inside; eager, the model's own code with its mask. Everything else of a
-step is outside: drafting glue, acceptance with the cache move (where that is a compiled call, its
-part stands beside; it belongs to the commit), the copy of ids to the host, stop rules, learning.
+step is outside: drafting glue, acceptance with the cache move (of a tree a compiled call, whose
+part stands beside and belongs to the commit; of a chain in the target's call), the copy of ids to
+the host, stop rules, learning.
 Mini models, greedy, float32, batch 1, prefills left out. Methods decode in turn, round after
 round; a cell is the mean over prompts, each taken from the round with the least time outside.
 
