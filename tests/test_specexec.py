@@ -7,18 +7,20 @@ import pytest
 import torch
 from conftest import make_model, make_prompts
 from specexec_slow import Recording, best_paths, every_path, next_logits, paths_of, plain
+from test_runtime import needs_compiler
 
 from model.common import tree, verify
 from model.common.decode import generate
 from model.common.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.common.rows import StopRules
-from model.common.runtime import Eager
+from model.common.runtime import Eager, compilations
 from model.common.sampling import Sampler, seed_of
 from model.common.target import Target
 from model.specexec.drafter import SpecExecDrafter
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
+from model.specexec.specinfer import SpecInferDrafter
 
 LIMIT = 30
 FAULTS = {"branch_width": 1, "budget": 30, "beam_len": 1}
@@ -421,7 +423,23 @@ def test_static_shapes_are_known_before_long_answers(target, baseline, batch):
     turns = decode(target, drafter, make_prompts(batch))
     assert [turn.output_ids for turn in turns] == baseline[:batch]
     stepped = {seen for seen in draft.runtime.seen if "'all'" in seen}  # no prefills
-    assert len(stepped) >= 4 and stepped <= warmed
+    assert len(stepped) == 3 and stepped <= warmed  # the tail, the first pass, all later ones
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [SpecExecDrafter, SpecInferDrafter])
+def test_one_graph_serves_all_passes_of_as_many_rows(target, baseline, kind):
+    """Compiled: the baseline's answers, the tail and one or two kinds of passes to compile."""
+    draft = Target(noisy_copy(), "compile")
+    drafter = kind(TreeReader(draft, target), Shape(4, 6, 24, 3))
+    compiled = compilations()
+    decode(target, drafter, make_prompts(1), 3)
+    drafter.warm(33 + LIMIT)
+    assert compilations() - compiled == (3 if kind is SpecExecDrafter else 2)
+    turns = decode(target, drafter, make_prompts(1))
+    assert [turn.output_ids for turn in turns] == baseline[:1]
+    assert len(turns[0].accept_lengths) < LIMIT - 5
+    assert compilations() - compiled == (3 if kind is SpecExecDrafter else 2)
 
 
 def test_host_reads_are_counted(target, drafts, monkeypatch):

@@ -62,8 +62,11 @@ class CachedModel:
             self.cache.grow(-(-needed // STATIC_BUCKET) * STATIC_BUCKET)
             self.runtime.forget()
 
-    def columns(self, needed: int, committed: int) -> tuple[int, int | None]:
-        """(view, known start) of rows that need so many columns, for which room is made."""
+    def columns(self, needed: int, committed: int | None) -> tuple[int, int | None]:
+        """(view, known start) of rows that need so many columns, for which room is made.
+
+        committed: columns, None where shapes are static, which never ask for it.
+        """
         if needed > self.cache.capacity:
             self.make_room(needed)
         if self.runtime.static_shapes:  # the fast path: between two calls of compiled code
@@ -74,12 +77,15 @@ class CachedModel:
         """Committed columns where the host knows them: one sequence, eager."""
         return committed if self.cache.batch == 1 and not self.static_shapes else None
 
-    def place(self, num_rows: int, view: int, start: int | None, offset: int = 0) -> Tensor:
-        """Columns [B, r], the cache's slots, of rows `offset` after the committed ones."""
+    def place(self, num_rows: int, view: int, start: int | None, offset=0) -> Tensor:
+        """Columns [B, r], the cache's slots, of rows `offset` after the committed ones.
+
+        offset: an int, or a tensor [] where start is None.
+        """
         cache = self.cache
         cache.view = view
         if start is None:
-            ahead = torch.arange(offset, offset + num_rows, device=self.device)
+            ahead = torch.arange(num_rows, device=self.device) + offset
             cache.slots = cache.length.unsqueeze(1) + ahead
         else:
             first = start + offset

@@ -151,7 +151,7 @@ class Target(CachedModel):
         depths,
         needed: int,
         hidden: tuple = (),
-        offset: int = 0,
+        offset: int | Tensor = 0,
         root: Tensor | None = None,
         then=None,
         extras: tuple = (),
@@ -160,18 +160,22 @@ class Target(CachedModel):
 
         In inference mode, which is the caller's: entering it costs as much as the rest of this.
         offset: columns between the committed ones and these rows, written by earlier reads of the
-        same tree; known is [.., r, offset + r] then (models without sliding attention).
+        same tree (models without sliding attention); known is then [.., r, w], w at least offset +
+        r. Where shapes are static it may be a tensor [], so that one graph serves all of them.
         root: [B], read before the tokens, of which -1 is an inert row.
         then: what is made of the output in the same compiled or captured call,
         then(logits, states, root, tokens, *extras) -> tensors; None = the output itself.
         """
-        committed = needed - tokens.shape[1] - offset - (root is not None)
-        view, start = self.columns(needed, committed)
-        if self.static_shapes:
-            shape = (tokens.shape, known is None or known.shape, hidden, offset, root is None, then)
+        if self.runtime.static_shapes:
+            view, start = self.columns(needed, None)
+            behind = isinstance(offset, Tensor) or offset
+            shape = (tokens.shape, known is None or known.shape, hidden, behind, root is None, then)
             self.seen.setdefault(
                 shape, ((root, tokens, known, depths), hidden, offset, then, extras)
             )
+        else:
+            committed = needed - tokens.shape[1] - offset - (root is not None)
+            view, start = self.columns(needed, committed)
         place = view, "all", hidden, start, offset
         return self.runtime(root, tokens, known, depths, *place, then, *extras)
 

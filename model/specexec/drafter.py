@@ -109,11 +109,11 @@ class SpecExecDrafter(Drafter):
         return [(self.shape.budget, self.any_parents)]
 
     def warm(self, capacity):
-        shape, column, size = self.shape, 0, min(self.shape.budget, self.shape.branch_width)
+        shape, size = self.shape, min(self.shape.budget, self.shape.branch_width)
         for _ in range(shape.beam_len - 1):
             rows = min(shape.num_beams, size)
-            self.reader.rehearse(rows, column)
-            column, size = column + rows, min(shape.budget, size + rows * shape.branch_width)
+            self.reader.rehearse(rows)
+            size = min(shape.budget, size + rows * shape.branch_width)
         self.reader.draft.warm(capacity + self.num_columns)
 
     def propose(self):

@@ -20,8 +20,12 @@ from model.common.target import Target
 class TreeReader:
     """Rows of draft trees behind B committed sequences.
 
+    Where shapes are static, rows know all columns that a tree takes, and their place among them is
+    data: one graph serves every pass of as many rows.
+
     num_ids  tokens that both models know
     room     tokens that each answer may still draft, host ints; 0 for a finished one
+    lines    [B, columns, w]: which columns each one that was read reads
     """
 
     def __init__(self, draft: Target, target: Target):
@@ -46,6 +50,8 @@ class TreeReader:
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]
         self.room = [max(left, 0) for left in self.room]
+        size = num_columns if self.static_shapes else 0
+        self.lines = torch.zeros(len(lengths), size, size, dtype=torch.bool, device=ids.device)
 
     def rooms(self) -> Tensor:
         """room on the draft model's device, [B]."""
@@ -58,7 +64,6 @@ class TreeReader:
         logits, _ = self.draft.read(unread, None, None, self.committed)
         cache.length.add_(2)
         self.num_columns = 0
-        self.lines = torch.empty(len(self.room), 0, 0, dtype=torch.bool, device=logits.device)
         return logits[:, -1, : self.vocab_size]
 
     def read(self, tokens: Tensor, parents: Tensor, levels: Tensor) -> Tensor:
@@ -68,33 +73,43 @@ class TreeReader:
         the root's children.
         """
         num_rows, offset = tokens.shape[1], self.num_columns
-        above = self._lines_of(parents)
-        own = torch.eye(num_rows, dtype=torch.bool, device=tokens.device)
-        known = torch.cat([above, own.expand(len(tokens), -1, -1)], 2)  # [B, r, offset + r]
-        self.lines = torch.cat([torch.nn.functional.pad(self.lines, (0, num_rows)), known], 1)
+        known = self._enter(parents)
         self.num_columns += num_rows
         context = self.draft.context
         if context is not None and self.committed + offset + num_rows > context:
             levels = torch.minimum(levels, context - 1 - self.draft.cache.length.unsqueeze(1))
         needed = self.committed + offset + num_rows
         tokens = self._known_ids(tokens)
-        logits, _ = self.draft.read(tokens, known, levels, needed, (), offset)
+        logits, _ = self.draft.read(tokens, known, levels, needed, (), self._offset(offset))
         return logits[..., : self.vocab_size]
 
     @torch.inference_mode()
-    def rehearse(self, num_rows: int, offset: int) -> None:
-        """Show the runtime a pass's shapes, so that they are compiled ahead."""
+    def rehearse(self, num_rows: int) -> None:
+        """Show the runtime the shapes of a pass of so many rows, to be compiled ahead."""
         tokens = torch.zeros(len(self.room), num_rows, dtype=torch.long, device=self.draft.device)
-        known = torch.ones(*tokens.shape, offset + num_rows, dtype=torch.bool, device=tokens.device)
         self.draft.cache.length.zero_()
-        self.draft.read(tokens, known, tokens.clone(), offset + num_rows, (), offset)
+        known = self.lines[:, :num_rows]
+        self.draft.read(tokens, known, tokens.clone(), num_rows, (), self._offset(0))
 
-    def _lines_of(self, parents: Tensor) -> Tensor:
-        """Columns that the parents read, [B, r, columns]."""
-        if self.num_columns == 0:
-            return self.lines.new_zeros(*parents.shape, 0)
-        index = parents.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.num_columns)
-        return self.lines.gather(1, index) & (parents >= 0).unsqueeze(-1)
+    def _offset(self, offset: int) -> int | Tensor:
+        """As Target.read() wants it."""
+        return torch.tensor(offset, device=self.draft.device) if self.static_shapes else offset
+
+    def _enter(self, parents: Tensor) -> Tensor:
+        """The next rows' lines, known [B, r, w]: what their parents read, and themselves."""
+        num_rows, begin = parents.shape[1], self.num_columns
+        end = begin + num_rows
+        if not self.static_shapes:  # from the first pass on they grow with every one
+            known = self.lines[:, :begin, :begin]
+            self.lines = torch.nn.functional.pad(known, (0, num_rows, 0, num_rows))
+        own = self.lines[:, begin:end]
+        if begin:
+            index = parents.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.lines.shape[2])
+            own.copy_(self.lines.gather(1, index) & (parents >= 0).unsqueeze(-1))
+        else:
+            own.zero_()
+        own.diagonal(begin, 1, 2).fill_(True)
+        return own
 
     def _known_ids(self, tokens: Tensor) -> Tensor:
         """Ids that the draft model lacks, of a padded target, are read as its last one."""
