@@ -1,10 +1,9 @@
 """What the loop costs: a step's milliseconds inside the models' forwards, and outside, by phase.
 
 A forward is a call of a runtime that runs target, draft model or head: of a compiled step the whole
-call, masks and positions inside; eager, the model's own code with its mask. Everything else of a
-step is outside: drafting glue, acceptance with the cache move (of a tree a compiled call, whose
-part stands beside and belongs to the commit; of a chain in the target's call), the copy of ids to
-the host, stop rules, learning.
+call, masks, positions and the greedy acceptance inside; eager, the model's own code with its mask.
+Everything else of a step is outside: drafting glue, the copy of ids to the host, stop rules,
+learning, and where no runtime is static acceptance and cache.
 Mini models, greedy, float32, batch 1, prefills left out. Methods decode in turn, round after
 round; a cell is the mean over prompts, each taken from the round with the least time outside.
 
@@ -29,13 +28,11 @@ METHODS = ("vanilla", "pld", "sps", "recycling", "medusa", "hydra", "eagle", "ea
 class Forwards:
     """Seconds that the forwards have taken so far, while counting() is entered."""
 
-    def __init__(self, target):
-        self.spent = self.accepting = 0.0
-        self.others = [target.acceptance.runtime] if target.acceptance else []
+    spent = 0.0
 
     @contextmanager
     def counting(self):
-        """Every runtime's calls are timed but those of the acceptance."""
+        """Every runtime's calls are timed."""
         from model.common.compiled import Compiled
         from model.common.runtime import Eager, Graphs
 
@@ -46,10 +43,7 @@ class Forwards:
             def run(this, *arguments):
                 begin = time.perf_counter()
                 result = call(this, *arguments)
-                if this in self.others:
-                    self.accepting += time.perf_counter() - begin
-                else:
-                    self.spent += time.perf_counter() - begin
+                self.spent += time.perf_counter() - begin
                 return result
 
             return run
@@ -64,7 +58,7 @@ class Forwards:
 
 
 def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
-    """A prompt's mean milliseconds a step: {phase: (in forwards, outside)}, and its steps."""
+    """A prompt's mean milliseconds a step: {phase: (in forwards, outside)}."""
     from model.common import decode as loop
     from model.common.clock import Clock
     from model.common.sampling import Sampler
@@ -86,7 +80,6 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     inside: dict[str, float] = {}
 
     loop.Clock = Split
-    accepting = forwards.accepting
     try:
         turn = loop.generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0]
     finally:
@@ -94,11 +87,10 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     steps = len(turn.accept_lengths)
     parts = {name: sum(times) for name, times in turn.phase_s.items()}
     parts["rest"] = turn.wall_s - turn.prefill_s - sum(parts.values())
-    cells = {
+    return {
         name: (1e3 * inside.get(name, 0.0) / steps, 1e3 * (s - inside.get(name, 0.0)) / steps)
         for name, s in parts.items()
     }
-    return {"accepting": 1e3 * (forwards.accepting - accepting) / steps, "cells": cells}
 
 
 class Contender:
@@ -106,26 +98,28 @@ class Contender:
 
     def __init__(self, target, drafter, stop, limit: int, prompts):
         self.parts, self.prompts = (target, drafter, stop, limit), prompts
-        self.forwards, self.best = Forwards(target), [None] * len(prompts)
+        self.forwards, self.best = Forwards(), [None] * len(prompts)
 
     def round(self) -> None:
         """Decode all prompts; of each the round with the least time outside is kept."""
         with self.forwards.counting():
             for place, ids in enumerate(self.prompts):
-                done = decode(*self.parts, ids, self.forwards)
-                done["outside"] = sum(out for _, out in done["cells"].values())
-                if self.best[place] is None or done["outside"] < self.best[place]["outside"]:
-                    self.best[place] = done
+                cells = decode(*self.parts, ids, self.forwards)
+                if self.best[place] is None or _outside(cells) < _outside(self.best[place]):
+                    self.best[place] = cells
 
     def row(self) -> dict:
         """Means over prompts, in ms a step."""
         best = self.best
-        row = {"outside_ms": fmean(done["outside"] for done in best)}
-        row["acceptance_ms"] = fmean(done["accepting"] for done in best)
-        row["forwards_ms"] = fmean(sum(c[0] for c in done["cells"].values()) for done in best)
-        for name in best[0]["cells"]:
-            row[f"{name}_outside_ms"] = fmean(done["cells"][name][1] for done in best)
+        row = {"outside_ms": fmean(map(_outside, best))}
+        row["forwards_ms"] = fmean(sum(inside for inside, _ in cells.values()) for cells in best)
+        for name in best[0]:
+            row[f"{name}_outside_ms"] = fmean(cells[name][1] for cells in best)
         return {name: round(value, 3) for name, value in row.items()}
+
+
+def _outside(cells: dict) -> float:
+    return sum(outside for _, outside in cells.values())
 
 
 def build(method: str, runtime: str, prompts, limit: int):

@@ -7,7 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_prompts
-from oracle import Gaps, Masks, RandomTree, StaticTree, Window, answers, decode, outputs
+from oracle import (
+    Chain,
+    Gaps,
+    Masks,
+    RandomTree,
+    Scripted,
+    Sometimes,
+    StaticTree,
+    Window,
+    answers,
+    decode,
+    outputs,
+)
 from replays import Replays
 from test_capture import META, Captured
 from test_runtime import needs_compiler, with_graphs
@@ -17,8 +29,7 @@ from model.common import tree
 from model.common.acceptance import StaticGreedy
 from model.common.decode import _Loop
 from model.common.drafter import Draft, Drafter, chain_parents
-from model.common.kv_cache import KVCache
-from model.common.ranking import best_id
+from model.common.kv_cache import KVCache, moves_of
 from model.common.runtime import Graphs, compilations, make_runtime
 from model.common.sampling import Sampler
 
@@ -30,13 +41,6 @@ PROMPTS = make_prompts(4)
 def runtime_of(kind, forward):
     """A runtime by its name, or graphs."""
     return Graphs(forward, Replays()) if kind == "graphs" else make_runtime(kind, forward)
-
-
-def acceptance_of(kind, target):
-    """A StaticGreedy of a runtime's name, or of graphs."""
-    acceptance = StaticGreedy(target, "eager")
-    acceptance.runtime = runtime_of(kind, acceptance._step)
-    return acceptance
 
 
 def shallow_parents(seed):
@@ -69,7 +73,7 @@ def step_of(seed, batch, kind, probes):
         cache.update(*torch.rand(2, batch, 3, 64, 4, generator=chance), layer)
     cache.length += torch.randint(40, (batch,), generator=chance)
     root = torch.randint(V, (batch,), generator=chance)
-    depth = {"static": DEPTH, "dynamic": DEPTH - seed % 2, "chain": N}[kind]
+    depth = {"static": DEPTH, "dynamic": DEPTH, "chain": N}[kind]
     return logits, Draft(tokens, parents, depth, probe=probe), root, cache
 
 
@@ -92,105 +96,139 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "batch, kind_of_draft, probes",
-    [(1, "static", True), (3, "dynamic", False), (3, "static", True)],
+    "batch, kind_of_draft, num_nodes",
+    [
+        *((1, "static", N), (3, "static", N), (3, "dynamic", N)),
+        *((1, "chain", N), (3, "chain", N), (1, "chain", 0), (3, "chain", 0)),
+    ],
 )
 @torch.inference_mode()
-def test_one_call_gives_what_greedy_gives(kind, batch, kind_of_draft, probes):
+def test_the_targets_call_gives_what_greedy_gives(kind, batch, kind_of_draft, num_nodes):
     """Counts, paths, tokens, new roots, the host's rows and the cache, with rows that ended."""
-    target, cache = SimpleNamespace(runs_ahead=False, device=CPU), None
-    target.acceptance = acceptance = acceptance_of(kind, target)
-    counts, kept = set(), []
+    target = SimpleNamespace(runs_ahead=False, device=CPU)
+    target.acceptance = acceptance = StaticGreedy(target)
+    target.runtime = runtime_of(kind, lambda then, logits, *rest: then(logits * 1, {}, *rest))
+    counts, kept, graphs = set(), [], None
     for seed in range(30):
-        logits, draft, root, fresh = step_of(seed, batch, kind_of_draft, probes)
-        target.cache = cache = cache or fresh
-        for tensor, new in zip((cache.length, *cache.storage), (fresh.length, *fresh.storage)):
-            tensor.copy_(new)
-        alive = alive_of(seed, batch)
-        before = [tensor.clone() for tensor in (cache.length, *cache.storage)]
-        best = best_id(logits)
+        logits, draft, root, fresh = step_of(seed, batch, kind_of_draft, kind_of_draft == "static")
+        if kind_of_draft == "chain":
+            logits, draft = logits[:, : 1 + num_nodes], Draft.chain(draft.tokens[:, :num_nodes])
         if seed == 0:
-            assert acceptance([best], draft, root, alive) is None
-            assert all(map(torch.equal, before, (cache.length, *cache.storage)))
-            acceptance.warm(best)
-            for tensor, old in zip((cache.length, *cache.storage), before):
-                tensor.copy_(old)
-            graphs = compilations()
+            target.cache = cache = fresh
+        tensors = cache.length, *cache.storage
+        for tensor, new in zip(tensors, (fresh.length, *fresh.storage)):
+            tensor.copy_(new)
         loop = _Loop(target, Drafter(), None, Sampler(), None, root)
-        loop.alive = alive
-        found = loop._accept(draft, logits, [best])
-        after = [tensor.clone() for tensor in (cache.length, *cache.storage)]
-        for tensor, old in zip((cache.length, *cache.storage), before):
+        loop.alive = alive_of(seed, batch)
+        before = [tensor.clone() for tensor in tensors]
+        layout = None if draft.is_chain else tree.layout(draft)
+        then, (some, *rest) = acceptance.within(draft, layout, root, loop.alive)
+        assert (some is None) == (batch == 1)
+        _, _, *made = target.runtime(then, logits, root, draft.tokens, some, *rest)
+        found = loop._accept(draft, logits, made)
+        assert (cache.pending is None) == draft.is_chain
+        cache.settle()
+        after = [tensor.clone() for tensor in tensors]
+        for tensor, old in zip(tensors, before):
             tensor.copy_(old)
         wanted = loop._accept(draft, logits, [])
         for name in ("count", "path", "tokens"):
             assert torch.equal(getattr(found[0], name), getattr(wanted[0], name)), name
         assert torch.equal(found[1], wanted[1]) and said(found[2]) == said(wanted[2])
-        assert all(map(torch.equal, after, (cache.length, *cache.storage)))
+        assert all(map(torch.equal, after, tensors))
         counts |= set(found[0].count.tolist())
         kept.append((found, [found[1].clone(), *(part.clone() for part in found[0])]))
-    deeper = Draft(draft.tokens, draft.parents, draft.depth + 2, probe=draft.probe)
-    assert acceptance([best], deeper, root, None) is None
-    cache.grow(128)
-    assert acceptance([best], draft, root, None) is None
+        graphs = graphs or compilations()
     assert compilations() == graphs
-    assert {1, 2, 3} <= counts
-    for found, copies in kept:  # no later step has written into them
-        assert all(map(torch.equal, [found[1], *found[0]], copies))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch, num_nodes", [(1, N), (3, N), (1, 0), (3, 0)])
-@torch.inference_mode()
-def test_chains_are_accepted_in_the_targets_call(kind, batch, num_nodes):
-    """As above: what greedy() gives, the lengths in the cache, and nothing moved there."""
-    target = SimpleNamespace(runs_ahead=False, device=CPU)
-    target.acceptance = acceptance = StaticGreedy(target, "eager")
-    target.runtime = runtime_of(kind, lambda logits, *rest: acceptance.chain(logits * 1, {}, *rest))
-    _, _, _, target.cache = step_of(0, batch, "chain", False)
-    counts, kept, length, storage = set(), [], target.cache.length, target.cache.storage[0]
-    for seed in range(30):
-        logits, draft, root, fresh = step_of(seed, batch, "chain", False)
-        logits, draft = logits[:, : 1 + num_nodes], Draft.chain(draft.tokens[:, :num_nodes])
-        length.copy_(fresh.length)
-        alive = alive_of(seed, batch)
-        loop = _Loop(target, Drafter(), None, Sampler(), None, root)
-        loop.alive, before = alive, [length.clone(), storage.clone()]
-        then, (some,) = acceptance.within(draft, root, alive)
-        assert then == acceptance.chain and (some is None) == (batch == 1)
-        _, _, *made = target.runtime(logits, root, draft.tokens, some)
-        found = loop._accept(draft, logits, made)
-        after = length.clone()
-        length.copy_(before[0])
-        wanted = loop._accept(draft, logits, [])
-        for name in ("count", "path", "tokens"):
-            assert torch.equal(getattr(found[0], name), getattr(wanted[0], name)), name
-        assert torch.equal(found[1], wanted[1]) and said(found[2]) == said(wanted[2])
-        assert torch.equal(after, length) and torch.equal(storage, before[1])
-        counts |= set(found[0].count.tolist())
-        kept.append((found, [found[1].clone(), *(part.clone() for part in found[0])]))
     assert counts >= ({1, 2, 3} if num_nodes else {1})
     for found, copies in kept:  # no later step has written into them
         assert all(map(torch.equal, [found[1], *found[0]], copies))
 
 
-@pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
-@pytest.mark.parametrize("kind", [StaticTree, RandomTree, Window, Masks, Gaps])
-def test_replayed_acceptance_gives_the_eager_ids(kind, rows):
-    """The first answer shows the trees, warm() captures them, and every later step is a replay."""
-    known, prompts = [answers("llama")[row] for row in rows], [PROMPTS[row] for row in rows]
+def filled(batch, seed):
+    """A cache of 40 columns of two layers, 20 committed or fewer."""
+    chance = torch.Generator().manual_seed(seed)
+    cache = KVCache([CPU] * 2, batch, 40)
+    cache.slots, cache.view = torch.arange(40).expand(batch, 40), 40
+    for layer in range(2):
+        cache.update(*torch.rand(2, batch, 3, 40, 4, generator=chance), layer)
+    cache.length += torch.randint(1, 20, (batch,), generator=chance)
+    return cache
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_next_forward_moves_what_was_kept(batch):
+    """As commit() does at once, its own rows behind; of what is settled or dropped nothing."""
+    chance = torch.Generator().manual_seed(batch)
+    for seed in range(20):
+        path = torch.full((batch, 5), -1)
+        for row in range(batch):
+            count = int(torch.randint(1, 6, (1,), generator=chance))
+            nodes = torch.randperm(9, generator=chance)[: count - 1].sort().values + 1
+            path[row, :count] = torch.cat([torch.zeros(1).long(), nodes])
+        count = (path >= 0).sum(1)
+        now, later = filled(batch, seed), filled(batch, seed)
+        now.commit(path, count)
+        later.pending = moves_of(later.length, path)
+        later.length.add_(count)
+        rows = torch.rand(2, 2, batch, 3, 6, 4, generator=chance)
+        now.slots = later.slots = now.length.unsqueeze(1) + torch.arange(6)
+        later.moves = later.due(4)
+        assert later.pending is None
+        for layer in range(2):
+            seen = [cache.update(*rows[layer], layer) for cache in (now, later)]
+            for row in range(batch):  # what the old rows leave behind the new ones is not read
+                end = now.slots[row, -1] + 1
+                for wanted, found in zip(*seen):
+                    assert torch.equal(wanted[row, :, :end], found[row, :, :end])
+    assert not later.due(4).any()
+    later.pending = moves_of(later.length, path)
+    assert not later.due(3).any() and later.pending is None  # another depth's: made at once
+    later.pending = moves_of(later.length, path)
+    later.reset()
+    assert later.pending is None
+
+
+def test_a_move_left_out_is_seen(monkeypatch):
+    """The ids tell whether accepted rows have been moved."""
+    monkeypatch.setattr(KVCache, "_joined", lambda cache, slots: (slots[:, :0], slots))
+    known = answers("llama")[:1]
     target, _ = with_graphs()
-    target.acceptance = acceptance_of("graphs", target)
-    capture = target.acceptance.runtime.capture
+    target.acceptance = StaticGreedy(target)
+    assert outputs(decode(target, StaticTree(known), PROMPTS[:1])) != [known[0][:24]]
+
+
+class Changing(Scripted):
+    """Trees of several depths and chains in turn: moves are made by the next forward or before."""
+
+    kinds = StaticTree, StaticTree, Chain, Masks, Gaps, Sometimes
+
+    def start(self, prefill, max_lengths, sampler):
+        super().start(prefill, max_lengths, sampler)
+        self.others = [kind(self.known) for kind in self.kinds]
+        for other in self.others:
+            other.start(prefill, max_lengths, sampler)
+
+    def propose(self):
+        other = self.others[self.steps % len(self.others)]
+        other.place = self.place
+        return other.propose()
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("kind", [StaticTree, RandomTree, Window, Masks, Gaps, Changing])
+def test_replayed_acceptance_gives_the_eager_ids(kind, rows):
+    """Every tree and view is captured once."""
+    known, prompts = [answers("llama")[row] for row in rows], [PROMPTS[row] for row in rows]
+    target, capture = with_graphs()
+    target.acceptance = StaticGreedy(target)
     decode(target, kind(known), prompts)
-    assert capture.captured == 0
     target.warm(200)
-    assert capture.captured == len(target.acceptance.warmed) == 1
-    replayed = capture.replayed
+    captured, replayed = capture.captured, capture.replayed
     for _ in range(2):
         turns = decode(target, kind(known), prompts)
         assert outputs(turns) == [ids[:24] for ids in known]
-    assert capture.captured == 1 and not any(turn.recompiled for turn in turns)
+    assert capture.captured == captured and not any(turn.recompiled for turn in turns)
     steps = max(len(turn.accept_lengths) for turn in turns)
     assert capture.replayed - replayed == 2 * steps
 
@@ -201,14 +239,10 @@ def test_the_call_can_be_captured():
     some = torch.ones(2, dtype=torch.bool, device=META)
     for kind, alive in [("static", None), ("dynamic", some), ("chain", None), ("chain", some)]:
         logits, draft, root, cache = step_of(0, 2, kind, kind != "chain")
-        tensors = logits, draft.tokens, draft.probe, *tree.layout(draft), root
-        logits, tokens, *tree_of, root = (None if t is None else t.to(META) for t in tensors)
         target = SimpleNamespace(device=META, cache=KVCache([META], 2, 64))
-        acceptance = acceptance_of("eager", target)
-        acceptance.cache = target.cache
-        acceptance.cache.storage = [storage.to(META) for storage in cache.storage]
-        if kind == "chain":
-            Captured()(partial(acceptance.chain, logits, {}, root, tokens, alive))
-        else:
-            rest = best_id(logits), tokens, *tree_of, draft.depth, root, alive
-            Captured()(partial(acceptance._step, *rest))
+        layout = None if kind == "chain" else tree.layout(draft)
+        then, (_, *rest) = StaticGreedy(target).within(draft, layout, root, None)
+        tensors = logits, root, draft.tokens, *rest
+        logits, *rest = (None if t is None else t.to(META) for t in tensors)
+        root, tokens, *rest = rest
+        Captured()(partial(then, logits, {}, root, tokens, alive, *rest))

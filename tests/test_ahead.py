@@ -31,7 +31,7 @@ def replayed(monkeypatch):
         if name.startswith("model.") and hasattr(module, "make_runtime"):
             monkeypatch.setattr(module, "make_runtime", make)
     # from a GPU ids are copied before the next replay overwrites them
-    monkeypatch.setattr(loop, "HostCopy", lambda tensor: HostCopy(tensor.clone()))
+    monkeypatch.setattr(loop, "host_copy", lambda tensor: HostCopy(tensor.clone()))
 
 
 class StaticCase(Case):

@@ -358,7 +358,7 @@ def test_cache_equals_a_fresh_prefill(target, batch):
 def test_one_shape_and_static_trees(target):
     drafter = Recording(lookahead())
     decode(target, drafter, loopy_prompts(), batch=4)
-    (num_nodes, _), inner = drafter.inner.shapes()[0], drafter.inner
+    (num_nodes, *_), inner = drafter.inner.shapes()[0], drafter.inner
     assert {draft.tokens.shape for draft, _ in drafter.drafts} == {(4, num_nodes)}
     assert {id(draft.parents) for draft, _ in drafter.drafts} <= set(map(id, inner.parents))
     assert drafter.drafts[2][0].parents is inner.shapes()[0][1]

@@ -387,7 +387,7 @@ def test_facts_and_idle_rows(target):
     drafter.warm(64)
     assert drafter.facts() == {"head_bytes": 4 * (64 * 64 + 64 + 97 * 64) * 4}
     assert drafter.reads_per_step == 0
-    assert drafter.shapes() == [(63, drafter.tree.parents)]
+    assert drafter.shapes() == [(63, drafter.tree.parents, 4)]
     step = SimpleNamespace(
         hidden={"last": torch.arange(12.0).view(2, 3, 2)},
         count=torch.tensor([2, 0]),

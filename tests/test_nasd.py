@@ -269,7 +269,7 @@ def test_static_shapes_are_padded_and_rows_end_inert():
     prefill = SimpleNamespace(tokens=torch.zeros(1), host_ids=rows)
     drafter.start(prefill, [], STEADY)
     assert drafter.propose().tokens.tolist() == [[2, 3, 4], [-1, -1, -1], [2, 2, 2]]
-    assert drafter.shapes() == [(0, None), (3, None)]
+    assert drafter.shapes() == [(0, None, 0), (3, None, 0)]
 
 
 @pytest.mark.parametrize("batch", [1, 3])

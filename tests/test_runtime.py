@@ -21,7 +21,7 @@ from oracle import (
 from replays import Held, Replays
 
 from model.common.compiled import Compiled
-from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.drafter import Draft, DraftShape, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.common.runtime import Eager, Graphs, compilations, make_runtime
 from model.common.target import Target
@@ -130,7 +130,7 @@ def test_replayed_steps_give_the_eager_ids(kind, rows):
         assert outputs(turns) == [ids[:24] for ids in known]
         if kind in (Chain, StaticTree):
             assert {turn.accept_lengths[0] for turn in turns} == {4}
-    widths = len({key[1][0] for key in target.runtime.graphs})
+    widths = len({key[2][0] for key in target.runtime.graphs})
     assert capture.captured == len(target.runtime.graphs) == widths <= 5
     steps = 2 * max(len(turn.accept_lengths) for turn in turns)
     assert capture.captured + capture.replayed == steps
@@ -155,7 +155,7 @@ def test_a_new_or_grown_cache_has_new_graphs():
     turns = decode(target, drafter, PROMPTS[:1])
     assert outputs(turns) == [known[0][:24]]
     assert target.cache.capacity == 512 and len(target.runtime.graphs) == 1
-    keys = [key[4] for key in target.runtime.graphs]
+    keys = [key[0] for key in target.runtime.graphs]
     assert keys == [512]  # the view
 
 
@@ -176,7 +176,7 @@ def test_warm_leaves_nothing_to_capture():
     target.reserve(4, 700)
     decode(target, StaticTree(known), PROMPTS, 4)
     drafter = StaticTree(known)
-    target.warm(700, [(0, None), (5, None), (8, drafter.parents)])
+    target.warm(700, [DraftShape(0), DraftShape(5), DraftShape(8, drafter.parents, 4)])
     warmed = capture.captured
     assert warmed == 3 * 3  # widths 1, 6 and 9 in views of 256, 512 and 768 columns
     long = (PROMPTS[3] * 70)[:450]
@@ -259,9 +259,9 @@ def test_compiled_steps_give_the_eager_ids():
     target.reserve(1, 200)
     drafter = StaticTree(plain)
     decode(target, StaticTree(plain), PROMPTS[:1], 4)  # shows the tree as it is accepted
-    target.warm(200, [(0, None), (8, drafter.parents)])
+    target.warm(200, [DraftShape(0), DraftShape(8, drafter.parents, 4)])
     compiled = compilations()
-    assert len(target.acceptance.warmed) == 1  # the tree; no draft is a chain
+    assert len(target.runtime.firsts) == 2  # the tree, once
     for kind in (EmptyDrafter, StaticTree):
         turns = decode(target, new_drafter(kind, plain), PROMPTS[:1])
         assert outputs(turns) == [plain[0][:24]]

@@ -12,7 +12,7 @@ from test_pld import cycle_target
 
 from model.common import args as arguments
 from model.common import verify
-from model.common.drafter import Draft, Drafter, EmptyDrafter, chain_parents
+from model.common.drafter import Draft, Drafter, DraftShape, EmptyDrafter, chain_parents
 from model.common.errors import BadInput
 from model.common.rows import StopRules
 from model.common.sampling import Sampler
@@ -205,7 +205,7 @@ class Fixed(Drafter):
         self.draft = Draft(tokens, self.parents, 2)
 
     def shapes(self):
-        return [(len(self.parents), self.parents)]
+        return [DraftShape(len(self.parents), self.parents, 2)]
 
     def propose(self):
         self.num_proposed += 1
@@ -254,10 +254,10 @@ def test_rows_of_a_batch_choose_by_themselves(pad_to, width):
     assert draft.tokens.tolist() == [[0, 1, 2, -1, *pad], [*COPY, *pad], [0, 1, 2, -1, *pad]]
     assert draft.parents[0].tolist() == [-1, -1, 0, -1, *pad]
     assert torch.equal(draft.parents[1], chain_parents(width, draft.parents.device))
-    assert draft.depth == 4
+    assert draft.depth == (pad_to or 4)
     if pad_to:
-        nodes, parents = drafter.shapes()[-1]
-        assert nodes == width and parents.shape == draft.parents.shape
+        nodes, parents, depth = drafter.shapes()[-1]
+        assert (nodes, depth) == (width, draft.depth) and parents.shape == draft.parents.shape
 
 
 def test_auxiliary_parents_may_differ_by_row():
@@ -418,10 +418,11 @@ def test_state_needs_an_auxiliary(target):
 
 
 def test_static_shapes_are_padded():
-    rows = SamRows(lambda: SamRow(Settings(n_predicts=4), static(CORPUS)), 3)
+    rows = SamRows(lambda: SamRow(Settings(n_predicts=4), static(CORPUS)), 3, deepest=3)
     rows.start(SimpleNamespace(tokens=torch.zeros(1), host_ids=[[11, 12], [1, 2, 3, 1]]), [], None)
     draft = rows.propose()
     assert draft.tokens.tolist() == [[13, 14, 2], [2, 3, -1]]
     assert draft.parents.tolist() == [[-1, 0, 1], [-1, 0, -1]]
-    nodes, parents = rows.shapes()[-1]
-    assert nodes == 3 and parents.shape == draft.parents.shape
+    _, (nodes, parents, depth), chain = rows.shapes()
+    assert (nodes, depth) == (3, draft.depth) == (3, 3) and parents.shape == draft.parents.shape
+    assert chain == (3, None, 0)

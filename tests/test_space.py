@@ -367,7 +367,7 @@ def test_captured_steps(target, batch):
 def test_one_shape_and_one_tree(target):
     drafter = Recording(space(3))
     decode(target, drafter, loopy_prompts(), batch=4)
-    ((num_nodes, parents),) = drafter.shapes()
+    ((num_nodes, parents, _),) = drafter.shapes()
     assert {draft.tokens.shape for draft, _ in drafter.drafts} == {(4, num_nodes)}
     assert all(draft.parents is parents and draft.depth == 3 for draft, _ in drafter.drafts)
     assert all(draft.probe is drafter.inner.probe for draft, _ in drafter.drafts)

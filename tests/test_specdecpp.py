@@ -140,7 +140,7 @@ def test_host_reads_are_declared_and_kept(target, drafts, monkeypatch):
 
 def test_shapes_hold_every_draft(target, drafts):
     for most in (1, 3, 4, 5, 8, 20, 33):
-        shapes = [n for n, _ in ada(drafts["noisy"], target, bounds=(1, most)).shapes()]
+        shapes = [n for n, *_ in ada(drafts["noisy"], target, bounds=(1, most)).shapes()]
         assert shapes[0] == 4 and shapes[-1] >= most
         assert all(b == 2 * a for a, b in zip(shapes, shapes[1:]))
         assert len(shapes) == 1 or shapes[-2] < most
@@ -150,7 +150,7 @@ def test_shapes_hold_every_draft(target, drafts):
 def test_static_runtimes_see_the_announced_shapes(chance):
     drafter = started([[chance]], 0.5, (2, 20), static=True)
     draft = drafter.propose()
-    assert draft.tokens.shape[1] in [num_nodes for num_nodes, _ in drafter.shapes()]
+    assert draft.tokens.shape[1] in [num_nodes for num_nodes, *_ in drafter.shapes()]
     assert (draft.tokens >= 0).sum() == {0.2: 2, 0.8: 5, 0.99: 20}[chance]
 
 

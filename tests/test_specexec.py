@@ -407,7 +407,9 @@ class Guarded(Eager):
         self.seen = set()
 
     def __call__(self, *arguments):
-        self.seen.add(tuple(a.shape if isinstance(a, torch.Tensor) else repr(a) for a in arguments))
+        key = tuple(a.shape if isinstance(a, torch.Tensor) else repr(a) for a in arguments)
+        self.firsts.setdefault(key, arguments)
+        self.seen.add(key)
         return self.forward(*arguments)
 
 

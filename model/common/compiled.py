@@ -41,6 +41,7 @@ class Compiled(Eager):
         key = layouts(arguments)
         if key in self.calls:
             return self.calls[key](arguments)
+        self.firsts[key] = arguments
         with codes_called() as codes:
             result = self._trace(arguments)
         self.calls[key] = Call(arguments, result, self.graphs.pop(), codes)

@@ -14,7 +14,7 @@ from model.common import verify
 from model.common.clock import Clock, now
 from model.common.drafter import Draft, Drafter, LoopStep, Step
 from model.common.errors import BadInput
-from model.common.host_copy import HostCopy
+from model.common.host_copy import host_copy
 from model.common.rows import Rows, StopRules, Turn
 from model.common.runtime import compilations
 from model.common.sampling import Sampler
@@ -93,6 +93,7 @@ def _prefill(target, drafter, rows: Rows, sampler, num_idle: int) -> torch.Tenso
     host = root.tolist()
     for row, token in enumerate(host):
         rows.add(row, [token])
+    rows.measure()
     if any(rows.alive):
         length = torch.tensor(lengths, device=target.device)
         if num_idle:
@@ -133,7 +134,7 @@ class _Loop:
         self.clock = Clock(target.device)
         self.running: list[bool] = []  # rows.alive as the device knows it
         self.alive: Tensor | None = None  # the same [B], None = all
-        self.pending = None  # (draft, HostCopy) of a step whose ids the host has not read
+        self.pending = None  # (draft, host_copy()) of a step whose ids the host has not read
 
     def run(self, begin: float) -> None:
         """Steps until all answers have ended; begin: perf_counter() when their prefill began."""
@@ -147,42 +148,41 @@ class _Loop:
         target, drafter, clock = self.target, self.drafter, self.clock
         clock.mark("draft")
         draft = drafter.propose()
-        if draft.tokens.shape[1] and self._ended():
+        if self.pending and draft.tokens.shape[1] and self._ended():
             return
         clock.mark("verify")
         began = self.alive
         asked = self._longest(), drafter.needs.hidden, self.greedy, began
         logits, hidden, *made = target.forward(self.root, draft, *asked)
         clock.mark("commit")
-        if self._ended():
+        if self.pending and self._ended():
             return
         accepted, following, host = self._accept(draft, logits, made)
         if made and self.alive is not began:  # rows were seen to end after the target's call
             accepted = accepted.only(self.alive)
             following = torch.where(self.alive, following, self.root)
         self.sampler.advance(accepted.count)
-        self.pending = draft, HostCopy(host)
+        self.pending = draft, host_copy(host)
         host_ids = None if self.ahead else self._read_ids()
         clock.mark("draft")
         step = (self.root, draft, logits, hidden, accepted, following, host_ids)
         drafter.observe(LoopStep(*step, self._longest()))
         clock.end_step()
         self.root = following
-        if not self.ahead:
+        if not self.ahead and self.rows.alive != self.running:
             self._drop_ended()
 
     def _ended(self) -> bool:
-        """Whether no answer goes on, once the pending ids are read."""
-        if self.pending is None:
-            return False
+        """Read the pending ids; whether no answer goes on."""
         self.clock.mark("commit")
         self._read_ids()
         self._drop_ended()
         return not any(self.rows.alive)
 
     def _longest(self) -> int:
-        """A bound of rows.longest(), which it is when no ids are pending."""
-        return self.rows.longest() + (1 + self.pending[0].depth if self.pending else 0)
+        """A bound of rows.longest, which it is when no ids are pending."""
+        longest = self.rows.longest
+        return longest + 1 + self.pending[0].depth if self.pending else longest
 
     def _drop_ended(self) -> None:
         """Note the rows that have ended: they stay at column 0 of the cache."""
@@ -200,13 +200,11 @@ class _Loop:
     def _accept(self, draft: Draft, logits: Tensor, made: list[Tensor]):
         """Apply the rule and keep the accepted rows; (accepted, new roots [B], host's tensor).
 
-        made: what the target's call has made for its `acceptance`.
+        made: what the target's call has made of it, where it holds the `acceptance`.
         """
         target, sampler, alive = self.target, self.sampler, self.alive
         if made:
-            done = target.acceptance(made, draft, self.root, alive)
-            if done is not None:
-                return done
+            return target.acceptance(made)
         accepted = verify.choose(sampler, draft, self.typical)(logits)
         following = accepted.last
         if alive is not None:
@@ -228,4 +226,5 @@ class _Loop:
                 turn.accept_lengths.append(rows.add(row, ids))
                 turn.drafted.append(drafted)
                 turn.depth.append(draft.depth)
+        rows.measure()
         return host_ids

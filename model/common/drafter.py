@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class Draft:
              counted
     parents  [n] (one static tree for all rows and steps: pass the same tensor) or [B, n] long;
              index of the node it continues, -1 = the root. Parents stand before their children.
-    depth    host int, bound on the deepest node that can be committed
+    depth    host int, bound on the deepest node that can be committed; where shapes are static, one
+             for all drafts of as many nodes
     probs    [B, n, V] or None: the distribution each node was sampled from, given the siblings
              before it (rejection rules); None = the nodes are point guesses (token matching)
     probe    [n] bool or None: rows the target reads and that are never committed
@@ -56,6 +58,20 @@ class Draft:
         """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
         parents = chain_parents(self.tokens.shape[1], self.tokens.device)
         return self.parents is parents and self.probe is None
+
+
+class DraftShape(NamedTuple):
+    """What a compiled or captured step depends on: nodes, parents as a Draft has them (None = a
+    chain), and of a tree the depth."""
+
+    num_nodes: int
+    parents: Tensor | None = None
+    depth: int = 0
+
+    def draft(self, batch: int, device) -> Draft:
+        """A draft of this shape for so many sequences, whose tokens mean nothing."""
+        tokens = torch.zeros(batch, self.num_nodes, dtype=torch.long, device=device)
+        return Draft.chain(tokens) if self.parents is None else Draft(tokens, *self[1:])
 
 
 @dataclass
@@ -151,8 +167,8 @@ class Drafter:
     def start(self, prefill: Step, max_lengths: list[int], sampler) -> None:
         """Forget the previous sequences; max_lengths bound prompt + answer of each (tokens)."""
 
-    def shapes(self) -> list[tuple[int, Tensor | None]]:
-        """(nodes, static parents or None for a chain) of the drafts to compile or capture ahead."""
+    def shapes(self) -> list[DraftShape]:
+        """Of the drafts to compile or capture ahead, beside those of the steps so far."""
         return []
 
     def warm(self, capacity: int) -> None:
@@ -182,7 +198,7 @@ class EmptyDrafter(Drafter):
     ahead = True
 
     def shapes(self):
-        return [(0, None)]
+        return [DraftShape(0)]
 
     def start(self, prefill, max_lengths, sampler):
         self.draft = Draft.chain(prefill.tokens.new_empty(prefill.tokens.shape[0], 0))
@@ -217,17 +233,26 @@ class SequenceDrafter:
 class PerSequence(Drafter):
     """Lifts one-sequence drafters to a batch: one object per row, one copy to the device per step.
 
-    make    builds one row's drafter; called again when a larger batch comes
-    pad_to  nodes per non-empty draft, for runtimes that want static shapes; None = as they are
-    facts   a function for Drafter.facts()
+    make     builds one row's drafter; called again when a larger batch comes
+    pad_to   nodes per non-empty draft, for runtimes that want static shapes; None = as they are
+    facts    a function for Drafter.facts()
+    deepest  of the nodes of trees, where shapes are static; None = drafts are chains
     """
 
-    def __init__(self, make, pad_to: int | None = None, facts=dict):
-        self.make, self.pad_to, self.facts = make, pad_to, facts
+    def __init__(self, make, pad_to: int | None = None, facts=dict, deepest: int | None = None):
+        self.make, self.pad_to, self.facts, self.deepest = make, pad_to, facts, deepest
         self.rows: list[SequenceDrafter] = []
 
     def shapes(self):
-        return [(0, None), (self.pad_to, None)] if self.pad_to else []
+        if not self.pad_to:
+            return []
+        if self.deepest is None:
+            return [DraftShape(0), DraftShape(self.pad_to)]
+        return [DraftShape(0), DraftShape(self.pad_to, self.any_parents(), self.deepest)]
+
+    def any_parents(self) -> Tensor:
+        """Parents [B, n] that stand for any tree per row, to compile or capture its shape."""
+        return torch.full((len(self.active), self.pad_to), -1, device=self.device)
 
     def start(self, prefill, max_lengths, sampler):
         self.device = prefill.tokens.device
@@ -249,7 +274,8 @@ class PerSequence(Drafter):
             return Draft.chain(tokens)
         parents = [self._padded_parents(guess, num_nodes) for guess in guesses]
         parents = torch.tensor(parents, dtype=torch.long, device=self.device)
-        return Draft(tokens, parents, max(guess.depth for guess in guesses))
+        deepest = self.deepest if self.pad_to else None
+        return Draft(tokens, parents, deepest or max(guess.depth for guess in guesses))
 
     def observe(self, step):
         for row, ids in zip(self.active, step.host_ids):

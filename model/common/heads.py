@@ -126,11 +126,11 @@ class CachedHead(CachedModel):
         count    [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
         longest  host int, rows that no unfinished sequence exceeds
         """
-        needed = committed + num_rows
-        place = self.columns(needed, committed)
-        *out, length = self.runtime(*inputs, None, 0, 0, *place, before, then, *extras)
-        torch.clamp(length, max=longest, out=self.cache.length)
-        return tuple(out)
+        place = self.columns(committed + num_rows, committed)
+        out = self.runtime(*inputs, None, 0, 0, *place, before, then, *extras)
+        if self.cache.batch > 1:  # one that has just ended may be longer
+            self.cache.length.clamp_(max=longest)
+        return out
 
     def read_prompt(self, inputs: tuple, count: Tensor, pick_at: int, capacity: int) -> tuple:
         """Read right-padded prompts [B, P] into the emptied cache, in chunks.
@@ -189,7 +189,9 @@ class CachedHead(CachedModel):
         rotary = self.rotary(last, positions)
         out = self.module((first, pick, last), rotary, mask, self.cache)
         out = out if then is None else then(out, known, *extras)
-        return out if count is None else (*out, (self.cache.length + count) * (count > 0))
+        if count is not None:
+            self.cache.length.add_(count).mul_(count > 0)
+        return out
 
 
 def flat_path(step, device: torch.device) -> tuple[Tensor, Tensor]:

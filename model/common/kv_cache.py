@@ -1,8 +1,8 @@
 """Keys and values of all layers in one preallocated tensor.
 
 A step writes its rows after the committed ones; committing a path is one gather over the whole
-tensor, and none where the path is a prefix of the rows. Views have bucketed lengths so that shapes
-repeat.
+tensor, and none where the path is a prefix of the rows. Where shapes are static the next forward
+moves them together with its own rows. Views have bucketed lengths so that shapes repeat.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from model.common.errors import BadInput
 class KVCache:
     """What a transformers model sees as past_key_values: it calls update() once per layer.
 
-    length  [B] committed rows per sequence, on the device
-    slots   [B, r] where the forward in progress writes
-    view    how many columns it attends to
+    length   [B] committed rows per sequence, on the device
+    slots    [B, r] where the forward in progress writes
+    view     how many columns it attends to
+    moves    [2, B, m] or None: columns (from, to) of rows that it moves with them
+    pending  moves that are still to be made before the cache is read
     """
 
     def __init__(self, layer_devices: list, batch: int, capacity: int):
@@ -30,7 +32,9 @@ class KVCache:
         self.storage: list[Tensor] = []  # one per device, [layers there, 2, B, H, capacity, D]
         self.layers: list[tuple] = []  # keys and values of every layer, views of the storage
         self.length = torch.zeros(batch, dtype=torch.long, device=layer_devices[0])
-        self.slots, self.view = None, 0
+        self.slots, self.view, self.moves = None, 0, None
+        self.pending: Tensor | None = None
+        self.no_moves: dict = {}  # m -> moves of nothing
 
     def _allocate(self, key: Tensor, value: Tensor, layer: int) -> None:
         if key.shape != value.shape:
@@ -62,6 +66,10 @@ class KVCache:
             self._allocate(key, value, layer)
         keys, values = self.layers[layer]
         slots = on(key.device, self.slots)
+        if self.moves is not None:
+            origin, slots = self._joined(slots)
+            key = torch.cat([self._rows_at(keys, origin), key], 2)
+            value = torch.cat([self._rows_at(values, origin), value], 2)
         if self.batch == 1:
             keys.index_copy_(2, slots[0], key)
             values.index_copy_(2, slots[0], value)
@@ -72,6 +80,18 @@ class KVCache:
             keys.index_put_(place, key)
             values.index_put_(place, value)
         return keys[:, :, : self.view], values[:, :, : self.view]
+
+    def _joined(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns that rows come from [B, m], and all that are written, theirs first [B, m+r]."""
+        origin, place = on(slots.device, self.moves)
+        return origin, torch.cat([place, slots], 1)
+
+    def _rows_at(self, layer: Tensor, columns: Tensor) -> Tensor:
+        """Rows [B, H, m, D] of a layer's keys or values in columns [B, m]."""
+        if self.batch == 1:
+            return layer.index_select(2, columns[0])
+        index = columns[:, None, :, None].expand(-1, layer.shape[1], -1, layer.shape[3])
+        return layer.gather(2, index)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Unused by what we compute (masks and positions are given), but asked for."""
@@ -100,6 +120,24 @@ class KVCache:
                 self._move(storage, source.to(storage.device), target.to(storage.device))
         self.length.add_(count)
 
+    def due(self, num: int) -> Tensor:
+        """Moves [2, B, num] for the next forward to make: the pending ones, or of nothing."""
+        moves = self.pending
+        if moves is None or moves.shape[2] != num:
+            self.settle()
+            if num not in self.no_moves:
+                self.no_moves[num] = self.length.new_zeros(2, self.batch, num)
+            return self.no_moves[num]
+        self.pending = None
+        return moves
+
+    def settle(self) -> None:
+        """Make the pending moves now."""
+        moves, self.pending = self.pending, None
+        if moves is not None:
+            for storage in self.storage:
+                self._move(storage, *on(storage.device, moves))
+
     def _move(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
         if self.batch == 1:
             storage.index_copy_(4, target[0], storage.index_select(4, source[0]))
@@ -111,6 +149,7 @@ class KVCache:
     def reset(self) -> None:
         """Forget everything; zeroed, because a NaN behind the mask would leak through 0 * NaN."""
         self.length.zero_()
+        self.pending = None
         for storage in self.storage:
             storage.zero_()
 
@@ -123,3 +162,17 @@ class KVCache:
             self.storage[i] = grown
         if self.storage:
             self._view_layers()
+
+
+def moves_of(length: Tensor, path: Tensor) -> Tensor:
+    """Columns [2, B, depth] (from, to) of rows path [B, 1+depth], root first, -1 padded, behind
+    `length` [B] committed ones.
+
+    The root stands where it belongs, and is its own origin where a path has ended: no other row
+    that the next forward writes goes there.
+    """
+    inner = path[:, 1:]
+    ended = inner < 0
+    ahead = torch.arange(1, path.shape[1], device=path.device).expand_as(inner)
+    moves = torch.stack([inner.masked_fill(ended, 0), ahead.masked_fill(ended, 0)])
+    return length.unsqueeze(1) + moves

@@ -74,7 +74,7 @@ class Rows:
         self.max_lengths = [len(ids) + limit for ids, limit in zip(prompts, limits)]
         self.turns = [Turn() for _ in prompts]
         self.lengths = [len(ids) for ids in prompts]  # committed
-        self._longest: int | None = None
+        self.longest = max(self.lengths)  # of the unfinished ones, after every measure()
         self.alive = [True] * len(prompts)
         self.compiled = compilations()
 
@@ -86,7 +86,6 @@ class Rows:
         if kept < len(ids):
             del turn.output_ids[kept - len(ids) :]
         self.lengths[row] += kept
-        self._longest = None
         if reason:
             turn.finish_reason = reason
             self.alive[row] = False
@@ -100,9 +99,7 @@ class Rows:
                 turn.wall_s = end - begin
                 turn.recompiled = compilations() - self.compiled
 
-    def longest(self) -> int:
-        """Committed length of the longest unfinished sequence."""
-        if self._longest is None:
-            lengths = zip(self.lengths, self.alive)
-            self._longest = max((length for length, alive in lengths if alive), default=0)
-        return self._longest
+    def measure(self) -> None:
+        """Note the committed length of the longest unfinished sequence."""
+        lengths = zip(self.lengths, self.alive)
+        self.longest = max([length for length, alive in lengths if alive], default=0)

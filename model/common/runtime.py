@@ -60,7 +60,8 @@ class Eager:
     """Calls the forward as it is.
 
     static_shapes: a new shape costs a compilation or capture; overwrites: a call's results stand
-    until the next call of its graph.
+    until the next call of its graph; firsts: arguments of the first call of every graph so far, by
+    what selects it, an entry for each argument.
     """
 
     name = "eager"
@@ -68,6 +69,7 @@ class Eager:
 
     def __init__(self, forward):
         self.forward = forward
+        self.firsts: dict[tuple, tuple] = {}
 
     def __call__(self, *arguments):
         return self.forward(*arguments)
@@ -104,6 +106,7 @@ class Graphs(Eager):
             return self.forward(*arguments)
         key = signature(arguments)
         if key not in self.graphs:
+            self.firsts[key] = arguments
             try:
                 self.graphs[key] = self._record(arguments)
                 return self.graphs[key][-1]

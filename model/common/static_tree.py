@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from model.common.drafter import DraftShape
 from model.common.errors import BadInput
 
 
@@ -75,6 +76,11 @@ class StaticTree:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def shape(self) -> DraftShape:
+        """Of a draft of all its nodes."""
+        return DraftShape(len(self), self.parents, self.depth)
 
     @cached_property
     def num_children(self) -> list[int]:

@@ -37,7 +37,10 @@ class Tails:
         what the reads make room for.
         """
         lengths = [min(length, committed - 2) for length in self.length]
-        self.draft.cache.length.copy_(torch.tensor(lengths))
+        if len(lengths) == 1:
+            self.draft.cache.length.fill_(lengths[0])
+        else:
+            self.draft.cache.length.copy_(torch.tensor(lengths))
         last = self.draft.vocab_size - 1
         pairs = [[min(first, last), min(second, last)] for first, second in self.pairs]
         return torch.tensor(pairs, device=self.draft.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.common import tree
-from model.common.acceptance import StaticGreedy, with_best
+from model.common.acceptance import StaticGreedy
 from model.common.attention import mask_kinds
 from model.common.cached import CachedModel
 from model.common.drafter import Draft, Needs
@@ -48,8 +48,7 @@ class Target(CachedModel):
         self.kinds = mask_kinds(self.config)
         self.static_batch = 1  # sequences per step where shapes are static
         self.runs_ahead = self.static_shapes and self.device.type == "cuda"  # see decode._Loop
-        self.acceptance = StaticGreedy(self, runtime) if self.static_shapes else None
-        self.seen: dict = {}  # shapes of the steps so far -> arguments, for warm()
+        self.acceptance = StaticGreedy(self) if self.static_shapes else None
         self.greedy = False  # whether steps so far had the acceptance in their calls
 
     def facts(self) -> dict:
@@ -96,11 +95,12 @@ class Target(CachedModel):
             last = [n - 1 - begin if begin < n <= end else 0 for n in lengths]
             rows = "all" if needs.prompt_topk else torch.tensor(last, device=self.device)
             scores, hidden = self._rows(
+                end,
                 None,
                 chunk,
                 None,
                 None,
-                end,
+                None,
                 rows if needs.prompt_topk else rows.unique(),
                 needs.hidden,
             )
@@ -129,20 +129,22 @@ class Target(CachedModel):
         """Read root [B] and the draft's rows after the cached prefix.
 
         max_committed: host int, the longest sequence's length with its root.
-        greedy: the same call begins the `acceptance`, for the rows alive [B] bool, None = all.
+        greedy: the same call holds the `acceptance`, for the rows alive [B] bool, None = all.
         Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}), and behind them what the
-        acceptance goes on with; with CUDA graphs they are overwritten by the next forward of the
+        acceptance is called with; with CUDA graphs they are overwritten by the next forward of the
         same shape.
         """
-        self.greedy, then, extras = greedy, None, ()
-        if greedy:
-            then, extras = self.acceptance.within(draft, root, alive)
-        known = depths = None
+        self.greedy, then, extras, moves = greedy, None, (), None
+        layout = None, None, None
         if not draft.is_chain:
-            _, known, depths = tree.layout(draft)
-        needed = max_committed + draft.tokens.shape[1]
-        place = known, depths, needed, hidden
-        return self.read(draft.tokens, *place, root=root, then=then, extras=extras)
+            layout = tree.layout(draft)
+        if greedy:
+            then, extras = self.acceptance.within(draft, layout, root, alive)
+            if not draft.is_chain:
+                moves = self.cache.due(draft.depth)
+        tokens = draft.tokens
+        place = *layout[1:], max_committed + tokens.shape[1], hidden
+        return self.read(tokens, *place, root=root, then=then, extras=extras, moves=moves)
 
     def read(
         self,
@@ -155,6 +157,7 @@ class Target(CachedModel):
         root: Tensor | None = None,
         then=None,
         extras: tuple = (),
+        moves: Tensor | None = None,
     ):
         """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
 
@@ -165,19 +168,30 @@ class Target(CachedModel):
         root: [B], read before the tokens, of which -1 is an inert row.
         then: what is made of the output in the same compiled or captured call,
         then(logits, states, root, tokens, *extras) -> tensors; None = the output itself.
+        moves: of the cache, made by the same call.
         """
-        if self.runtime.static_shapes:
-            view, start = self.columns(needed, None)
-            behind = isinstance(offset, Tensor) or offset
-            shape = (tokens.shape, known is None or known.shape, hidden, behind, root is None, then)
-            self.seen.setdefault(
-                shape, ((root, tokens, known, depths), hidden, offset, then, extras)
-            )
-        else:
+        if self.cache.pending is not None:
+            self.cache.settle()
+        committed = None
+        if not self.runtime.static_shapes:
             committed = needed - tokens.shape[1] - offset - (root is not None)
-            view, start = self.columns(needed, committed)
-        place = view, "all", hidden, start, offset
-        return self.runtime(root, tokens, known, depths, *place, then, *extras)
+        view, start = self.columns(needed, committed)
+        rows = root, tokens, known, depths, moves
+        return self.runtime(view, *rows, "all", hidden, start, offset, then, *extras)
+
+    def reader(self, num_columns: int, then):
+        """A function that reads the next rows of chains: read(tokens [B, r], needed, *extras).
+
+        As read() does, but shapes that are static have one view, of so many columns.
+        """
+        runtime, is_static = self.runtime, self.runtime.static_shapes
+        shared = self.columns(num_columns, None) if is_static else None
+
+        def read(tokens, needed, *extras):
+            view, start = shared or self.columns(needed, needed - tokens.shape[1])
+            return runtime(view, None, tokens, None, None, None, "all", (), start, 0, then, *extras)
+
+        return read
 
     @torch.inference_mode()
     def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
@@ -187,31 +201,37 @@ class Target(CachedModel):
         fall into a timed step.
         """
         batch = self.cache.batch
-        widest = max((num_nodes for num_nodes, _ in shapes), default=0)
-        capacity += 1 + max(widest, *(rows[1].shape[1] for rows, *_ in self.seen.values()), 0)
+        kinds = self._kinds(batch)
+        widths = [first[2].shape[1] for first in kinds] + [shape.num_nodes for shape in shapes]
+        capacity += 1 + max(widths, default=0)
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
-        for num_nodes, parents in shapes:
-            tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=self.device)
-            draft = Draft.chain(tokens) if parents is None else Draft(tokens, parents, num_nodes)
-            self.cache.length.zero_()
-            self.forward(tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
-        for rows, wanted, offset, then, extras in list(self.seen.values()):
-            if rows[1].shape[0] != batch:
-                continue
+        self.cache.pending = None
+        met = {_shape_of(*first[2:6]) for first in kinds if first[1] is not None}
+        for shape in shapes:
+            draft = shape.draft(batch, self.device)
+            known = None if draft.is_chain else tree.layout(draft)[1]
+            moves = None if known is None or not self.greedy else self.cache.due(draft.depth)
+            if _shape_of(draft.tokens, known, None, moves) not in met:
+                self.cache.length.zero_()
+                self.forward(draft.tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
+        for first in self._kinds(batch):
             for view in self.views(capacity):
                 self.cache.length.zero_()
-                place = view, "all", wanted, None, offset
-                out = self.runtime(*rows, *place, then, *extras)
-            if then is with_best:
-                self.acceptance.warm(out[-1])
+                self.runtime(view, *first[1:])
+
+    def _kinds(self, batch: int) -> list[tuple]:
+        """Arguments of one call of every kind of step of so many sequences, whatever its view."""
+        kinds = {key[1:]: first for key, first in self.runtime.firsts.items()}
+        return [first for first in kinds.values() if first[2].shape[0] == batch]
 
     def _rows(
         self,
+        view,
         root,
         nodes,
         known,
         depths,
-        view,
+        moves,
         keep,
         hidden,
         start=None,
@@ -223,7 +243,7 @@ class Target(CachedModel):
 
         start: the committed length where the host knows it (one sequence, eager), else None.
         """
-        tokens = nodes
+        self.cache.moves, tokens = moves, nodes
         if root is not None:
             tokens = torch.cat([root.unsqueeze(1), tokens.clamp(min=0)], 1)
         positions = self.place(tokens.shape[1], view, start, offset)
@@ -247,3 +267,8 @@ class Target(CachedModel):
         if then is None:
             return out.logits, states
         return then(out.logits, states, root, nodes, *extras)
+
+
+def _shape_of(tokens: Tensor, known: Tensor | None, _, moves: Tensor | None) -> tuple:
+    """What two drafts of one kind have in common: how many nodes, whose tree, how deep."""
+    return tokens.shape, known is None or known.dim(), moves is None or moves.shape

@@ -70,9 +70,9 @@ class EagleDrafter(Drafter):
         tokens = on(device, step.new_tokens.reshape(-1))
         states = [on(device, step.hidden[name]) for name in self.head.needs]
         read = (tokens, count, path), num_rows, self._gather, states
-        is_own = num_rows == self.rows and states[0].shape[1] == 1 + self.num_nodes
-        if self.head.static_shapes and not is_own:
-            read = self._foreign_rows(*read[0], *states)
+        if self.foreign and self.head.static_shapes:
+            if num_rows != self.rows or states[0].shape[1] != 1 + self.num_nodes:
+                read = self._foreign_rows(*read[0], *states)
         self.unread = *read, step.max_committed - 1
 
     def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *states) -> tuple:
@@ -170,7 +170,7 @@ class StaticEagleDrafter(EagleDrafter):
         return known, parent, torch.tensor(place, device=device), tree.ranks[level], most
 
     def shapes(self):
-        return [(len(self.tree), self.tree.parents)]
+        return [self.tree.shape]
 
     def start(self, prefill, max_lengths, sampler):
         self.first = self.best[0] if sampler.greedy else None

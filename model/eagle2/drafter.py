@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.common.devices import all_on
-from model.common.drafter import Draft
+from model.common.drafter import Draft, DraftShape
 from model.common.errors import BadInput
 from model.common.ranking import top_logp
 from model.common.tree import parent_rows
@@ -52,7 +52,7 @@ class DynamicEagleDrafter(EagleDrafter):
         self.any_parents = torch.full((self.batch, self.num_nodes), -1, device=self.device)
 
     def shapes(self):
-        return [(self.num_nodes, self.any_parents)]
+        return [DraftShape(self.num_nodes, self.any_parents, 1 + self.depth)]
 
     def propose(self):
         state = self.catch_up()

@@ -60,7 +60,7 @@ class HydraDrafter(Drafter):
         return plan
 
     def shapes(self):
-        return [(len(self.tree), self.tree.parents)]
+        return [self.tree.shape]
 
     def facts(self):
         return {"head_bytes": module_bytes(self.heads)}

@@ -17,7 +17,7 @@ import random
 
 import torch
 
-from model.common.drafter import Draft, Drafter
+from model.common.drafter import Draft, Drafter, DraftShape
 
 
 class Pool:
@@ -134,7 +134,7 @@ class LookaheadDrafter(Drafter):
         self.probe = torch.arange(self.num_nodes, device=device) < self.num_probes
 
     def shapes(self):
-        return [(self.num_nodes, self.parents[-1])]
+        return [DraftShape(self.num_nodes, self.parents[-1], self.depth)]
 
     def start(self, prefill, max_lengths, sampler):
         self.sequences = [

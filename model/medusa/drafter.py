@@ -36,7 +36,7 @@ class MedusaDrafter(Drafter):
         self.seen = None
 
     def shapes(self):
-        return [(len(self.tree), self.tree.parents)]
+        return [self.tree.shape]
 
     def facts(self):
         return {"head_bytes": module_bytes(self.heads)}

@@ -63,7 +63,7 @@ class RecyclingDrafter(Drafter):
         self.batch = 0
 
     def shapes(self):
-        return [(len(self.parents), self.parents)]
+        return [self.tree.shape]
 
     def facts(self):
         return {"matrix_bytes": self.matrix.nbytes} if self.matrix is not None else {}

@@ -53,4 +53,6 @@ def make_drafter(args, target):
         store, args.min_token_span, args.max_token_span, args.max_depth, args.num_draft
     )
     pad_to = args.num_draft if target.static_shapes else None
-    return PerSequence(lambda: RESTDrafter(retriever), pad_to, lambda: facts_of(retriever))
+    return PerSequence(
+        lambda: RESTDrafter(retriever), pad_to, lambda: facts_of(retriever), args.max_depth
+    )

@@ -12,7 +12,15 @@ from pathlib import Path
 import torch
 
 from model.common.args import is_warm
-from model.common.drafter import Draft, Drafter, Guess, PerSequence, SequenceDrafter, chain_parents
+from model.common.drafter import (
+    Draft,
+    Drafter,
+    DraftShape,
+    Guess,
+    PerSequence,
+    SequenceDrafter,
+    chain_parents,
+)
 from model.common.errors import BadInput
 from model.common.prompts import load_tokenizer
 from model.samd.automaton import SuffixAutomaton
@@ -86,10 +94,8 @@ class SamRows(PerSequence):
     """SAM-Decoding without an auxiliary drafter: chains, and trees where there is a corpus."""
 
     def shapes(self):
-        shapes = super().shapes()
-        if self.pad_to and self.rows[0].static:
-            shapes.append((self.pad_to, _free_parents(self, self.pad_to)))
-        return shapes
+        chains = [DraftShape(self.pad_to)] if self.pad_to and self.deepest else []
+        return super().shapes() + chains
 
 
 class CombinedDrafter(Drafter):
@@ -122,8 +128,10 @@ class CombinedDrafter(Drafter):
     def shapes(self):
         shapes = self.rows.shapes() + self.auxiliary.shapes()
         if len(self.rows.active) > 1 and self.rows.pad_to:
-            widest = max(num_nodes for num_nodes, _ in shapes)
-            shapes.append((widest, _free_parents(self.rows, widest)))
+            widest = max(shape.num_nodes for shape in shapes)
+            parents = torch.full((len(self.rows.active), widest), -1, device=self.device)
+            deepest = max(self.rows.pad_to, *(shape.depth for shape in shapes))
+            shapes.append(DraftShape(widest, parents, deepest))
         return shapes
 
     def propose(self):
@@ -142,17 +150,12 @@ class CombinedDrafter(Drafter):
         tokens[:, :num_guessed], parents[:, :num_guessed] = guessed.tokens, guessed.parents
         tokens[chosen] = self._padded([copies[row] for row in chosen], num_nodes)
         parents[chosen] = chain_parents(num_nodes, self.device)
-        return Draft(tokens, parents, max(longest, guessed.depth))
+        return Draft(tokens, parents, max(longest, guessed.depth, self.rows.pad_to or 0))
 
     def _padded(self, copies: list[list[int]], num_nodes: int) -> torch.Tensor:
         """[len(copies), num_nodes], inert beyond each copy."""
         rows = [copy + [-1] * (num_nodes - len(copy)) for copy in copies]
         return torch.tensor(rows, dtype=torch.long, device=self.device).view(len(rows), num_nodes)
-
-
-def _free_parents(rows: PerSequence, num_nodes: int) -> torch.Tensor:
-    """Parents [B, n] that stand for any tree per row, to compile or capture its shape."""
-    return torch.full((len(rows.active), num_nodes), -1, device=rows.device)
 
 
 def build_drafter(args, target) -> Drafter:
@@ -166,7 +169,9 @@ def build_drafter(args, target) -> Drafter:
     numbers = (args.n_predicts, args.alpha, args.len_threshold, args.len_bias)
     settings = Settings(*numbers, combined=other is not None)
     pad_to = args.n_predicts - 1 if target.static_shapes else None
-    rows = SamRows(lambda: SamRow(settings, static), pad_to, static.facts if static else dict)
+    facts = static.facts if static else dict
+    deepest = args.n_predicts - 1 if static and other is None else None
+    rows = SamRows(lambda: SamRow(settings, static), pad_to, facts, deepest)
     return rows if other is None else CombinedDrafter(rows, other)
 
 

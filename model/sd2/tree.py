@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter
+from model.common.drafter import Draft, Drafter, DraftShape
 from model.common.ranking import top_logp
 from model.sd2.exits import SortedDraft
 
@@ -46,7 +46,7 @@ class SortedTreeDrafter(Drafter):
         self.any_parents = torch.full((len(ids), self.num_nodes), -1, device=self.device)
 
     def shapes(self):
-        return [(self.num_nodes, self.any_parents)]
+        return [DraftShape(self.num_nodes, self.any_parents, 1 + self.depth)]
 
     def warm(self, capacity):
         columns, lines = capacity + self.num_columns, self._no_lines(self.any_parents.shape[0])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter
+from model.common.drafter import Draft, Drafter, DraftShape
 from model.common.errors import BadInput
 from model.common.ranking import best_id
 from model.common.runtime import make_runtime
@@ -78,7 +78,7 @@ class SpaceDrafter(Drafter):
         self.seen = None  # (shape, type) of a step's logits
 
     def shapes(self):
-        return [(len(self.parents), self.parents)]
+        return [DraftShape(len(self.parents), self.parents, len(self.mask_ids))]
 
     @torch.inference_mode()
     def warm(self, capacity):

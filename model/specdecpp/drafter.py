@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.common.drafter import Drafter, EmptyDrafter, Needs
+from model.common.drafter import Drafter, DraftShape, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.specdecpp.heads import grown_head, load_head
 from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model
@@ -40,7 +40,7 @@ class SpecDecPPDrafter(SpSDrafter):
         while not widths or width < 2 * self.num_draft:  # up to the first that holds num_draft
             widths.append(width)
             width *= 2
-        return [(width, None) for width in widths]
+        return [DraftShape(width) for width in widths]
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)

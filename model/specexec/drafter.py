@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter
+from model.common.drafter import Draft, Drafter, DraftShape
 from model.common.ranking import top_logp
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
@@ -106,7 +106,7 @@ class SpecExecDrafter(Drafter):
         self.any_parents = torch.full((batch, self.shape.budget), -1, device=device)
 
     def shapes(self):
-        return [(self.shape.budget, self.any_parents)]
+        return [DraftShape(self.shape.budget, self.any_parents, self.shape.beam_len)]
 
     def warm(self, capacity):
         shape, size = self.shape, min(self.shape.budget, self.shape.branch_width)

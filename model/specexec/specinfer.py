@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter
+from model.common.drafter import Draft, Drafter, DraftShape
 from model.common.ranking import best_id, top_ids
 from model.common.sampling import draw
 from model.specexec.flags import Shape
@@ -48,7 +48,9 @@ class SpecInferDrafter(Drafter):
 
     def shapes(self):
         parents = self._tree(self.shape.beam_len)[0]
-        return [(len(parents), None if self.shape.num_beams == 1 else parents)]
+        if self.shape.num_beams == 1:
+            return [DraftShape(len(parents))]
+        return [DraftShape(len(parents), parents, self.shape.beam_len)]
 
     def warm(self, capacity):
         self.reader.draft.warm(capacity + self.shape.budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.common.devices import on
-from model.common.drafter import Draft, Drafter, Needs, chain_parents
+from model.common.drafter import Draft, Drafter, DraftShape, Needs, chain_parents
 from model.common.errors import BadInput
 from model.common.loading import load_target
 from model.common.sampling import draw
@@ -48,19 +48,18 @@ class SpSDrafter(Drafter):
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, self.reads)
         self.tails = Tails(prefill.host_ids, self.draft)
-        self.no_token = ids.new_full((len(ids),), -1)
         self.planned = [self.num_draft] * len(lengths)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
 
     def shapes(self):
         if self.schedule == "constant":
-            return [(self.num_draft, None)]
+            return [DraftShape(self.num_draft)]
         longest = self.num_draft + (GROWTH if self.schedule == "heuristic" else 0)
         widths = [SHORTEST]
         while widths[-1] < longest:
             widths.append(2 * widths[-1])
-        return [(width, None) for width in widths]
+        return [DraftShape(width) for width in widths]
 
     def warm(self, capacity):
         self.draft.warm(capacity + self.num_draft)
@@ -69,38 +68,40 @@ class SpSDrafter(Drafter):
         self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
         longest = max(self.planned if self.static_shapes else self.lengths)
         unread = self.tails.rewind(self.committed)
+        if self.then is not None and self.sampler.greedy and longest:
+            return self._as_draft(self._likeliest_chain(unread, longest), [None])
         tokens, probs = [], []
         alive = None  # rows whose draft goes on, None = all
         for node in range(longest):
-            token, unread, distribution, sure = self._next(unread, node)
+            logits = self._read(unread, node)
+            self.draft.cache.length.add_(unread.shape[1])
+            token, distribution, sure = self._choose(logits, node)
             tokens.append(token if alive is None else token.masked_fill(~alive, -1))
             probs.append(distribution)
+            unread = token.unsqueeze(1).clamp(max=self.last_id)
             goes_on = self._goes_on(node, token, sure)
             if goes_on is not None:
                 alive = goes_on if alive is None else alive & goes_on
                 if not alive.any():
                     break
-        return self._as_draft(tokens, probs)
+        if not tokens:
+            empty = torch.empty(len(self.lengths), 0, dtype=torch.long, device=self.device)
+            return Draft.chain(empty)
+        return self._as_draft(torch.stack(tokens, 1), probs)
 
-    def _next(self, unread, node: int):
-        """The token [B] after the unread ones [B, r] and what is read next, [B, 1].
-
-        And its distribution [B, V] or None, and whether it is likely enough [B], None = not asked.
-        """
-        if self.then is not None and self.sampler.greedy:
-            place = (None, None, self.committed + node)
-            token, unread = self.draft.read(unread, *place, then=self.then)
-            return token.clone() if self.draft.runtime.overwrites else token, unread, None, None
-        logits = self._read(unread, node)
-        self.draft.cache.length.add_(unread.shape[1])
-        token, distribution, sure = self._choose(logits, node)
-        return token, token.unsqueeze(1).clamp(max=self.last_id), distribution, sure
+    def _likeliest_chain(self, unread, num: int):
+        """The best tokens [B, num] one after another, from the unread ones [B, 2]."""
+        draft, tokens = self.draft, []
+        read, copied = draft.reader(self.committed + num - 1, self.then), draft.runtime.overwrites
+        for needed in range(self.committed, self.committed + num):
+            (unread,) = read(unread, needed)
+            tokens.append(unread.clone() if copied else unread)
+        return torch.cat(tokens, 1)
 
     def _likeliest(self, logits, *_) -> tuple:
-        """The best token [B] after the rows read and the row to read next [B, 1], in their call."""
+        """The best token after the rows read, [B, 1], in their call; the draft model has it."""
         self.draft.cache.length.add_(logits.shape[1])
-        token = _to_width(logits[:, -1], self.vocab_size).argmax(-1)
-        return token, token.unsqueeze(1).clamp(max=self.last_id)
+        return (_to_width(logits[:, -1:], self.vocab_size).argmax(-1),)
 
     def _read(self, unread, node: int):
         """The draft model's logits [B, V] after the unread tokens [B, r]."""
@@ -127,14 +128,15 @@ class SpSDrafter(Drafter):
         return token, distribution, sure
 
     def _as_draft(self, tokens, probs) -> Draft:
-        """Rows shorter than the longest end in inert nodes; static runtimes round the length up."""
-        batch, num_nodes = len(self.lengths), len(tokens)
-        if not tokens:
-            return Draft.chain(torch.empty(batch, 0, dtype=torch.long, device=self.device))
-        width = num_nodes
+        """A draft of tokens [B, n], each of the distribution [B, V] in probs, or None.
+
+        Rows shorter than the longest end in inert nodes; static runtimes round the length up.
+        """
+        num_nodes = width = tokens.shape[1]
         if self.static_shapes and self.schedule != "constant":
             width = max(SHORTEST, 1 << (num_nodes - 1).bit_length())
-        chain = on(self.device, torch.stack(tokens + [self.no_token] * (width - num_nodes), 1))
+            tokens = torch.nn.functional.pad(tokens, (0, width - num_nodes), value=-1)
+        chain = on(self.device, tokens)
         if min(self.lengths) < num_nodes:
             limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
             chain = chain.masked_fill(torch.arange(width, device=self.device) >= limits, -1)
