@@ -233,6 +233,22 @@ def test_replayed_acceptance_gives_the_eager_ids(kind, rows):
     assert capture.replayed - replayed == 2 * steps
 
 
+def test_warming_a_smaller_cache():
+    """Rows of the calls so far may have been moved where it has no columns."""
+    known = answers("llama")
+    target, capture = with_graphs()
+    target.acceptance = StaticGreedy(target)
+    decode(target, StaticTree(known[:1]), PROMPTS[:1])
+    decode(target, StaticTree(known[:1]), [(PROMPTS[0] * 120)[:495]])  # into another view
+    decode(target, StaticTree(known), PROMPTS)
+    decode(target, StaticTree(known[:1]), PROMPTS[:1])
+    assert target.cache.capacity == 256
+    target.warm(100)
+    captured = capture.captured
+    assert outputs(decode(target, StaticTree(known[:1]), PROMPTS[:1])) == [known[0][:24]]
+    assert capture.captured == captured
+
+
 @torch.inference_mode()
 def test_the_call_can_be_captured():
     """By a CUDA graph's rules: no value is read, no data comes from the host."""

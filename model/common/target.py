@@ -135,9 +135,7 @@ class Target(CachedModel):
         same shape.
         """
         self.greedy, then, extras, moves = greedy, None, (), None
-        layout = None, None, None
-        if not draft.is_chain:
-            layout = tree.layout(draft)
+        layout = (None, None, None) if draft.is_chain else tree.layout(draft)
         if greedy:
             then, extras = self.acceptance.within(draft, layout, root, alive)
             if not draft.is_chain:
@@ -215,9 +213,12 @@ class Target(CachedModel):
                 self.cache.length.zero_()
                 self.forward(draft.tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
         for first in self._kinds(batch):
+            _, root, nodes, known, depths, moves, *others = first
+            if moves is not None:  # those of the first call may be of a longer cache
+                moves = self.cache.due(moves.shape[2])
             for view in self.views(capacity):
                 self.cache.length.zero_()
-                self.runtime(view, *first[1:])
+                self.runtime(view, root, nodes, known, depths, moves, *others)
 
     def _kinds(self, batch: int) -> list[tuple]:
         """Arguments of one call of every kind of step of so many sequences, whatever its view."""
