@@ -50,7 +50,7 @@ def make_drafters(args, names) -> dict:
     """Drafters by name, with their published defaults."""
     import torch
 
-    from model.common.drafter import PerSequence
+    from model.common.per_sequence import PerSequence
     from model.lookahead.drafter import LookaheadDrafter
     from model.nasd.drafter import NASDDrafter
     from model.pld.drafter import PLDDrafter
@@ -79,7 +79,7 @@ class Vocabulary(dict):
 
 def rest_drafter(args):
     """REST on a datastore of args.store_tokens Zipf tokens, built in a temporary folder."""
-    from model.common.drafter import PerSequence
+    from model.common.per_sequence import PerSequence
     from model.rest.datastore import open_datastore
     from model.rest.drafter import RESTDrafter
     from model.rest.retriever import Retriever

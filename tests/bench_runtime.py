@@ -107,8 +107,9 @@ def build(args):
     import torch
     from bench_overhead import Contender as Overhead
 
-    from model.common.drafter import EmptyDrafter, PerSequence
+    from model.common.drafter import EmptyDrafter
     from model.common.loading import load_target
+    from model.common.per_sequence import PerSequence
     from model.common.prompts import Prompter, load_tokenizer
     from model.common.questions import per_category, read_questions
     from model.common.target import Target

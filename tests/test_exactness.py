@@ -17,7 +17,8 @@ from oracle import (
     outputs,
 )
 
-from model.common.drafter import EmptyDrafter, PerSequence
+from model.common.drafter import EmptyDrafter
+from model.common.per_sequence import PerSequence
 from model.common.sampling import Sampler, seed_of
 from model.pld.drafter import PLDDrafter
 

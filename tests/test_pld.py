@@ -9,8 +9,9 @@ from conftest import make_model, make_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common.decode import generate
-from model.common.drafter import EmptyDrafter, PerSequence
+from model.common.drafter import EmptyDrafter
 from model.common.loading import attention_name
+from model.common.per_sequence import PerSequence
 from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target

@@ -20,8 +20,9 @@ from test_pld import cycle_target
 
 from model.common import verify
 from model.common.decode import generate
-from model.common.drafter import Draft, EmptyDrafter, PerSequence
+from model.common.drafter import Draft, EmptyDrafter
 from model.common.errors import BadInput
+from model.common.per_sequence import PerSequence
 from model.common.rows import StopRules
 from model.common.sampling import Sampler
 from model.common.target import Target

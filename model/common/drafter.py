@@ -10,18 +10,22 @@ draft is row i + 1. A chain [a, b] is parents [-1, 0]; two candidates for the ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+_chains: dict[int, Tensor] = {}  # id -> all that chain_parents() has made
 
-@lru_cache(maxsize=512)
+
+@cache
 def chain_parents(num_nodes: int, device: torch.device) -> Tensor:
     """Parents of a chain, [-1, 0, 1, ...]; one object per length, so that `is` tells a chain."""
-    return torch.arange(-1, num_nodes - 1, device=device)
+    parents = torch.arange(-1, num_nodes - 1, device=device)
+    _chains[id(parents)] = parents
+    return parents
 
 
 @dataclass
@@ -51,13 +55,14 @@ class Draft:
     def chain(cls, tokens: Tensor, probs: Tensor | None = None) -> Draft:
         """One path: tokens [B, n], each continuing the one before. n = 0 is the empty draft."""
         num_nodes = tokens.shape[1]
-        return cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
+        draft = cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
+        draft.is_chain = True
+        return draft
 
     @cached_property
     def is_chain(self) -> bool:
         """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
-        parents = chain_parents(self.tokens.shape[1], self.tokens.device)
-        return self.parents is parents and self.probe is None
+        return id(self.parents) in _chains and self.probe is None
 
 
 class DraftShape(NamedTuple):
@@ -205,92 +210,3 @@ class EmptyDrafter(Drafter):
 
     def propose(self):
         return self.draft
-
-
-@dataclass
-class Guess:
-    """A draft of one sequence as lists; parents None = a chain, depth = the deepest node's."""
-
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] | None = None
-    depth: int = 0
-
-
-class SequenceDrafter:
-    """A method that works on the token lists of one sequence; PerSequence lifts it to B."""
-
-    def start(self, ids: list[int]) -> None:
-        """A new sequence: the prompt's ids and the first generated one."""
-
-    def propose(self) -> list[int] | Guess:
-        """A chain as a list, or a tree as a Guess."""
-        raise NotImplementedError
-
-    def observe(self, ids: list[int]) -> None:
-        """Ids committed by the last step."""
-
-
-class PerSequence(Drafter):
-    """Lifts one-sequence drafters to a batch: one object per row, one copy to the device per step.
-
-    make     builds one row's drafter; called again when a larger batch comes
-    pad_to   nodes per non-empty draft, for runtimes that want static shapes; None = as they are
-    facts    a function for Drafter.facts()
-    deepest  of the nodes of trees, where shapes are static; None = drafts are chains
-    """
-
-    def __init__(self, make, pad_to: int | None = None, facts=dict, deepest: int | None = None):
-        self.make, self.pad_to, self.facts, self.deepest = make, pad_to, facts, deepest
-        self.rows: list[SequenceDrafter] = []
-
-    def shapes(self):
-        if not self.pad_to:
-            return []
-        if self.deepest is None:
-            return [DraftShape(0), DraftShape(self.pad_to)]
-        return [DraftShape(0), DraftShape(self.pad_to, self.any_parents(), self.deepest)]
-
-    def any_parents(self) -> Tensor:
-        """Parents [B, n] that stand for any tree per row, to compile or capture its shape."""
-        return torch.full((len(self.active), self.pad_to), -1, device=self.device)
-
-    def start(self, prefill, max_lengths, sampler):
-        self.device = prefill.tokens.device
-        while len(self.rows) < len(prefill.host_ids):
-            self.rows.append(self.make())
-        self.active = self.rows[: len(prefill.host_ids)]
-        for row, ids in zip(self.active, prefill.host_ids):
-            row.start(ids)
-
-    def propose(self):
-        guesses = [self._as_guess(row.propose()) for row in self.active]
-        num_nodes = max(len(guess.tokens) for guess in guesses)
-        if num_nodes and self.pad_to:
-            num_nodes = max(num_nodes, self.pad_to)
-        tokens = [guess.tokens + [-1] * (num_nodes - len(guess.tokens)) for guess in guesses]
-        tokens = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        tokens = tokens.view(len(guesses), num_nodes)
-        if all(guess.parents is None for guess in guesses):
-            return Draft.chain(tokens)
-        parents = [self._padded_parents(guess, num_nodes) for guess in guesses]
-        parents = torch.tensor(parents, dtype=torch.long, device=self.device)
-        deepest = self.deepest if self.pad_to else None
-        return Draft(tokens, parents, deepest or max(guess.depth for guess in guesses))
-
-    def observe(self, step):
-        for row, ids in zip(self.active, step.host_ids):
-            if ids:
-                row.observe(ids)
-
-    @staticmethod
-    def _as_guess(proposal) -> Guess:
-        if isinstance(proposal, Guess):
-            return proposal
-        return Guess(proposal, None, len(proposal))
-
-    @staticmethod
-    def _padded_parents(guess: Guess, num_nodes: int) -> list[int]:
-        parents = guess.parents
-        if parents is None:
-            parents = list(range(-1, len(guess.tokens) - 1))
-        return parents + [-1] * (num_nodes - len(parents))

@@ -101,5 +101,8 @@ class Rows:
 
     def measure(self) -> None:
         """Note the committed length of the longest unfinished sequence."""
-        lengths = zip(self.lengths, self.alive)
-        self.longest = max([length for length, alive in lengths if alive], default=0)
+        if len(self.lengths) == 1:
+            self.longest = self.lengths[0] * self.alive[0]
+        else:
+            lengths = zip(self.lengths, self.alive)
+            self.longest = max([length for length, alive in lengths if alive], default=0)

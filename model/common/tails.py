@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.common.devices import ids_on
+
 
 class Tails:
     """What the host knows of B committed sequences, from the ids that every step gives it.
@@ -16,12 +18,15 @@ class Tails:
     draft   the draft model, a Target
     length  rows that are read and stay read, 0 for a finished sequence
     pairs   the last two ids
+    written the cache's lengths as an array, None where they are not in the host's memory
     """
 
     def __init__(self, host_ids: list[list[int]], draft):
         self.draft = draft
         self.length = [len(ids) - 2 for ids in host_ids]
         self.pairs = [ids[-2:] for ids in host_ids]
+        place = draft.cache.length
+        self.written = place.numpy() if place.device.type == "cpu" else None
 
     def observe(self, host_ids: list[list[int]]) -> None:
         """Committed ids of a step; none for a finished sequence."""
@@ -37,10 +42,10 @@ class Tails:
         what the reads make room for.
         """
         lengths = [min(length, committed - 2) for length in self.length]
-        if len(lengths) == 1:
-            self.draft.cache.length.fill_(lengths[0])
-        else:
+        if self.written is None:
             self.draft.cache.length.copy_(torch.tensor(lengths))
+        else:
+            self.written[:] = lengths
         last = self.draft.vocab_size - 1
         pairs = [[min(first, last), min(second, last)] for first, second in self.pairs]
-        return torch.tensor(pairs, device=self.draft.device)
+        return ids_on(self.draft.device, pairs)

@@ -17,6 +17,7 @@ import random
 
 import torch
 
+from model.common.devices import ids_on
 from model.common.drafter import Draft, Drafter, DraftShape
 
 
@@ -143,7 +144,7 @@ class LookaheadDrafter(Drafter):
 
     def propose(self):
         tokens = [row.nodes(self.num_probes, self.num_nodes) for row in self.sequences]
-        tokens = torch.tensor(tokens, dtype=torch.long, device=self.probe.device)
+        tokens = ids_on(self.probe.device, tokens)
         held = len(self.sequences[0].rows)  # the same in all sequences
         return Draft(tokens, self.parents[held], self.depth, probe=self.probe)
 

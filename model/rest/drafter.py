@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.common.drafter import Guess, SequenceDrafter
+from model.common.per_sequence import Guess, SequenceDrafter
 
 
 class RESTDrafter(SequenceDrafter):
@@ -36,8 +36,8 @@ def facts_of(retriever) -> dict:
 
 def make_drafter(args, target):
     """The drafter of a command line: one retriever for all rows of a batch."""
-    from model.common.drafter import PerSequence
     from model.common.errors import BadInput
+    from model.common.per_sequence import PerSequence
     from model.common.prompts import load_tokenizer
     from model.rest.datastore import open_datastore
     from model.rest.retriever import Retriever

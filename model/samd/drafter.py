@@ -12,16 +12,10 @@ from pathlib import Path
 import torch
 
 from model.common.args import is_warm
-from model.common.drafter import (
-    Draft,
-    Drafter,
-    DraftShape,
-    Guess,
-    PerSequence,
-    SequenceDrafter,
-    chain_parents,
-)
+from model.common.devices import ids_on
+from model.common.drafter import Draft, Drafter, DraftShape, chain_parents
 from model.common.errors import BadInput
+from model.common.per_sequence import Guess, PerSequence, SequenceDrafter
 from model.common.prompts import load_tokenizer
 from model.samd.automaton import SuffixAutomaton
 from model.samd.static import StaticAutomaton
@@ -155,7 +149,7 @@ class CombinedDrafter(Drafter):
     def _padded(self, copies: list[list[int]], num_nodes: int) -> torch.Tensor:
         """[len(copies), num_nodes], inert beyond each copy."""
         rows = [copy + [-1] * (num_nodes - len(copy)) for copy in copies]
-        return torch.tensor(rows, dtype=torch.long, device=self.device).view(len(rows), num_nodes)
+        return ids_on(self.device, rows)
 
 
 def build_drafter(args, target) -> Drafter:

@@ -48,6 +48,7 @@ class SpSDrafter(Drafter):
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, self.reads)
         self.tails = Tails(prefill.host_ids, self.draft)
+        self.no_token = ids.new_full((len(ids), 1), -1)
         self.planned = [self.num_draft] * len(lengths)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
@@ -87,16 +88,16 @@ class SpSDrafter(Drafter):
         if not tokens:
             empty = torch.empty(len(self.lengths), 0, dtype=torch.long, device=self.device)
             return Draft.chain(empty)
-        return self._as_draft(torch.stack(tokens, 1), probs)
+        return self._as_draft([token.unsqueeze(1) for token in tokens], probs)
 
-    def _likeliest_chain(self, unread, num: int):
-        """The best tokens [B, num] one after another, from the unread ones [B, 2]."""
+    def _likeliest_chain(self, unread, num: int) -> list:
+        """The best tokens [B, 1] one after another, from the unread ones [B, 2]."""
         draft, tokens = self.draft, []
         read, copied = draft.reader(self.committed + num - 1, self.then), draft.runtime.overwrites
         for needed in range(self.committed, self.committed + num):
             (unread,) = read(unread, needed)
             tokens.append(unread.clone() if copied else unread)
-        return torch.cat(tokens, 1)
+        return tokens
 
     def _likeliest(self, logits, *_) -> tuple:
         """The best token after the rows read, [B, 1], in their call; the draft model has it."""
@@ -127,16 +128,15 @@ class SpSDrafter(Drafter):
             sure = likely.gather(1, token.unsqueeze(1)).squeeze(1) >= self.confidence
         return token, distribution, sure
 
-    def _as_draft(self, tokens, probs) -> Draft:
-        """A draft of tokens [B, n], each of the distribution [B, V] in probs, or None.
+    def _as_draft(self, tokens: list, probs: list) -> Draft:
+        """A draft of tokens [B, 1], each of the distribution [B, V] in probs, or None.
 
         Rows shorter than the longest end in inert nodes; static runtimes round the length up.
         """
-        num_nodes = width = tokens.shape[1]
+        num_nodes = width = len(tokens)
         if self.static_shapes and self.schedule != "constant":
             width = max(SHORTEST, 1 << (num_nodes - 1).bit_length())
-            tokens = torch.nn.functional.pad(tokens, (0, width - num_nodes), value=-1)
-        chain = on(self.device, tokens)
+        chain = on(self.device, torch.cat([*tokens, *[self.no_token] * (width - num_nodes)], 1))
         if min(self.lengths) < num_nodes:
             limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
             chain = chain.masked_fill(torch.arange(width, device=self.device) >= limits, -1)
