@@ -43,11 +43,11 @@ class StaticGreedy:
     def within(self, draft: Draft, layout, root: Tensor, alive: Tensor | None) -> tuple:
         """`then` and `extras` of Target.read(): what its call makes of a draft's logits.
 
-        layout: tree.layout() of a tree.
+        layout: tree.layout() of a tree, None for a chain.
         """
         if alive is None and root.shape[0] > 1:  # in a batch some end before others
             alive = torch.ones_like(root, dtype=torch.bool)
-        if draft.is_chain:
+        if layout is None:
             return self.chain, (alive,)
         return self.tree(draft.depth), (alive, draft.probe, *layout)
 

@@ -28,6 +28,7 @@ class CachedModel:
         self.layer_devices, self.dtype, self.device = layer_devices, dtype, layer_devices[0]
         self.runtime = make_runtime(runtime, self._rows, self.device)
         self.cache: KVCache | None = None
+        self.bucket, self.shared = range(0), (0, None)  # needed columns -> what columns() says
         self.suffix_masks = SuffixMasks(dtype, EAGER_BUCKET)
 
     @property
@@ -54,12 +55,14 @@ class CachedModel:
         if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
             self.cache = None  # free before allocating
             self.cache = KVCache(self.layer_devices, batch, capacity)
+            self.bucket = range(0)
             self.runtime.forget()
 
     def make_room(self, needed: int) -> None:
         """Grow the cache to at least `needed` columns."""
         if needed > self.cache.capacity:
             self.cache.grow(-(-needed // STATIC_BUCKET) * STATIC_BUCKET)
+            self.bucket = range(0)
             self.runtime.forget()
 
     def columns(self, needed: int, committed: int | None) -> tuple[int, int | None]:
@@ -67,11 +70,16 @@ class CachedModel:
 
         committed: columns, None where shapes are static, which never ask for it.
         """
+        if needed in self.bucket:  # the usual case between two calls of compiled code
+            return self.shared
         if needed > self.cache.capacity:
             self.make_room(needed)
-        if self.runtime.static_shapes:  # the fast path: between two calls of compiled code
-            return static_view(needed, self.cache.capacity), None
-        return self.view(needed), self.known_start(committed)
+        if not self.static_shapes:
+            return self.view(needed), self.known_start(committed)
+        self.shared = static_view(needed, self.cache.capacity), None
+        below = 1 << (needed - 1).bit_length() >> 1
+        self.bucket = range(below + 1 if below >= STATIC_BUCKET else 0, self.shared[0] + 1)
+        return self.shared
 
     def known_start(self, committed: int) -> int | None:
         """Committed columns where the host knows them: one sequence, eager."""

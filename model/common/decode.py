@@ -161,7 +161,8 @@ class _Loop:
         if made and self.alive is not began:  # rows were seen to end after the target's call
             accepted = accepted.only(self.alive)
             following = torch.where(self.alive, following, self.root)
-        self.sampler.advance(accepted.count)
+        if not self.greedy:
+            self.sampler.advance(accepted.count)
         self.pending = draft, host_copy(host)
         host_ids = None if self.ahead else self._read_ids()
         clock.mark("draft")
@@ -193,7 +194,7 @@ class _Loop:
             rows.finish(self.running, self.begin, target.device)
         self.running = rows.alive[:]
         self.alive = None
-        if not all(rows.alive):
+        if any(rows.alive) and not all(rows.alive):
             self.alive = torch.tensor(rows.alive, device=target.device)
             target.cache.length.mul_(self.alive)
 

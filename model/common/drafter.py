@@ -55,11 +55,9 @@ class Draft:
     def chain(cls, tokens: Tensor, probs: Tensor | None = None) -> Draft:
         """One path: tokens [B, n], each continuing the one before. n = 0 is the empty draft."""
         num_nodes = tokens.shape[1]
-        draft = cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
-        draft.is_chain = True
-        return draft
+        return cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
 
-    @cached_property
+    @property
     def is_chain(self) -> bool:
         """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
         return id(self.parents) in _chains and self.probe is None
@@ -86,6 +84,8 @@ class Step:
     A prefill is a Step too: tokens and path are the right-padded prompt, count its lengths, logits
     None. The last step of an answer is observed as well; its max_committed is 0 where no sequence
     goes on.
+
+    Tensors of a step are contiguous, so that what is compiled for one fits all.
 
     tokens      [B, 1+n]   root first; inert nodes are -1
     logits      [B, 1+n, V] (None for a prefill)

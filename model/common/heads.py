@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from model.common.attention import additive, grouped_attention
 from model.common.cached import CachedModel
-from model.common.devices import on
 from model.common.errors import BadInput
 
 
@@ -192,11 +191,6 @@ class CachedHead(CachedModel):
         if count is not None:
             self.cache.length.add_(count).mul_(count > 0)
         return out
-
-
-def flat_path(step, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(path [B (1+depth)], count [B]) of a step, on a device; a path's own strides vary."""
-    return on(device, step.path.reshape(-1)), on(device, step.count)
 
 
 def shared_module(module: nn.Module, device) -> nn.Module:

@@ -135,14 +135,14 @@ class Target(CachedModel):
         same shape.
         """
         self.greedy, then, extras, moves = greedy, None, (), None
-        layout = (None, None, None) if draft.is_chain else tree.layout(draft)
+        layout = None if draft.is_chain else tree.layout(draft)
         if greedy:
             then, extras = self.acceptance.within(draft, layout, root, alive)
-            if not draft.is_chain:
+            if layout:
                 moves = self.cache.due(draft.depth)
-        tokens = draft.tokens
-        place = *layout[1:], max_committed + tokens.shape[1], hidden
-        return self.read(tokens, *place, root=root, then=then, extras=extras, moves=moves)
+        _, known, depths = layout or (None, None, None)
+        place = known, depths, max_committed + draft.tokens.shape[1], hidden
+        return self.read(draft.tokens, *place, 0, root, then, extras, moves)
 
     def read(
         self,

@@ -72,7 +72,8 @@ def path_to(row: Tensor, known: Tensor, depths: Tensor, depth: int) -> Tensor:
     place = torch.where(line, depths.expand(batch, num_rows), depth + 1).clamp(max=depth + 1)
     path = torch.full((batch, depth + 2), -1, dtype=torch.long, device=row.device)
     rows = torch.arange(num_rows, device=row.device).expand(batch, num_rows)
-    return path.scatter(1, place, rows)[:, : depth + 1]
+    path = path.scatter(1, place, rows)[:, : depth + 1]
+    return path.clone(memory_format=torch.contiguous_format)  # one row's own strides vary, too
 
 
 class Accepted:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import flat_path, module_bytes
+from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.sampling import draw
 from model.common.static_tree import StaticTree
@@ -65,9 +65,9 @@ class EagleDrafter(Drafter):
         if step.max_committed == 0:
             return
         self.catch_up()  # where another drafter made the last step's draft
-        device, num_rows = self.head.device, step.path.shape[1]
-        path, count = flat_path(step, device)
-        tokens = on(device, step.new_tokens.reshape(-1))
+        device, path = self.head.device, step.path
+        num_rows = path.shape[1]
+        tokens, count, path = on(device, step.new_tokens), on(device, step.count), on(device, path)
         states = [on(device, step.hidden[name]) for name in self.head.needs]
         read = (tokens, count, path), num_rows, self._gather, states
         if self.foreign and self.head.static_shapes:
@@ -78,12 +78,11 @@ class EagleDrafter(Drafter):
     def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *states) -> tuple:
         """Inputs of the rows that a step committed, for the head's read_step(); nothing is left.
 
-        tokens, path flat [B (1+depth)], count [B], states [B, 1+n, H] of each layer needed.
+        tokens, path [B, 1+depth], count [B], states [B, 1+n, H] of each layer needed.
         """
-        path = path.view(len(count), -1)
         rows = (committed_rows(part, path) for part in states)
         features = self.head.features(dict(zip(self.head.needs, rows)))
-        tokens = tokens.view(path.shape).clamp(min=0)
+        tokens = tokens.clamp(min=0)
         return (tokens, (count - 1).clamp(min=0), features), count, ()
 
     def _foreign_rows(self, *step) -> tuple:
@@ -112,7 +111,7 @@ class EagleDrafter(Drafter):
     @torch.inference_mode()  # as the loop: a graph made for other tensors is not used there
     def warm(self, capacity):
         capacity = self._columns(capacity)
-        tokens, path = self.blank(self.batch * self.rows), self.blank(self.batch * self.rows)
+        tokens, path = self.blank(self.batch, self.rows), self.blank(self.batch, self.rows)
         inputs = tokens, self.blank(self.batch), path
         rows = (self.batch, 1 + self.num_nodes)
         states = [self.blank(*rows, width, dtype=dtype) for width, dtype in self.states]

@@ -45,7 +45,8 @@ class DynamicEagleDrafter(EagleDrafter):
         self.depth, self.top_k = depth, top_k
         self.alone = torch.eye(top_k, dtype=torch.bool, device=head.device).unsqueeze(0)
         self.first = self._sprout
-        self.growth = [partial(self._grow, level) for level in range(depth)]
+        levels = range(depth)  # offset, depth and `then` of the passes, as the head's reader() has
+        self.passes = [(level * top_k, level, partial(self._grow, level)) for level in levels]
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)
@@ -57,21 +58,17 @@ class DynamicEagleDrafter(EagleDrafter):
     def propose(self):
         state = self.catch_up()
         read = self.head.reader(self.committed, self.slots)
-        for depth in range(self.depth):
-            state = read(*self._pass(depth, state))
+        for place in self.passes:
+            tokens, features, known, *pool = state
+            state = read((tokens, None, features), known, *place, pool)
         tokens, parents, *places = all_on(self.device, state)
         return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
     def warm_passes(self, capacity):
         state = self.last
-        for depth in range(self.depth):
-            state = self.head.warm(capacity, *self._pass(depth, state))
-
-    def _pass(self, depth: int, state: tuple) -> tuple:
-        """What the head's reader() wants for the pass at a depth, from what the one before gave."""
-        tokens, features, known = state[:3]
-        place = (known, depth * self.top_k, depth)
-        return (tokens, None, features), *place, self.growth[depth], state[3:]
+        for place in self.passes:
+            tokens, features, known, *pool = state
+            state = self.head.warm(capacity, (tokens, None, features), known, *place, pool)
 
     def _sprout(self, out, _) -> tuple:
         """The first level: what _grow gives, for the children of the root."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import CachedHead, flat_path, module_bytes, shared_module
+from model.common.heads import CachedHead, module_bytes, shared_module
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
@@ -110,12 +110,13 @@ class HydraDrafter(Drafter):
 
     def observe(self, step):
         self.root = on(self.head_device, step.next_token)
-        self.seen = (step.hidden["last"], *flat_path(step, self.head_device))
+        device = self.head_device
+        self.seen = step.hidden["last"], on(device, step.path), on(device, step.count)
         self.unread, self.longest = self.prefix is not None, step.max_committed - 1
 
     def _gather(self, hidden: Tensor, count: Tensor, path: Tensor, root: Tensor) -> tuple:
         """A step's committed rows for the prefix layer's read_step(), which leaves the root."""
-        rows = committed_rows(hidden, path.view(len(count), -1))  # [B, 1+depth, H]
+        rows = committed_rows(hidden, path)  # [B, 1+depth, H]
         return (rows, (count - 1).clamp(min=0), rows), count, (root,)
 
     def _below(self, out: tuple, _, root: Tensor) -> tuple[Tensor]:

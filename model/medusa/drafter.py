@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.common.devices import on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import flat_path, module_bytes
+from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
 from model.common.static_tree import StaticTree
@@ -55,7 +55,8 @@ class MedusaDrafter(Drafter):
         return Draft(tokens, self.tree.parents, self.tree.depth)
 
     def observe(self, step):
-        self.seen = (step.hidden["last"], *flat_path(step, self.head_device))
+        device = self.head_device
+        self.seen = step.hidden["last"], on(device, step.path), on(device, step.count)
 
     def _tokens(self, hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
         """Tokens of the nodes [B, n], from what last_committed() reads."""
@@ -66,11 +67,10 @@ class MedusaDrafter(Drafter):
 def last_committed(hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
     """State [B, H] of the last row that a step committed, of its hidden states [B, 1+n, H].
 
-    path [B, 1+depth], or flat; any row where count [B] is 0. It is the row whose successor became
-    the new root.
+    path [B, 1+depth]; any row where count [B] is 0. It is the row whose successor became the new
+    root.
     """
     place = (count - 1).clamp(min=0).unsqueeze(1)
-    path = path.view(len(count), -1)
     return committed_rows(hidden, path.gather(1, place)).squeeze(1)
 
 
@@ -79,5 +79,5 @@ def first_step(last: Tensor, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
     batch, width = last.shape
     hidden = last.new_zeros(batch, 1 + len(tree), width)
     hidden[:, 0] = last
-    path = torch.zeros(batch * (1 + tree.depth), dtype=torch.long, device=last.device)
+    path = torch.zeros(batch, 1 + tree.depth, dtype=torch.long, device=last.device)
     return hidden, path, path.new_ones(batch)
