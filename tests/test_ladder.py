@@ -249,9 +249,9 @@ def test_every_width_that_sps_drafts_is_warmed(schedule, num_draft, longest, wid
     draft = SimpleNamespace(vocab_size=97)
     target = SimpleNamespace(vocab_size=97, static_shapes=True)
     drafter = SpSDrafter(draft, target, schedule, num_draft, 0.5)
-    drafter.no_token = torch.tensor([-1])
+    drafter.no_token = torch.tensor([[-1]])
     assert [nodes for nodes, *_ in drafter.shapes()] == widths
     for num_nodes in range(1, longest + 1) if schedule != "constant" else [5]:
         drafter.lengths, drafter.device = [num_nodes], torch.device("cpu")
-        tokens, nothing = [torch.zeros(1, dtype=torch.long)] * num_nodes, [None] * num_nodes
+        tokens, nothing = [torch.zeros(1, 1).long()] * num_nodes, [None] * num_nodes
         assert drafter._as_draft(tokens, nothing).tokens.shape[1] in widths
