@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ class StaticGreedy:
     def __init__(self, target):
         self.target = target
         self.chain = self._chain
-        self.tree = lru_cache(maxsize=None)(partial(partial, self._tree))  # one object per depth
+        self.tree = cache(lambda depth: partial(self._tree, depth))  # one object per depth
 
     def within(self, draft: Draft, layout, root: Tensor, alive: Tensor | None) -> tuple:
         """`then` and `extras` of Target.read(): what its call makes of a draft's logits.

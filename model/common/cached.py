@@ -13,9 +13,11 @@ EAGER_BUCKET = 64  # columns: views are multiples of it
 STATIC_BUCKET = 256  # columns: views are powers of two from it
 
 
-def static_view(needed: int, capacity: int) -> int:
-    """Columns to attend to where shapes are static: a power of two, or all there are."""
-    return min(max(STATIC_BUCKET, 1 << (needed - 1).bit_length()), capacity)
+def static_bucket(needed: int, capacity: int) -> range:
+    """Columns in use that have one view where shapes are static; it is the last of them, a power
+    of two, or all there are."""
+    top = max(STATIC_BUCKET, 1 << (needed - 1).bit_length())
+    return range(top // 2 + 1 if top > STATIC_BUCKET else 0, min(top, capacity) + 1)
 
 
 class CachedModel:
@@ -28,7 +30,7 @@ class CachedModel:
         self.layer_devices, self.dtype, self.device = layer_devices, dtype, layer_devices[0]
         self.runtime = make_runtime(runtime, self._rows, self.device)
         self.cache: KVCache | None = None
-        self.bucket, self.shared = range(0), (0, None)  # needed columns -> what columns() says
+        self.bucket = range(0)  # that of the last columns() where shapes are static
         self.suffix_masks = SuffixMasks(dtype, EAGER_BUCKET)
 
     @property
@@ -40,7 +42,7 @@ class CachedModel:
         """Columns to attend to when `needed` are in use: the bucket above."""
         if not self.static_shapes:
             return min(-(-needed // EAGER_BUCKET) * EAGER_BUCKET, self.cache.capacity)
-        return static_view(needed, self.cache.capacity)
+        return static_bucket(needed, self.cache.capacity).stop - 1
 
     def views(self, capacity: int) -> list[int]:
         """Every view up to `capacity` columns, for warm()."""
@@ -71,15 +73,13 @@ class CachedModel:
         committed: columns, None where shapes are static, which never ask for it.
         """
         if needed in self.bucket:  # the usual case between two calls of compiled code
-            return self.shared
+            return self.bucket.stop - 1, None
         if needed > self.cache.capacity:
             self.make_room(needed)
         if not self.static_shapes:
             return self.view(needed), self.known_start(committed)
-        self.shared = static_view(needed, self.cache.capacity), None
-        below = 1 << (needed - 1).bit_length() >> 1
-        self.bucket = range(below + 1 if below >= STATIC_BUCKET else 0, self.shared[0] + 1)
-        return self.shared
+        self.bucket = static_bucket(needed, self.cache.capacity)
+        return self.bucket.stop - 1, None
 
     def known_start(self, committed: int) -> int | None:
         """Committed columns where the host knows them: one sequence, eager."""

@@ -177,7 +177,8 @@ class _Loop:
         """Read the pending ids; whether no answer goes on."""
         self.clock.mark("commit")
         self._read_ids()
-        self._drop_ended()
+        if self.rows.alive != self.running:
+            self._drop_ended()
         return not any(self.rows.alive)
 
     def _longest(self) -> int:
@@ -186,10 +187,8 @@ class _Loop:
         return longest + 1 + self.pending[0].depth if self.pending else longest
 
     def _drop_ended(self) -> None:
-        """Note the rows that have ended: they stay at column 0 of the cache."""
+        """Take over rows.alive, which has changed: ended rows stay at column 0 of the cache."""
         rows, target = self.rows, self.target
-        if rows.alive == self.running:
-            return
         if self.running:
             rows.finish(self.running, self.begin, target.device)
         self.running = rows.alive[:]

@@ -116,8 +116,7 @@ class KVCache:
             first = self.length.unsqueeze(1)
             target = first + torch.arange(path.shape[1], device=path.device)
             source = torch.where(path >= 0, first + path, target)
-            for storage in self.storage:
-                self._move(storage, source.to(storage.device), target.to(storage.device))
+            self._move(source, target)
         self.length.add_(count)
 
     def due(self, num: int) -> Tensor:
@@ -135,10 +134,14 @@ class KVCache:
         """Make the pending moves now."""
         moves, self.pending = self.pending, None
         if moves is not None:
-            for storage in self.storage:
-                self._move(storage, *on(storage.device, moves))
+            self._move(*moves)
 
-    def _move(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
+    def _move(self, source: Tensor, target: Tensor) -> None:
+        """Copy the rows in columns source [B, m] of all layers to columns target [B, m]."""
+        for storage in self.storage:
+            self._move_in(storage, on(storage.device, source), on(storage.device, target))
+
+    def _move_in(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
         if self.batch == 1:
             storage.index_copy_(4, target[0], storage.index_select(4, source[0]))
             return

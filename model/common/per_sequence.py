@@ -52,11 +52,11 @@ class PerSequence(Drafter):
             return []
         if self.deepest is None:
             return [DraftShape(0), DraftShape(self.pad_to)]
-        return [DraftShape(0), DraftShape(self.pad_to, self.any_parents(), self.deepest)]
+        return [DraftShape(0), DraftShape(self.pad_to, self.any_parents(self.pad_to), self.deepest)]
 
-    def any_parents(self) -> Tensor:
+    def any_parents(self, num_nodes: int) -> Tensor:
         """Parents [B, n] that stand for any tree per row, to compile or capture its shape."""
-        return torch.full((len(self.active), self.pad_to), -1, device=self.device)
+        return torch.full((len(self.active), num_nodes), -1, device=self.device)
 
     def start(self, prefill, max_lengths, sampler):
         self.device = prefill.tokens.device

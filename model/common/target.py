@@ -204,12 +204,16 @@ class Target(CachedModel):
         capacity += 1 + max(widths, default=0)
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         self.cache.pending = None
-        met = {_shape_of(*first[2:6]) for first in kinds if first[1] is not None}
+        met = {
+            _shape_of(nodes, known, moves)
+            for _, root, nodes, known, _, moves, *_ in kinds
+            if root is not None
+        }
         for shape in shapes:
             draft = shape.draft(batch, self.device)
             known = None if draft.is_chain else tree.layout(draft)[1]
             moves = None if known is None or not self.greedy else self.cache.due(draft.depth)
-            if _shape_of(draft.tokens, known, None, moves) not in met:
+            if _shape_of(draft.tokens, known, moves) not in met:
                 self.cache.length.zero_()
                 self.forward(draft.tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
         for first in self._kinds(batch):
@@ -270,6 +274,6 @@ class Target(CachedModel):
         return then(out.logits, states, root, nodes, *extras)
 
 
-def _shape_of(tokens: Tensor, known: Tensor | None, _, moves: Tensor | None) -> tuple:
+def _shape_of(tokens: Tensor, known: Tensor | None, moves: Tensor | None) -> tuple:
     """What two drafts of one kind have in common: how many nodes, whose tree, how deep."""
     return tokens.shape, known is None or known.dim(), moves is None or moves.shape

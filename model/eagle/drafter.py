@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.common.devices import on
+from model.common.devices import all_on, on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import module_bytes
 from model.common.ranking import top_ids
@@ -65,11 +65,10 @@ class EagleDrafter(Drafter):
         if step.max_committed == 0:
             return
         self.catch_up()  # where another drafter made the last step's draft
-        device, path = self.head.device, step.path
-        num_rows = path.shape[1]
-        tokens, count, path = on(device, step.new_tokens), on(device, step.count), on(device, path)
+        device, num_rows = self.head.device, step.path.shape[1]
+        inputs = all_on(device, (step.new_tokens, step.count, step.path))
         states = [on(device, step.hidden[name]) for name in self.head.needs]
-        read = (tokens, count, path), num_rows, self._gather, states
+        read = inputs, num_rows, self._gather, states
         if self.foreign and self.head.static_shapes:
             if num_rows != self.rows or states[0].shape[1] != 1 + self.num_nodes:
                 read = self._foreign_rows(*read[0], *states)

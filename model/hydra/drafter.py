@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.devices import on
+from model.common.devices import all_on, on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import CachedHead, module_bytes, shared_module
 from model.common.ranking import top_ids
@@ -110,8 +110,7 @@ class HydraDrafter(Drafter):
 
     def observe(self, step):
         self.root = on(self.head_device, step.next_token)
-        device = self.head_device
-        self.seen = step.hidden["last"], on(device, step.path), on(device, step.count)
+        self.seen = step.hidden["last"], *all_on(self.head_device, (step.path, step.count))
         self.unread, self.longest = self.prefix is not None, step.max_committed - 1
 
     def _gather(self, hidden: Tensor, count: Tensor, path: Tensor, root: Tensor) -> tuple:

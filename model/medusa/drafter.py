@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.devices import on
+from model.common.devices import all_on, on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import module_bytes
 from model.common.ranking import top_ids
@@ -55,8 +55,7 @@ class MedusaDrafter(Drafter):
         return Draft(tokens, self.tree.parents, self.tree.depth)
 
     def observe(self, step):
-        device = self.head_device
-        self.seen = step.hidden["last"], on(device, step.path), on(device, step.count)
+        self.seen = step.hidden["last"], *all_on(self.head_device, (step.path, step.count))
 
     def _tokens(self, hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
         """Tokens of the nodes [B, n], from what last_committed() reads."""

@@ -123,9 +123,8 @@ class CombinedDrafter(Drafter):
         shapes = self.rows.shapes() + self.auxiliary.shapes()
         if len(self.rows.active) > 1 and self.rows.pad_to:
             widest = max(shape.num_nodes for shape in shapes)
-            parents = torch.full((len(self.rows.active), widest), -1, device=self.device)
             deepest = max(self.rows.pad_to, *(shape.depth for shape in shapes))
-            shapes.append(DraftShape(widest, parents, deepest))
+            shapes.append(DraftShape(widest, self.rows.any_parents(widest), deepest))
         return shapes
 
     def propose(self):

@@ -110,10 +110,13 @@ class SpecExecDrafter(Drafter):
 
     def warm(self, capacity):
         shape, size = self.shape, min(self.shape.budget, self.shape.branch_width)
+        widths = set()  # few: the passes soon have as many rows as any
         for _ in range(shape.beam_len - 1):
             rows = min(shape.num_beams, size)
-            self.reader.rehearse(rows)
+            widths.add(rows)
             size = min(shape.budget, size + rows * shape.branch_width)
+        for rows in sorted(widths):
+            self.reader.rehearse(rows)
         self.reader.draft.warm(capacity + self.num_columns)
 
     def propose(self):
