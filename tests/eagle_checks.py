@@ -51,7 +51,7 @@ def cached(head, row, num):
 
 
 class FreshCaches:
-    """Compares a drafter's cache after each step with one that reads the sequence at once."""
+    """Compares a drafter's cache after each draft with one that reads the sequence at once."""
 
     def __init__(self, target_model, drafter, fresh_head):
         self.target, self.drafter, self.fresh = Target(target_model), drafter, fresh_head
@@ -63,11 +63,7 @@ class FreshCaches:
         needs = Needs(hidden=tuple(self.fresh.needs))
         found = self.target.prefill(torch.tensor([ids[:-1]]), [length], 256, needs)
         inputs = (torch.tensor([ids[1:]]), None, self.fresh.features(found.hidden))
-        out = self.fresh.read_prompt(inputs, torch.tensor([length]), 1, 256)
-        if self.drafter.first is not None:
-            out = self.drafter.first(out, None)
-        for own, wanted in zip(self.drafter.last, out, strict=True):
-            assert torch.allclose(own[row].double(), wanted[0].double(), atol=1e-4)
+        self.fresh.read_prompt(inputs, 1, torch.tensor([length]), 256)
         held = cached(self.drafter.head, row, length)
         assert torch.allclose(held, cached(self.fresh, 0, length), atol=1e-4)
         self.checked += 1

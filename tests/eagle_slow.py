@@ -225,6 +225,7 @@ class ScriptedHead:
     """
 
     device, needs, static_shapes = torch.device("cpu"), ("last",), False
+    dtype = torch.float64
 
     def __init__(self, guess, vocab_size):
         self.guess, self.base = guess, vocab_size + 1
@@ -235,28 +236,22 @@ class ScriptedHead:
     def target_ids(self, ids):
         return ids
 
-    def read_prompt(self, inputs, count, pick_at, capacity):
-        self.place = torch.ones_like(count)
-        return self._say(count.new_zeros(len(count), 1), self.place)
+    def read_prompt(self, inputs, pick_at, lengths, capacity):
+        self.place = torch.zeros_like(lengths)
 
-    def reader(self, committed, num_columns):
-        return self.read
-
-    def read(self, inputs, known=None, offset=0, depth=0, then=None, extras=()):
-        tokens, pick, features = inputs
-        if pick is not None:
-            out = self._say(tokens[:, :1] * 0, self.place + pick + 1)
-        else:
-            codes = features.squeeze(-1).long() * self.base + tokens + 1
-            out = self._say(codes, self.place)
-        return out if then is None else then(out, known, *extras)
-
-    def read_step(self, inputs, num_rows, committed, longest, before, then=None, extras=()):
-        inputs, count, extras = before(*inputs, *extras)
-        assert inputs[0].shape[1] == num_rows
-        out = self.read(inputs, then=then, extras=extras)
+    def read_step(self, inputs, num_rows, committed, longest, before, then, extras=()):
+        (tokens, pick, _), count, extras = before(*inputs, *extras)
+        assert tokens.shape[1] == num_rows
+        out = self._say(tokens[:, :1] * 0, self.place + pick + 1)
         self.place = self.place + count
-        return out
+        return out if then is None else then(out, *extras)
+
+    def tree(self):
+        return None
+
+    def read_below(self, inputs, mask, depth, rows):
+        tokens, _, features = inputs
+        return self._say(features.squeeze(-1).long() * self.base + tokens + 1, self.place)
 
     def _say(self, codes, place):
         """codes [B, r] -> outputs [B, r, 1], logits [B, r, V]."""

@@ -12,6 +12,7 @@ from model.common.attention import (
     grouped_attention,
     mask_kinds,
     rows_mask,
+    split_attention,
 )
 from model.common.drafter import Draft
 from model.common.errors import BadInput
@@ -188,3 +189,19 @@ def test_unknown_attention_is_refused():
     config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(BadInput, match="llama: chunked_attention is not supported"):
         mask_kinds(config)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_attention_over_pieces_is_that_over_all(groups, num_rows):
+    generator = torch.Generator().manual_seed(num_rows)
+    query = torch.randn(2, 2 * groups, num_rows, 8, generator=generator)
+    keys, values = torch.randn(2, 2, 2, 7, 8, generator=generator)
+    seen = torch.rand(2, 1, num_rows, 7, generator=generator) > 0.5
+    seen[:, :, :, -1] = True
+    seen[:, :, :, :5] = seen[:, :, :1, :5]  # one mask for all rows
+    mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    wanted, _ = grouped_attention(None, query, keys, values, mask, 0.3)
+    parts = [(keys[:, :, :5], values[:, :, :5], mask[:, :, :1, :5])]
+    parts.append((keys[:, :, 5:], values[:, :, 5:], mask[..., 5:]))
+    assert torch.allclose(split_attention(query, parts, 0.3), wanted, atol=1e-6)

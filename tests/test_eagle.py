@@ -149,22 +149,17 @@ def test_published_tree():
 def test_passes(target, folder, monkeypatch):
     """Widths, positions and what each slot may read, for the published tree."""
     head = load_eagle(folder, target, "eager")
-    reads, reader = [], head.reader
+    reads, read_below = [], head.read_below
 
-    def spy(*columns):
-        read = reader(*columns)
+    def heard(inputs, mask, depth, rows):
+        reads.append((inputs[0].shape[1], (mask == 0)[0, 0], depth))
+        return read_below(inputs, mask, depth, rows)
 
-        def heard(inputs, known, offset, depth, *then):
-            reads.append((inputs[0].shape[1], known, offset, depth))
-            return read(inputs, known, offset, depth, *then)
-
-        return heard
-
-    monkeypatch.setattr(head, "reader", spy)
+    monkeypatch.setattr(head, "read_below", heard)
     decode(target, static(head, published_tree()), loopy_prompts(1), 4)
-    shapes = [(width, offset, depth) for width, _, offset, depth in reads[:4]]
-    assert shapes == [(4, 0, 0), (4, 4, 1), (1, 8, 2), (1, 9, 3)]
-    assert [known.sum(-1).tolist() for _, known, *_ in reads[:4]] == [
+    shapes = [(width, known.shape[1], depth) for width, known, depth in reads[:4]]
+    assert shapes == [(4, 4, 0), (4, 8, 1), (1, 9, 2), (1, 10, 3)]
+    assert [known.sum(-1).tolist() for _, known, _ in reads[:4]] == [
         [1] * 4,
         [2] * 4,
         [3],
@@ -514,7 +509,7 @@ def test_replayed_passes_draft_the_same(target, folder, batch):
         replayed = Recording(drafter, target)
         assert decode(target, replayed, loopy_prompts(batch)) == expected
         assert replayed.steps == plain.steps
-    assert capture.captured == 5 and capture.replayed > 20
+    assert capture.captured == 1 and capture.replayed > 5
 
 
 def test_warm_leaves_nothing_to_capture(target, folder):

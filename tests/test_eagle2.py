@@ -366,7 +366,7 @@ def test_replayed_passes_draft_the_same(target, folder, batch):
         replayed = Recording(drafter, target)
         assert list(decode(target, replayed, loopy_prompts(batch))) == expected
         assert replayed.steps == plain.steps
-    assert capture.captured == 4 and capture.replayed > 20
+    assert capture.captured == 1 and capture.replayed > 5
 
 
 def test_warm_leaves_nothing_to_capture(target, folder):

@@ -466,7 +466,7 @@ def test_replayed_passes_draft_the_same(target, folder, batch):
         replayed = Recording(drafter, target)
         assert list(decode(target, replayed, loopy_prompts(batch))) == expected
         assert replayed.steps == plain.steps
-    assert capture.captured == 4 and capture.replayed > 20
+    assert capture.captured == 1 and capture.replayed > 5
 
 
 def test_warm_sees_every_shape(folder):

@@ -35,6 +35,25 @@ def grouped_attention(
     return out.reshape(batch, heads, num_rows, -1).transpose(1, 2).contiguous(), None
 
 
+def split_attention(query: Tensor, parts: list[tuple], scaling: float) -> Tensor:
+    """Attention over keys in several pieces, which are not joined: [B, H, r, D] -> [B, r, H, D].
+
+    parts: (keys, values [B, Hkv, K, D], additive mask [.., 1, r or 1, K]) of each piece.
+    """
+    batch, heads, num_rows, dim = query.shape
+    groups = heads // parts[0][0].shape[1]
+    query = query.reshape(batch, -1, groups * num_rows, dim)
+    scores = []
+    for keys, _, mask in parts:
+        repeated = mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask
+        scores.append(query @ keys.transpose(2, 3) * scaling + repeated)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    weights = torch.cat(scores, -1).softmax(-1, dtype=exact).to(query.dtype)
+    pieces = weights.split([keys.shape[2] for keys, *_ in parts], -1)
+    out = sum(piece @ values for piece, (_, values, _) in zip(pieces, parts))
+    return out.reshape(batch, heads, num_rows, -1).transpose(1, 2)
+
+
 def register() -> None:
     """Make GROUPED known to transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.common.attention import additive, grouped_attention
+from model.common.attention import additive, grouped_attention, split_attention
 from model.common.cached import CachedModel
 from model.common.errors import BadInput
+from model.common.kv_cache import KVCache
 
 
 def llama_config(fields: dict, path: str = "config.json"):
@@ -31,14 +32,11 @@ PROMPT_CHUNK = 2048  # rows of a prompt read at a time
 
 
 class RowAttention(nn.Module):
-    """A Llama layer's attention, with the published tensor names; inputs may be wider than H.
+    """A Llama layer's attention, with the published tensor names; inputs may be wider than H."""
 
-    layer: index in the head's cache.
-    """
-
-    def __init__(self, config, input_size: int | None = None, layer: int = 0):
+    def __init__(self, config, input_size: int | None = None):
         super().__init__()
-        self.head_dim, self.layer = config.head_dim, layer
+        self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         input_size = input_size or config.hidden_size
         bias = config.attention_bias
@@ -60,19 +58,50 @@ class RowAttention(nn.Module):
         )
         return *apply_rotary_pos_emb(query, key, *rotary), value
 
-    def forward(self, rows: Tensor, rotary, mask: Tensor | None, cache) -> Tensor:
-        """rows [B, r, input size] -> [B, r, H]; mask [B, 1, r, view]; cache None = no past."""
+    def forward(self, rows: Tensor, rotary, mask: Tensor | None, past) -> Tensor:
+        """rows [B, r, input size] -> [B, r, H].
+
+        past: a KVCache, mask [B, 1, r, view]; TreeRows, mask as of its attend(); None = no past.
+        """
         query, key, value = self.project(rows, rotary)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer)
-        out, _ = grouped_attention(self, query, key, value, mask, self.scaling)
+        if isinstance(past, TreeRows):
+            out = past.attend(query, key, value, mask, self.scaling)
+        else:
+            if past is not None:
+                key, value = past.update(key, value, 0)
+            out, _ = grouped_attention(self, query, key, value, mask, self.scaling)
         return self.o_proj(out.flatten(2))
+
+
+class TreeRows:
+    """A tree's rows behind the committed ones, while one call drafts it.
+
+    Their keys and values stand beside the cache, so that the call writes the cache once (see
+    KVCache.moves), and are gone with it.
+    """
+
+    def __init__(self, cache: KVCache, dtype: torch.dtype):
+        keys, values = (part[:, :, : cache.view] for part in cache.layers[0])
+        columns = torch.arange(cache.view, device=keys.device)
+        committed = columns < cache.length.unsqueeze(-1)
+        self.past = keys, values, additive(committed.unsqueeze(1), dtype)
+        self.own: tuple[Tensor, Tensor] | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float):
+        """Attention of further rows, [B, H, r, D] -> [B, r, H, D].
+
+        mask: additive [.., 1, r, w], over the rows so far and these.
+        """
+        if self.own is not None:
+            key, value = (torch.cat(both, 2) for both in zip(self.own, (key, value)))
+        self.own = key, value
+        return split_attention(query, [self.past, (key, value, mask)], scaling)
 
 
 class CachedHead(CachedModel):
     """A module with one attention layer that reads rows after the rows it has read before.
 
-    module   forward(inputs, rotary, mask, cache) -> tensors [B, r, ..], of inputs [B, r, ..]
+    module   forward(inputs, rotary, mask, past) -> tensors [B, r, ..], of inputs [B, r, ..]
     config   LlamaConfig of the layer, for RoPE
     """
 
@@ -83,114 +112,74 @@ class CachedHead(CachedModel):
         self.module = module
         self.rotary = LlamaRotaryEmbedding(config).to(device)
 
-    def reader(self, committed: int, num_columns: int):
-        """A function that reads rows within so many columns after the committed ones.
-
-        committed: host int, rows of the longest sequence in cache.length. With a static runtime all
-        passes of a tree have one view. The function returns the module's output for rows [B, r]:
-
-        inputs     three tensors [B, r, ..], or None
-        known      [.., r, w] as in CachedModel.mask, None = a chain whose positions are its columns
-        offset     columns between the committed ones and these rows
-        depth      positions of a tree's rows: committed rows + depth
-        then       what is made of the output in the same compiled or captured call:
-                   then(output, known, *extras), extras tensors; None = the output itself
-        """
-        runtime, is_static = self.runtime, self.runtime.static_shapes
-        shared = self.columns(committed + num_columns, committed)
-
-        def read(inputs, known=None, offset=0, depth=0, then=None, extras=()):
-            place = shared
-            if not is_static:
-                place = self.columns(committed + offset + inputs[0].shape[1], committed)
-            return runtime(*inputs, known, offset, depth, *place, None, then, *extras)
-
-        return read
-
     def read_step(
-        self,
-        inputs: tuple,
-        num_rows: int,
-        committed: int,
-        longest: int,
-        before,
-        then=None,
-        extras: tuple = (),
+        self, inputs: tuple, num_rows: int, committed: int, longest: int, before, then, extras=()
     ) -> tuple:
         """Read the committed rows of a step, [B, num_rows], and commit them, in one call.
 
-        Returns what a reader() does, a tuple.
-        inputs   three tensors, which `before` makes the rows of in the same call:
-                 before(*inputs, *extras) -> (inputs of a reader(), count, extras of `then`)
-        count    [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
-        longest  host int, rows that no unfinished sequence exceeds
+        inputs     three tensors, which `before` makes the rows of:
+                   before(*inputs, *extras) -> (three tensors [B, r, ..] or None, count, extras of
+                   `then`)
+        count      [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
+        then       what is made of the module's output, then(output, *extras) -> tensors; None = the
+                   output itself
+        committed  host int, rows of the longest sequence in cache.length
+        longest    host int, rows that no unfinished sequence exceeds afterwards
         """
         place = self.columns(committed + num_rows, committed)
-        out = self.runtime(*inputs, None, 0, 0, *place, before, then, *extras)
+        out = self.runtime(*inputs, *place, before, then, *extras)
         if self.cache.batch > 1:  # one that has just ended may be longer
             self.cache.length.clamp_(max=longest)
         return out
 
-    def read_prompt(self, inputs: tuple, count: Tensor, pick_at: int, capacity: int) -> tuple:
+    def tree(self) -> TreeRows:
+        """The rows of a tree behind the committed ones, for read_below()."""
+        return TreeRows(self.cache, self.dtype)
+
+    def read_below(self, inputs: tuple, mask: Tensor, depth: int, rows: TreeRows) -> tuple:
+        """The module's output for further rows [B, r] of a tree; part of what `then` does.
+
+        mask   additive [.., 1, r, w], over the tree's rows so far and these
+        depth  their positions are committed rows + depth
+        """
+        positions = (self.cache.length + depth).unsqueeze(1).expand_as(inputs[0])
+        return self.module(inputs, self.rotary(inputs[2], positions), mask, rows)
+
+    def read_prompt(self, inputs: tuple, pick_at: int, lengths: Tensor, capacity: int) -> None:
         """Read right-padded prompts [B, P] into the emptied cache, in chunks.
 
-        count [B]: rows of each. inputs[pick_at] is replaced by the place of the last row where it
-        falls into the chunk, and the module has to return that row alone, [B, 1, ..].
+        Of each the first `lengths` [B] rows stay. inputs[pick_at] is replaced by the place of a row
+        that alone is put out, since no output is wanted.
         """
         num_rows = inputs[0].shape[1]
-        self.reserve(len(count), max(capacity, num_rows))
+        self.reserve(len(lengths), max(capacity, num_rows))
         self.cache.reset()
-        last, found = count.to(self.device) - 1, None
         for begin in range(0, num_rows, PROMPT_CHUNK):
             end = min(begin + PROMPT_CHUNK, num_rows)
             self.cache.length.fill_(begin)
             parts = [part if part is None else part[:, begin:end] for part in inputs]
-            parts[pick_at] = (last - begin).clamp(0, end - begin - 1)
-            view = self.view(end)
-            out = self._rows(*parts, None, 0, 0, view, self.known_start(begin), None, None)
-            here = ((last >= begin) & (last < end)).view(-1, 1, 1)
-            found = [torch.where(here, new, old) for new, old in zip(out, found or out)]
-        self.cache.length.copy_(count)
-        return tuple(found)
+            parts[pick_at] = torch.zeros_like(lengths, device=self.device)
+            self._rows(*parts, self.view(end), self.known_start(begin), None, None)
+        self.cache.length.copy_(lengths)
 
     @torch.inference_mode()
-    def warm(
-        self,
-        capacity: int,
-        inputs: tuple,
-        known=None,
-        offset: int = 0,
-        depth: int = 0,
-        then=None,
-        extras: tuple = (),
-        before=None,
-    ):
-        """Compile or capture a shape of a reader() in all buckets up to `capacity` columns.
-
-        With `before` it is one of read_step(). Returns the output of the last one, whose values
-        mean nothing.
-        """
+    def warm(self, capacity: int, inputs: tuple, before, then, extras: tuple = ()) -> None:
+        """Compile or capture a read_step() in all buckets up to `capacity` columns."""
         self.make_room(capacity)  # a cache that grew later would have to be compiled for again
         for view in self.views(capacity):
             self.cache.length.zero_()
-            out = self.runtime(*inputs, known, offset, depth, view, None, before, then, *extras)
-        return out
+            self.runtime(*inputs, view, None, before, then, *extras)
 
-    def _rows(self, first, pick, last, known, offset, depth, view, start, before, then, *extras):
+    def _rows(self, first, pick, last, view, start, before, then, *extras):
         count = None
         if before is not None:
             (first, pick, last), count, extras = before(first, pick, last, *extras)
-        num_rows = first.shape[1]
-        positions = self.place(num_rows, view, start, offset)
-        if known is not None:
-            positions = (self.cache.length + depth).unsqueeze(1).expand(-1, num_rows)
-        mask = self.mask(positions, known, None, start)
-        rotary = self.rotary(last, positions)
-        out = self.module((first, pick, last), rotary, mask, self.cache)
-        out = out if then is None else then(out, known, *extras)
+        positions = self.place(first.shape[1], view, start)
+        mask = self.mask(positions, None, None, start)
+        out = self.module((first, pick, last), self.rotary(last, positions), mask, self.cache)
         if count is not None:
             self.cache.length.add_(count).mul_(count > 0)
-        return out
+        return out if then is None else then(out, *extras)
 
 
 def shared_module(module: nn.Module, device) -> nn.Module:

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from model.common.attention import additive
 from model.common.devices import all_on, on
 from model.common.drafter import Draft, Drafter, Needs, committed_rows
 from model.common.heads import module_bytes
 from model.common.ranking import top_ids
-from model.common.sampling import draw
+from model.common.sampling import draw, warp
 from model.common.static_tree import StaticTree
 
 
 class EagleDrafter(Drafter):
-    """Keeps the head's cache true: a step begins by reading real features of what was committed.
+    """Keeps the head's cache true: a step's rows are read, with real features, before the next one.
 
     head       an EagleHead or Eagle3Head. Its cache holds one slot for each committed token but
-               the root, with the target's features; a tree's slots are written behind them and
-               forgotten
+               the root, with the target's features
     num_nodes  of its drafts
     rows       rows that a step can commit, 1 + the tree's depth
-    slots      cache columns that a tree takes while it is drafted
     foreign    beside another drafter: rows that a step can commit, whoever made its draft
-    first      what is made of the last slot's ([B, 1, H], [B, 1, V_d]), in the call that reads it;
-               set by start()
+    step       of the last step, (new_tokens, count, path) and the states that the head needs;
+               behind a prompt its last row, as of such a step
     """
 
     ahead = True
     foreign = 0
-    first = None
 
-    def __init__(self, head, num_nodes: int, rows: int, slots: int):
-        self.head, self.num_nodes = head, num_nodes
-        self.rows, self.slots = rows, slots
+    def __init__(self, head, num_nodes: int, rows: int):
+        self.head, self.num_nodes, self.rows = head, num_nodes, rows
         self.needs = Needs(hidden=tuple(head.needs))
 
     def facts(self):
@@ -43,89 +40,94 @@ class EagleDrafter(Drafter):
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler, self.device = sampler, prefill.tokens.device
-        tokens = prefill.new_tokens.clamp(min=0).to(self.head.device)
-        features = self.head.features(prefill.hidden)
-        self.batch, self.dtype = len(tokens), features.dtype
-        states = (prefill.hidden[name] for name in self.head.needs)
-        self.states = [(part.shape[-1], part.dtype) for part in states]
+        device, needs = self.head.device, self.head.needs
+        tokens, count, root = (
+            part.to(device) for part in (prefill.new_tokens, prefill.count, prefill.next_token)
+        )
+        lengths = (count - 1).clamp(min=0)
         capacity = self._columns(max(max_lengths))
-        inputs = (tokens, None, features)
-        self.last = self.head.read_prompt(inputs, prefill.count, pick_at=1, capacity=capacity)
-        self.width = self.last[0].shape[-1]
-        if self.first is not None:
-            self.last = self.first(self.last, None)
-        self.committed = prefill.max_committed - 1
-        self.unread = None
+        inputs = (tokens.clamp(min=0), None, self.head.features(prefill.hidden))
+        self.head.read_prompt(inputs, 1, lengths, capacity)
+        self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
+        batch = torch.arange(len(tokens), device=device)
+        states = []
+        for part in (prefill.hidden[name].to(device) for name in needs):
+            rows = part.new_zeros(len(tokens), 1 + self.num_nodes, part.shape[-1])
+            rows[:, 0] = part[batch, lengths]
+            states.append(rows)
+        first = torch.zeros(len(tokens), self.rows, dtype=torch.long, device=device)
+        first[:, 0] = root
+        self.step = (first, count.clamp(max=1), torch.zeros_like(first)), states
+        self.is_unread = True
 
     def _columns(self, length: int) -> int:
         """Columns of the cache for sequences of a length, whose bound may be a step above it."""
-        return length + 2 * max(self.rows, self.foreign) + self.slots
+        return length + 2 * max(self.rows, self.foreign)
 
     def observe(self, step):
         if step.max_committed == 0:
             return
-        self.catch_up()  # where another drafter made the last step's draft
-        device, num_rows = self.head.device, step.path.shape[1]
+        if self.is_unread:  # another drafter made the step's draft
+            self._read(None)
+        device = self.head.device
         inputs = all_on(device, (step.new_tokens, step.count, step.path))
-        states = [on(device, step.hidden[name]) for name in self.head.needs]
-        read = inputs, num_rows, self._gather, states
-        if self.foreign and self.head.static_shapes:
-            if num_rows != self.rows or states[0].shape[1] != 1 + self.num_nodes:
-                read = self._foreign_rows(*read[0], *states)
-        self.unread = *read, step.max_committed - 1
+        self.step = inputs, [on(device, step.hidden[name]) for name in self.head.needs]
+        self.longest, self.is_unread = step.max_committed - 1, True
 
-    def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *states) -> tuple:
-        """Inputs of the rows that a step committed, for the head's read_step(); nothing is left.
+    def _read(self, then, extras: tuple = ()) -> tuple:
+        """Read the rows of the last step; what `then` makes of the last one's feature and logits,
+        then(([B, 1, H], [B, 1, V_d]), *extras), in the same call."""
+        inputs, extras, before = self._unread(self.step, extras)
+        num_rows = inputs[0].shape[1]
+        out = self.head.read_step(
+            inputs, num_rows, self.committed, self.longest, before, then, extras
+        )
+        self.committed, self.is_unread = self.longest, False
+        return out
 
-        tokens, path [B, 1+depth], count [B], states [B, 1+n, H] of each layer needed.
-        """
-        rows = (committed_rows(part, path) for part in states)
-        features = self.head.features(dict(zip(self.head.needs, rows)))
-        tokens = tokens.clamp(min=0)
-        return (tokens, (count - 1).clamp(min=0), features), count, ()
-
-    def _foreign_rows(self, *step) -> tuple:
-        """What read_step() needs for a step of _gather()'s arguments, gathered and padded already.
+    def _unread(self, step: tuple, extras: tuple) -> tuple:
+        """(inputs, extras, before) of the head's read_step().
 
         Other drafters' steps have shapes of many kinds, of which this makes one.
         """
-        (tokens, _, features), count, _ = self._gather(*step)
+        inputs, states = step
+        if not (self.foreign and self.head.static_shapes):
+            return inputs, (*states, *extras), self._gather
+        (tokens, _, features), count, _ = self._gather(*inputs, *states)
         missing = max(self.foreign - tokens.shape[1], 0)
         tokens = torch.nn.functional.pad(tokens, (0, missing))
         features = torch.nn.functional.pad(features, (0, 0, 0, missing))
-        return (tokens, count, features), tokens.shape[1], self._given, ()
+        return (tokens, count, features), extras, self._given
 
-    def _given(self, tokens: Tensor, count: Tensor, features: Tensor) -> tuple:
-        return (tokens, (count - 1).clamp(min=0), features), count, ()
+    def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *extras) -> tuple:
+        """Rows that a step committed, for the head's read_step().
 
-    def catch_up(self) -> tuple:
-        """Read what was committed; what `first` makes of the last slot's feature and logits."""
-        if self.unread is not None:
-            inputs, num_rows, before, extras, longest = self.unread
-            place = num_rows, self.committed, longest
-            self.last = self.head.read_step(inputs, *place, before, self.first, extras)
-            self.committed, self.unread = longest, None
-        return self.last
+        tokens, path [B, 1+depth], count [B]; in extras first the states [B, 1+n, H] of each layer
+        needed.
+        """
+        rows = [committed_rows(part, path) for part in extras[: len(self.head.needs)]]
+        features = self.head.features(dict(zip(self.head.needs, rows)))
+        inputs = tokens.clamp(min=0), (count - 1).clamp(min=0), features
+        return inputs, count, extras[len(rows) :]
+
+    def _given(self, tokens: Tensor, count: Tensor, features: Tensor, *extras) -> tuple:
+        """The same of rows that are gathered."""
+        return (tokens, (count - 1).clamp(min=0), features), count, extras
 
     @torch.inference_mode()  # as the loop: a graph made for other tensors is not used there
     def warm(self, capacity):
-        capacity = self._columns(capacity)
-        tokens, path = self.blank(self.batch, self.rows), self.blank(self.batch, self.rows)
-        inputs = tokens, self.blank(self.batch), path
-        rows = (self.batch, 1 + self.num_nodes)
-        states = [self.blank(*rows, width, dtype=dtype) for width, dtype in self.states]
-        self.head.warm(capacity, inputs, None, 0, 0, self.first, states, self._gather)
-        if self.foreign:
-            inputs, _, before, extras = self._foreign_rows(*inputs, *states)
-            self.head.warm(capacity, inputs, None, 0, 0, self.first, extras, before)
-        self.warm_passes(capacity)
+        inputs, states = self.step
+        blank = [torch.zeros_like(part) for part in (*inputs, *states)]
+        for then, extras in self.calls():
+            inputs, extras, before = self._unread((blank[:3], blank[3:]), extras)
+            self.head.warm(self._columns(capacity), inputs, before, then, extras)
 
-    def blank(self, *shape: int, dtype=torch.long) -> Tensor:
-        """Zeros on the head's device, to warm up with."""
-        return torch.zeros(shape, dtype=dtype, device=self.head.device)
+    def calls(self) -> list[tuple]:
+        """(then, extras) of _read() in a run."""
+        return [self.drafting()] + ([(None, ())] if self.foreign else [])
 
-    def warm_passes(self, capacity: int) -> None:
-        """Compile or capture the passes that draft a tree."""
+    def drafting(self) -> tuple:
+        """(then, extras) of the _read() that drafts a tree."""
         raise NotImplementedError
 
 
@@ -137,18 +139,17 @@ class StaticEagleDrafter(EagleDrafter):
     """
 
     def __init__(self, head, tree: StaticTree):
+        super().__init__(head, len(tree), 1 + tree.depth)
         self.tree = tree
         self.inner = [torch.tensor(nodes, device=head.device) for nodes in tree.inner]
-        slots = sum(len(nodes) for nodes in self.inner[1:])
-        super().__init__(head, len(tree), 1 + tree.depth, slots)
-        self.passes = [self._pass(depth) for depth in range(len(self.inner))]
-        self.best = [partial(self._best, depth) for depth in range(len(self.inner))]
+        self.passes = [self._pass(depth) for depth in range(len(tree.inner))]
+        self.sampled = cache(lambda *settings: partial(self._sampled, settings))
 
     def _pass(self, depth: int):
-        """What drafting the children of the inner nodes of a depth needs, as index tensors.
+        """What drafting the children of the inner nodes of a depth needs, as tensors.
 
-        known [r, w] ancestors among the tree's slots; parent: place of each row's parent among the
-        inner nodes above; place, rank of the level's nodes in the candidates; most children.
+        mask of read_below(); parent: place of each row's parent among the inner nodes above; place,
+        rank of the level's nodes in the candidates; most children.
         """
         tree, device = self.tree, self.head.device
         inner = tree.inner[depth]
@@ -156,88 +157,73 @@ class StaticEagleDrafter(EagleDrafter):
         nodes = range(level.start, level.stop)
         place = [inner.index(tree.parent_list[node]) for node in nodes]
         most = max(tree.num_children[1 + node] for node in inner)
-        known = parent = None
+        mask = parent = None
         if depth:
             slots = [node for above in tree.inner[1 : depth + 1] for node in above]
             lines = {-1: set()}
             for node in slots:
                 lines[node] = lines[tree.parent_list[node]] | {node}
             known = torch.tensor([[slot in lines[node] for slot in slots] for node in inner])
+            mask = additive(known.unsqueeze(0), self.head.dtype).to(device)
             above = [tree.inner[depth - 1].index(tree.parent_list[node]) for node in inner]
-            known, parent = known.to(device), torch.tensor(above, device=device)
-        return known, parent, torch.tensor(place, device=device), tree.ranks[level], most
+            parent = torch.tensor(above, device=device)
+        return mask, parent, torch.tensor(place, device=device), tree.ranks[level], most
 
     def shapes(self):
         return [self.tree.shape]
 
-    def start(self, prefill, max_lengths, sampler):
-        self.first = self.best[0] if sampler.greedy else None
-        super().start(prefill, max_lengths, sampler)
-
     def propose(self):
-        tokens, given = self._likeliest() if self.sampler.greedy else self._sampled()
+        tokens, *given = self._read(*self.drafting())
+        given = given[0].to(self.device) if given else None
         return Draft(on(self.device, tokens), self.tree.parents, self.tree.depth, given)
 
-    def _likeliest(self) -> tuple[Tensor, None]:
+    def drafting(self):
+        sampler = self.sampler
+        if sampler.greedy:
+            return self._likeliest, ()
+        num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
+        settings = sampler.temperature, sampler.top_k, sampler.top_p
+        return self.sampled(*settings), (sampler.spread(num).to(self.head.device),)
+
+    def _likeliest(self, out) -> tuple[Tensor]:
         """The tokens [B, n] that are the best by rank."""
-        found, *inputs = self.catch_up()
-        read, offset = self.head.reader(self.committed, self.slots), 0
-        for depth, (known, parent, *_) in enumerate(self.passes[1:], 1):
-            tokens, features = inputs
-            place = (known, offset, depth - 1, self.best[depth], (found,))
-            found, *inputs = read((tokens, None, features), *place)
-            offset += parent.shape[0]
-        return found, None
-
-    def _best(self, depth: int, out, _, *above) -> tuple:
-        """The tokens so far, and those and the features that the next pass reads."""
-        features, logits = out
-        *_, place, rank, most = self.passes[depth]
-        level = top_ids(logits, most)[:, place, rank]
-        found = torch.cat([*above, level], 1)
-        if depth + 1 == len(self.passes):
-            return (found,)
-        inner = self.inner[depth + 1] - self.tree.levels[depth].start
-        return found, level[:, inner], features[:, self.passes[depth + 1][1]]
-
-    def _sampled(self) -> tuple[Tensor, Tensor]:
-        """Tokens [B, n], drawn, and what each was drawn from, [B, n, V_d]."""
-        features, logits = self.catch_up()
-        read, offset = self.head.reader(self.committed, self.slots), 0
-        drawn, used, levels, probs = self._uniforms(), 0, [], []
-        for depth, (known, parent, place, rank, most) in enumerate(self.passes):
+        rows, levels = self.head.tree(), []
+        for depth, (*_, place, rank, most) in enumerate(self.passes):
             if depth:
-                inner = levels[-1][:, self.inner[depth] - self.tree.levels[depth - 1].start]
-                inputs = (inner.clamp(min=0), None, features[:, parent])
-                features, logits = read(inputs, known, offset, depth - 1)
-                offset += len(parent)
+                out = self._below(depth, self._inner(depth, levels), out[0], rows)
+            levels.append(top_ids(out[1], most)[:, place, rank])
+        return (torch.cat(levels, 1),)
+
+    def _inner(self, depth: int, levels: list[Tensor]) -> Tensor:
+        """Tokens of the inner nodes of a depth, [B, r], from those of the levels so far."""
+        return levels[-1][:, self.inner[depth] - self.tree.levels[depth - 1].start]
+
+    def _below(self, depth: int, tokens: Tensor, features: Tensor, rows) -> tuple:
+        """The head's output for these inner nodes, from the features of those above [B, r', H]."""
+        mask, parent, *_ = self.passes[depth]
+        inputs = tokens.clamp(min=0), None, features[:, parent]
+        return self.head.read_below(inputs, mask, depth - 1, rows)
+
+    def _sampled(self, settings: tuple, out, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, n], drawn, and what each was drawn from, [B, n, V_d].
+
+        settings: warp()'s; uniforms [B, m]: one for every candidate of the step.
+        """
+        rows, levels, probs, used = self.head.tree(), [], [], 0
+        for depth, (*_, place, rank, most) in enumerate(self.passes):
+            if depth:
+                inner = self._inner(depth, levels)
+                out = self._below(depth, inner, out[0], rows)
+            logits = out[1]
             num = most * logits.shape[1]
-            uniforms = drawn[:, used : used + num].view(*logits.shape[:2], most)
-            candidates, given = draw_distinct(self.sampler.warp(logits), uniforms)
+            drawn = uniforms[:, used : used + num].view(*logits.shape[:2], most)
+            candidates, given = draw_distinct(warp(logits, *settings), drawn)
             used += num
-            probs.append(given[:, place, rank])
             if depth:  # below an inert node nothing is drafted
                 candidates = candidates.masked_fill(inner.unsqueeze(-1) < 0, -1)
             levels.append(candidates[:, place, rank])
-        return torch.cat(levels, 1), torch.cat(probs, 1).to(self.device)
-
-    def _uniforms(self) -> Tensor:
-        """One for every candidate of the step."""
-        num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
-        return self.sampler.spread(num).to(self.head.device)
-
-    def warm_passes(self, capacity):
-        offset = 0
-        for depth, (known, parent, *_) in enumerate(self.passes):
-            if depth:
-                num_rows = len(parent)
-                rows = self.blank(self.batch, num_rows, self.width, dtype=self.dtype)
-                place = (known, offset, depth - 1)
-                if self.first is not None:
-                    above = self.blank(self.batch, self.tree.levels[depth].start)
-                    place = (*place, self.best[depth], (above,))
-                self.head.warm(capacity, (self.blank(self.batch, num_rows), None, rows), *place)
-                offset += num_rows
+            probs.append(given[:, place, rank])
+        return torch.cat(levels, 1), torch.cat(probs, 1)
 
 
 def draw_distinct(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from model.common.attention import additive
 from model.common.devices import all_on
 from model.common.drafter import Draft, DraftShape
 from model.common.errors import BadInput
@@ -41,67 +40,54 @@ class DynamicEagleDrafter(EagleDrafter):
     """
 
     def __init__(self, head, num_nodes: int, depth: int, top_k: int):
-        super().__init__(head, num_nodes, 2 + depth, depth * top_k)
+        super().__init__(head, num_nodes, 2 + depth)
         self.depth, self.top_k = depth, top_k
-        self.alone = torch.eye(top_k, dtype=torch.bool, device=head.device).unsqueeze(0)
-        self.first = self._sprout
-        levels = range(depth)  # offset, depth and `then` of the passes, as the head's reader() has
-        self.passes = [(level * top_k, level, partial(self._grow, level)) for level in levels]
+        itself = torch.eye(top_k, dtype=torch.bool, device=head.device)
+        self.alone = additive(itself.unsqueeze(0), head.dtype)  # [1, 1, k, k]
 
     def start(self, prefill, max_lengths, sampler):
         super().start(prefill, max_lengths, sampler)
-        self.any_parents = torch.full((self.batch, self.num_nodes), -1, device=self.device)
+        batch = len(prefill.tokens)
+        self.any_parents = torch.full((batch, self.num_nodes), -1, device=self.device)
 
     def shapes(self):
         return [DraftShape(self.num_nodes, self.any_parents, 1 + self.depth)]
 
     def propose(self):
-        state = self.catch_up()
-        read = self.head.reader(self.committed, self.slots)
-        for place in self.passes:
-            tokens, features, known, *pool = state
-            state = read((tokens, None, features), known, *place, pool)
-        tokens, parents, *places = all_on(self.device, state)
+        tokens, parents, *places = all_on(self.device, self._read(self._grown))
         return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
-    def warm_passes(self, capacity):
-        state = self.last
-        for place in self.passes:
-            tokens, features, known, *pool = state
-            state = self.head.warm(capacity, (tokens, None, features), known, *place, pool)
+    def drafting(self):
+        return self._grown, ()
 
-    def _sprout(self, out, _) -> tuple:
-        """The first level: what _grow gives, for the children of the root."""
+    def _grown(self, out) -> tuple:
+        """The tree's tokens and parents [B, n] and its layout(), from the head's output for the
+        last committed token, ([B, 1, H], [B, 1, V_d])."""
         features, logits = out
-        tokens, scores = self._best(logits[:, 0])  # [B, k]
-        own = torch.arange(self.top_k, device=tokens.device).repeat(len(tokens), 1)
-        known = self.alone.repeat(len(tokens), 1, 1)
-        pool = tokens, scores, torch.full_like(tokens, -1)
-        return tokens.clone(), features.repeat(1, self.top_k, 1), known, own, *pool
-
-    def _grow(self, depth: int, out, known, own, tokens, scores, parents) -> tuple:
-        """Children of a pass's rows [B, k] join the pool (tokens, scores, parents [B, size]).
-
-        own [B, k]: the rows' places in it. Returns the next pass's tokens, features, known and own,
-        and the pool; of the last pass the tree's tokens and parents [B, n] and its layout().
-        """
-        features, logits = out
-        width, first = self.top_k, tokens.shape[1]
-        children, logp = self._best(logits)  # [B, k, k]
-        new = (scores.gather(1, own).unsqueeze(-1) + logp).flatten(1)
-        tokens = torch.cat([tokens, children.flatten(1)], 1)
-        scores = torch.cat([scores, new], 1)
-        parents = torch.cat([parents, own.repeat_interleave(width, 1)], 1)
-        if depth + 1 == self.depth:
-            kept = best_nodes(tokens, scores, parents, self.num_nodes)
-            return *kept, *layout(kept[1], 1 + self.depth)
-        chosen = new.topk(width, dim=1).indices
-        parent = chosen // width
-        features = features.gather(1, parent.unsqueeze(-1).expand_as(features))
-        lines = known.gather(1, parent.unsqueeze(-1).expand_as(known))
-        known = torch.cat([lines, self.alone.expand(len(lines), -1, -1)], 2)
-        own = first + chosen
-        return tokens.gather(1, own), features, known, own, tokens, scores, parents
+        width, rows = self.top_k, self.head.tree()
+        tokens, scores = self._best(logits[:, 0])  # [B, k], of the whole pool from here on
+        parents = torch.full_like(tokens, -1)
+        level, features = tokens, features.repeat(1, width, 1)
+        own = torch.arange(width, device=tokens.device).repeat(len(tokens), 1)  # places in the pool
+        lines = self.alone.repeat(len(tokens), 1, 1, 1)  # what of the tree each row reads
+        for depth in range(self.depth):
+            features, logits = self.head.read_below((level, None, features), lines, depth, rows)
+            children, logp = self._best(logits)  # [B, k, k]
+            new = (scores.gather(1, own).unsqueeze(-1) + logp).flatten(1)
+            first = tokens.shape[1]
+            tokens = torch.cat([tokens, children.flatten(1)], 1)
+            scores = torch.cat([scores, new], 1)
+            parents = torch.cat([parents, own.repeat_interleave(width, 1)], 1)
+            if depth + 1 < self.depth:
+                chosen = new.topk(width, dim=1).indices
+                parent = (chosen // width).unsqueeze(-1)
+                features = features.gather(1, parent.expand_as(features))
+                above = lines.gather(2, parent.unsqueeze(1).expand_as(lines))
+                lines = torch.cat([above, self.alone.expand(len(lines), -1, -1, -1)], 3)
+                own = first + chosen
+                level = tokens.gather(1, own)
+        kept = best_nodes(tokens, scores, parents, self.num_nodes)
+        return *kept, *layout(kept[1], 1 + self.depth)
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(target ids, log probabilities) of the top_k candidates of each row, [.., V_d]."""

@@ -23,8 +23,8 @@ class HydraDrafter(Drafter):
     """Heads i = 0, 1, ... give the nodes of depth i + 1, from what stands at the last committed
     position: the prefix layer's output or, without such a layer, the target's hidden state.
 
-    seen  what last_committed() reads of the last step; behind a prompt with a prefix layer, its
-          output as of such a step
+    seen  what last_committed() reads of the last step; behind a prompt its last row, as of such a
+          step
     """
 
     needs = Needs(hidden=("last",))
@@ -69,26 +69,25 @@ class HydraDrafter(Drafter):
     def warm(self, capacity):
         if self.seen is None:
             return
-        self.runtime(*self.seen, self.root)
-        if self.prefix is not None:
-            hidden, path, count = (torch.zeros_like(part) for part in self.seen)
-            capacity = self._columns(capacity)
-            inputs, extras = (hidden, count, path), (self.root,)
-            self.prefix.warm(capacity, inputs, None, 0, 0, self._below, extras, self._gather)
+        if self.prefix is None:
+            self.runtime(*self.seen, self.root)
+            return
+        hidden, path, count = (torch.zeros_like(part) for part in self.seen)
+        inputs, extras = (hidden, count, path), (self.root,)
+        capacity = self._columns(capacity)
+        self.prefix.warm(capacity, inputs, self._gather, self._below, extras)
 
     @torch.inference_mode()
     def start(self, prefill, max_lengths, sampler):
         self.root = prefill.next_token.to(self.head_device)
-        self.unread = False
-        rows = prefill.hidden["last"]
-        if self.prefix is None:
-            last = last_committed(rows, prefill.path, prefill.count)
-        else:
+        rows, count = prefill.hidden["last"], prefill.count
+        self.seen = first_step(last_committed(rows, prefill.path, count), count, self.tree)
+        if self.prefix is not None:
             capacity = self._columns(max(max_lengths))
-            (last,) = self.prefix.read_prompt((rows, None, rows), prefill.count, 1, capacity)
-            last = last.squeeze(1)
-            self.committed = prefill.max_committed - 1  # rows of the longest sequence in the cache
-        self.seen = first_step(last, self.tree)
+            lengths = (count - 1).clamp(min=0)
+            self.prefix.read_prompt((rows, None, rows), 1, lengths, capacity)
+            # rows of the longest sequence in the cache, now and with those that are unread
+            self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
 
     def _columns(self, length: int) -> int:
         """Columns of the prefix layer's cache for sequences of a length: what a step may commit
@@ -96,29 +95,27 @@ class HydraDrafter(Drafter):
         return length + 2 * (1 + self.tree.depth)
 
     def propose(self):
-        tokens = self._read() if self.unread else self.runtime(*self.seen, self.root)
+        if self.prefix is None:
+            tokens = self.runtime(*self.seen, self.root)
+        else:  # its turn, with the rows of the last step, and the heads' behind it
+            hidden, path, count = self.seen
+            place = 1 + self.tree.depth, self.committed, self.longest
+            inputs, extras = (hidden, count, path), (self.root,)
+            (tokens,) = self.prefix.read_step(inputs, *place, self._gather, self._below, extras)
+            self.committed = self.longest
         return Draft(on(self.device, tokens), self.tree.parents, self.tree.depth)
-
-    def _read(self) -> Tensor:
-        """The prefix layer's turn, with the rows of the last step, and the heads' behind it."""
-        hidden, path, count = self.seen
-        place = 1 + self.tree.depth, self.committed, self.longest
-        inputs, extras = (hidden, count, path), (self.root,)
-        (tokens,) = self.prefix.read_step(inputs, *place, self._gather, self._below, extras)
-        self.committed, self.unread = self.longest, False
-        return tokens
 
     def observe(self, step):
         self.root = on(self.head_device, step.next_token)
         self.seen = step.hidden["last"], *all_on(self.head_device, (step.path, step.count))
-        self.unread, self.longest = self.prefix is not None, step.max_committed - 1
+        self.longest = step.max_committed - 1
 
     def _gather(self, hidden: Tensor, count: Tensor, path: Tensor, root: Tensor) -> tuple:
         """A step's committed rows for the prefix layer's read_step(), which leaves the root."""
         rows = committed_rows(hidden, path)  # [B, 1+depth, H]
         return (rows, (count - 1).clamp(min=0), rows), count, (root,)
 
-    def _below(self, out: tuple, _, root: Tensor) -> tuple[Tensor]:
+    def _below(self, out: tuple, root: Tensor) -> tuple[Tensor]:
         """Tokens of the nodes [B, n], from the prefix layer's output ([B, 1, H],)."""
         return (self._fill(out[0].squeeze(1), root),)
 

@@ -48,7 +48,7 @@ class MedusaDrafter(Drafter):
 
     def start(self, prefill, max_lengths, sampler):
         last = last_committed(prefill.hidden["last"], prefill.path, prefill.count)
-        self.seen = first_step(last, self.tree)
+        self.seen = first_step(last, prefill.count, self.tree)
 
     def propose(self):
         tokens = on(self.device, self.runtime(*self.seen))
@@ -73,10 +73,13 @@ def last_committed(hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
     return committed_rows(hidden, path.gather(1, place)).squeeze(1)
 
 
-def first_step(last: Tensor, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
-    """A prefill's last states [B, H] as what last_committed() reads of a step of the tree."""
+def first_step(last: Tensor, count: Tensor, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
+    """A prefill's last states [B, H] as what last_committed() reads of a step of the tree.
+
+    count: the prefill's; 0 stays 0, 1 is what is left of others.
+    """
     batch, width = last.shape
     hidden = last.new_zeros(batch, 1 + len(tree), width)
     hidden[:, 0] = last
     path = torch.zeros(batch, 1 + tree.depth, dtype=torch.long, device=last.device)
-    return hidden, path, path.new_ones(batch)
+    return hidden, path, count.clamp(max=1).to(last.device)
