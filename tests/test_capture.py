@@ -171,9 +171,9 @@ TENSOR_METHODS = {  # method: forwards of its own that are captured
     "sps": 1,
     "medusa": 1,
     "hydra": 1,
-    "eagle": 2,
-    "eagle2": 2,
-    "eagle3": 2,
+    "eagle": 1,
+    "eagle2": 1,
+    "eagle3": 1,
 }
 
 

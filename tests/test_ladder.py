@@ -246,12 +246,8 @@ def test_a_drafters_own_compilations_count(monkeypatch):
 )
 def test_every_width_that_sps_drafts_is_warmed(schedule, num_draft, longest, widths):
     """longest: after 12 full accepts in a row; each width is a graph of its own."""
-    draft = SimpleNamespace(vocab_size=97)
-    target = SimpleNamespace(vocab_size=97, static_shapes=True)
-    drafter = SpSDrafter(draft, target, schedule, num_draft, 0.5)
-    drafter.no_token = torch.tensor([[-1]])
+    model = SimpleNamespace(vocab_size=97, static_shapes=True)
+    drafter = SpSDrafter(model, model, schedule, num_draft, 0.5)
     assert [nodes for nodes, *_ in drafter.shapes()] == widths
     for num_nodes in range(1, longest + 1) if schedule != "constant" else [5]:
-        drafter.lengths, drafter.device = [num_nodes], torch.device("cpu")
-        tokens, nothing = [torch.zeros(1, 1).long()] * num_nodes, [None] * num_nodes
-        assert drafter._as_draft(tokens, nothing).tokens.shape[1] in widths
+        assert drafter._width(num_nodes) in widths

@@ -43,6 +43,7 @@ class Counting:
 
     def __init__(self, batch):
         self.device, self.vocab_size = torch.device("cpu"), 97
+        self.static_shapes = False
         self.cache = SimpleNamespace(length=torch.zeros(batch, dtype=torch.long))
 
     def prefill(self, ids, lengths, capacity, needs):

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import make_model, make_prompts
+from test_hydra import replaying
 
 from model.common.decode import generate
 from model.common.drafter import Drafter, EmptyDrafter, Needs
 from model.common.rows import StopRules
+from model.common.runtime import Graphs
 from model.common.sampling import Sampler, seed_of
 from model.common.target import Target
 from model.sps.drafter import SpSDrafter
@@ -254,6 +256,28 @@ def test_greedy_proposals_equal_a_slow_reference(target, drafts, schedule, batch
             sequence = [*sequence, token]
             compared += 1
     assert compared >= sum(sum(turn.drafted) for turn in turns) > 10 * batch
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("schedule", ["constant", "heuristic"])
+def test_static_runtimes_draft_what_eager_does(schedule, batch):
+    """There a call collects the chain; a replay overwrites what the last one of its shape gave."""
+    prompts, found = make_prompts(batch), []
+    for is_static in (False, True):
+        target, draft = Target(make_model()), Target(noisy_copy())
+        for part in (target, draft) if is_static else ():
+            part.runtime = Graphs(part._rows, replaying)
+        recording = Recording(sps(draft, target, schedule))
+        turns = decode(target, recording, prompts, limit=20)
+        lengths = [len(ids) + len(turn.output_ids) for ids, turn in zip(prompts, turns)]
+        drafts = [
+            (row, ids, [token for token in tokens if token >= 0])
+            for row, ids, tokens, _ in recording.drafts
+            if len(ids) < lengths[row]  # a finished row's are never used
+        ]
+        found.append((drafts, [(turn.output_ids, turn.drafted) for turn in turns]))
+    assert found[0] == found[1] and len(found[0][0]) > 3 * batch
+    assert draft.runtime.graphs and not draft.runtime.broken
 
 
 def test_sampled_proposals_come_from_the_recorded_distribution(target, drafts):

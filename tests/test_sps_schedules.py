@@ -20,14 +20,11 @@ class Scripted:
     def __init__(self, probabilities, batch=1):
         self.device, self.vocab_size = torch.device("cpu"), 97
         self.script, self.reads = list(probabilities), 0
-        self.runtime = SimpleNamespace(overwrites=False)
+        self.static_shapes = False
         self.cache = SimpleNamespace(length=torch.zeros(batch, dtype=torch.long))
 
     def prefill(self, ids, lengths, capacity, needs):
         self.cache.length.copy_(torch.tensor(lengths))
-
-    def reader(self, num_columns, then):
-        return lambda tokens, needed: then(*self.read(tokens, None, None, needed))
 
     def read(self, tokens, known, depths, needed):
         sure = self.script[self.reads % len(self.script)]

@@ -178,15 +178,14 @@ class Target(CachedModel):
         return self.runtime(view, *rows, "all", hidden, start, offset, then, *extras)
 
     def reader(self, num_columns: int, then):
-        """A function that reads the next rows of chains: read(tokens [B, r], needed, *extras).
+        """A function that reads the next rows of chains, where shapes are static:
+        read(tokens [B, r], *extras).
 
-        As read() does, but shapes that are static have one view, of so many columns.
+        As read() does, with one view for all, of so many columns.
         """
-        runtime, is_static = self.runtime, self.runtime.static_shapes
-        shared = self.columns(num_columns, None) if is_static else None
+        runtime, (view, start) = self.runtime, self.columns(num_columns, None)
 
-        def read(tokens, needed, *extras):
-            view, start = shared or self.columns(needed, needed - tokens.shape[1])
+        def read(tokens, *extras):
             return runtime(view, None, tokens, None, None, None, "all", (), start, 0, then, *extras)
 
         return read

@@ -13,6 +13,7 @@ from model.common.tails import Tails
 from model.common.target import Target
 
 SHORTEST = 4  # nodes; static runtimes round varying draft lengths up to powers of two from here
+CHAIN = 64  # nodes of a draft that is collected by the calls that read it, at most
 GROWTH = 24  # nodes that 12 full accepts in a row add; a longer draft compiles when it comes
 
 
@@ -38,8 +39,8 @@ class SpSDrafter(Drafter):
         self.last_id = draft.vocab_size - 1
         self.static_shapes = target.static_shapes
         self.reads_per_step = num_draft if schedule == "confidence" else 0
-        # greedy, and no schedule asks how likely a token is: a read chooses what the next one reads
-        self.then = self._likeliest if schedule in ("constant", "heuristic") else None
+        # no schedule asks how likely a token is: a call chooses what the next one reads
+        self.in_calls = draft.static_shapes and schedule in ("constant", "heuristic")
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler = sampler
@@ -48,7 +49,6 @@ class SpSDrafter(Drafter):
         lengths = [len(row) - 1 for row in prefill.host_ids]
         self.draft.prefill(ids, lengths, max(max_lengths) + 2 * self.num_draft + 64, self.reads)
         self.tails = Tails(prefill.host_ids, self.draft)
-        self.no_token = ids.new_full((len(ids), 1), -1)
         self.planned = [self.num_draft] * len(lengths)
         self.committed = prefill.max_committed
         self.room = [most - length - 2 for most, length in zip(max_lengths, lengths)]  # for drafts
@@ -69,8 +69,8 @@ class SpSDrafter(Drafter):
         self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
         longest = max(self.planned if self.static_shapes else self.lengths)
         unread = self.tails.rewind(self.committed)
-        if self.then is not None and self.sampler.greedy and longest:
-            return self._as_draft(self._likeliest_chain(unread, longest), [None])
+        if self.in_calls and self.sampler.greedy and 0 < longest <= CHAIN:
+            return self._as_draft(self._likeliest_chain(unread, longest), longest, None)
         tokens, probs = [], []
         alive = None  # rows whose draft goes on, None = all
         for node in range(longest):
@@ -88,21 +88,38 @@ class SpSDrafter(Drafter):
         if not tokens:
             empty = torch.empty(len(self.lengths), 0, dtype=torch.long, device=self.device)
             return Draft.chain(empty)
-        return self._as_draft([token.unsqueeze(1) for token in tokens], probs)
+        width = self._width(len(tokens))
+        chain = torch.stack(tokens, 1)
+        chain = torch.nn.functional.pad(chain, (0, width - len(tokens)), value=-1)
+        return self._as_draft(chain, len(tokens), None if probs[0] is None else probs)
 
-    def _likeliest_chain(self, unread, num: int) -> list:
-        """The best tokens [B, 1] one after another, from the unread ones [B, 2]."""
-        draft, tokens = self.draft, []
-        read, copied = draft.reader(self.committed + num - 1, self.then), draft.runtime.overwrites
-        for needed in range(self.committed, self.committed + num):
-            (unread,) = read(unread, needed)
-            tokens.append(unread.clone() if copied else unread)
-        return tokens
+    def _likeliest_chain(self, unread, num: int):
+        """Tokens [B, w], num of them the best ones after the unread [B, 2], the others -1."""
+        read, chain = self.draft.reader(self.committed + num - 1, self._likeliest), None
+        for _ in range(num):
+            unread, chain = read(unread, chain)
+        width = self._width(num)
+        if len(self.lengths) == 1:  # in one operation, with the strides of a tensor of its own
+            return chain.as_strided((1, width), (width, 1))
+        return chain[:, :width].contiguous()
 
-    def _likeliest(self, logits, *_) -> tuple:
-        """The best token after the rows read, [B, 1], in their call; the draft model has it."""
+    def _likeliest(self, logits, _, __, ___, chain) -> tuple:
+        """The best token after the rows read [B, 1], and it behind the chain [B, CHAIN], -1 padded.
+
+        chain: None = empty. In the rows' own call; the draft model's cache has them then.
+        """
         self.draft.cache.length.add_(logits.shape[1])
-        return (_to_width(logits[:, -1:], self.vocab_size).argmax(-1),)
+        token = _to_width(logits[:, -1:], self.vocab_size).argmax(-1)
+        if chain is None:
+            return token, torch.nn.functional.pad(token, (0, CHAIN - 1), value=-1)
+        columns = torch.arange(CHAIN, device=token.device)
+        return token, torch.where(columns == (chain >= 0).sum(1, keepdim=True), token, chain)
+
+    def _width(self, num_nodes: int) -> int:
+        """Nodes of a draft of so many tokens: static runtimes round varying lengths up."""
+        if self.static_shapes and self.schedule != "constant":
+            return max(SHORTEST, 1 << (num_nodes - 1).bit_length())
+        return num_nodes
 
     def _read(self, unread, node: int):
         """The draft model's logits [B, V] after the unread tokens [B, r]."""
@@ -128,19 +145,16 @@ class SpSDrafter(Drafter):
             sure = likely.gather(1, token.unsqueeze(1)).squeeze(1) >= self.confidence
         return token, distribution, sure
 
-    def _as_draft(self, tokens: list, probs: list) -> Draft:
-        """A draft of tokens [B, 1], each of the distribution [B, V] in probs, or None.
+    def _as_draft(self, chain, num_nodes: int, probs: list | None) -> Draft:
+        """A draft of tokens [B, w], of which num_nodes are drafted and the others inert.
 
-        Rows shorter than the longest end in inert nodes; static runtimes round the length up.
+        probs: the distribution [B, V] of each. Rows shorter than the longest end in inert nodes.
         """
-        num_nodes = width = len(tokens)
-        if self.static_shapes and self.schedule != "constant":
-            width = max(SHORTEST, 1 << (num_nodes - 1).bit_length())
-        chain = on(self.device, torch.cat([*tokens, *[self.no_token] * (width - num_nodes)], 1))
+        chain, width = on(self.device, chain), chain.shape[1]
         if min(self.lengths) < num_nodes:
             limits = torch.tensor(self.lengths, device=self.device).unsqueeze(1)
             chain = chain.masked_fill(torch.arange(width, device=self.device) >= limits, -1)
-        if probs[0] is None:
+        if probs is None:
             return Draft.chain(chain)
         stacked = torch.stack(probs, 1).to(self.device)
         stacked = torch.nn.functional.pad(stacked, (0, 0, 0, width - num_nodes))
