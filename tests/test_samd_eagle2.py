@@ -75,13 +75,19 @@ def test_the_heads_cache_is_what_it_would_be_alone(paths, target):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_static_shapes_read_what_eager_does(paths, target, batch):
     """Every replay overwrites the hidden states that the head may not have read yet."""
-    expected = decode(target, samd(paths, target), batch, Sampler())
+    eager = samd(paths, target)
+    expected = decode(target, eager, batch, Sampler())
     replayed = load_target(paths[0], "float32", "cpu", "eager")
     replayed.runtime = Graphs(replayed._rows, replaying)
     drafter = samd(paths, replayed)
     head = drafter.auxiliary.head
     head.runtime = Graphs(head._rows, replaying)
     assert decode(replayed, drafter, batch, Sampler()) == expected
+    held, wanted = (part.auxiliary.head.cache for part in (drafter, eager))
+    assert torch.equal(held.length, wanted.length)
+    for row, length in enumerate(held.length.tolist()):
+        found, own = (part.storage[0][:, :, row, :, :length] for part in (held, wanted))
+        assert torch.allclose(found, own, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

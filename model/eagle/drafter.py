@@ -24,8 +24,8 @@ class EagleDrafter(Drafter):
     num_nodes  of its drafts
     rows       rows that a step can commit, 1 + the tree's depth
     foreign    beside another drafter: rows that a step can commit, whoever made its draft
-    step       of the last step, (new_tokens, count, path) and the states that the head needs;
-               behind a prompt its last row, as of such a step
+    unread     of the last step, (inputs, states, before) of the head's read_step(); behind a prompt
+               its last row, as of such a step
     """
 
     ahead = True
@@ -57,8 +57,8 @@ class EagleDrafter(Drafter):
             states.append(rows)
         first = torch.zeros(len(tokens), self.rows, dtype=torch.long, device=device)
         first[:, 0] = root
-        self.step = (first, count.clamp(max=1), torch.zeros_like(first)), states
-        self.is_unread = True
+        self.unread = self._taken((first, count.clamp(max=1), torch.zeros_like(first)), states)
+        self.is_read = False
 
     def _columns(self, length: int) -> int:
         """Columns of the cache for sequences of a length, whose bound may be a step above it."""
@@ -67,37 +67,36 @@ class EagleDrafter(Drafter):
     def observe(self, step):
         if step.max_committed == 0:
             return
-        if self.is_unread:  # another drafter made the step's draft
+        if not self.is_read:  # another drafter made the step's draft
             self._read(None)
         device = self.head.device
         inputs = all_on(device, (step.new_tokens, step.count, step.path))
-        self.step = inputs, [on(device, step.hidden[name]) for name in self.head.needs]
-        self.longest, self.is_unread = step.max_committed - 1, True
+        states = [on(device, step.hidden[name]) for name in self.head.needs]
+        self.unread = self._taken(inputs, states)
+        self.longest, self.is_read = step.max_committed - 1, False
 
-    def _read(self, then, extras: tuple = ()) -> tuple:
-        """Read the rows of the last step; what `then` makes of the last one's feature and logits,
-        then(([B, 1, H], [B, 1, V_d]), *extras), in the same call."""
-        inputs, extras, before = self._unread(self.step, extras)
-        num_rows = inputs[0].shape[1]
-        out = self.head.read_step(
-            inputs, num_rows, self.committed, self.longest, before, then, extras
-        )
-        self.committed, self.is_unread = self.longest, False
-        return out
+    def _taken(self, inputs: tuple, states: list) -> tuple:
+        """`unread`, of a step's (new_tokens, count, path) and the states that the head needs.
 
-    def _unread(self, step: tuple, extras: tuple) -> tuple:
-        """(inputs, extras, before) of the head's read_step().
-
-        Other drafters' steps have shapes of many kinds, of which this makes one.
+        Steps of other drafters have shapes of many kinds, of which this makes one; and the next
+        forward, which may overwrite the states, can come before they are read.
         """
-        inputs, states = step
         if not (self.foreign and self.head.static_shapes):
-            return inputs, (*states, *extras), self._gather
+            return inputs, states, self._gather
         (tokens, _, features), count, _ = self._gather(*inputs, *states)
         missing = max(self.foreign - tokens.shape[1], 0)
         tokens = torch.nn.functional.pad(tokens, (0, missing))
         features = torch.nn.functional.pad(features, (0, 0, 0, missing))
-        return (tokens, count, features), extras, self._given
+        return (tokens, count, features), (), self._given
+
+    def _read(self, then, extras: tuple = ()) -> tuple:
+        """Read the rows of the last step; what `then` makes of the last one's feature and logits,
+        then(([B, 1, H], [B, 1, V_d]), *extras), in the same call."""
+        inputs, states, before = self.unread
+        place = inputs[0].shape[1], self.committed, self.longest
+        out = self.head.read_step(inputs, *place, before, then, (*states, *extras))
+        self.committed, self.is_read = self.longest, True
+        return out
 
     def _gather(self, tokens: Tensor, count: Tensor, path: Tensor, *extras) -> tuple:
         """Rows that a step committed, for the head's read_step().
@@ -116,11 +115,10 @@ class EagleDrafter(Drafter):
 
     @torch.inference_mode()  # as the loop: a graph made for other tensors is not used there
     def warm(self, capacity):
-        inputs, states = self.step
-        blank = [torch.zeros_like(part) for part in (*inputs, *states)]
+        *parts, before = self.unread
+        inputs, states = ([torch.zeros_like(part) for part in tensors] for tensors in parts)
         for then, extras in self.calls():
-            inputs, extras, before = self._unread((blank[:3], blank[3:]), extras)
-            self.head.warm(self._columns(capacity), inputs, before, then, extras)
+            self.head.warm(self._columns(capacity), inputs, before, then, (*states, *extras))
 
     def calls(self) -> list[tuple]:
         """(then, extras) of _read() in a run."""
