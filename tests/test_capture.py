@@ -177,9 +177,11 @@ TENSOR_METHODS = {  # method: forwards of its own that are captured
 }
 
 
-@pytest.mark.parametrize("method", TENSOR_METHODS)
+@pytest.mark.parametrize(
+    "method, temperature", [*((method, 0.0) for method in TENSOR_METHODS), ("eagle", 0.8)]
+)
 @torch.inference_mode()
-def test_a_step_can_be_captured(method, paths, capture, monkeypatch):  # noqa: F811
+def test_a_step_can_be_captured(method, temperature, paths, capture, monkeypatch):  # noqa: F811
     """Steps and warm-up of target and drafter on the meta device, every forward by the rules."""
     folder = tiny_target(method, paths["target"])
     vocab = len(load_tokenizer(folder))
@@ -191,7 +193,9 @@ def test_a_step_can_be_captured(method, paths, capture, monkeypatch):  # noqa: F
     to_meta(target, known)
     to_meta(drafter, known)
     prefill = prompt_step(target, drafter.needs)
-    drafter.start(prefill, [LIMIT], Sampler())
+    sampler = Sampler(temperature, top_k=5, top_p=0.9)
+    sampler.start([0], LIMIT, META)
+    drafter.start(prefill, [LIMIT], sampler)
     root = prefill.next_token
     for _ in range(2):
         step = step_on_meta(target, drafter, root)
