@@ -13,6 +13,7 @@ from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
 
 OUT = float("-inf")
+FEWEST = 8  # rows of a pass where shapes are static: powers of two from here
 
 
 class Pool:
@@ -24,11 +25,11 @@ class Pool:
 
     FIELDS = ("tokens", "scores", "parents", "levels", "columns")
 
-    def __init__(self, batch: int, budget: int, device):
+    def __init__(self, batch: int, budget: int, device, size: int = 0):
         self.budget = budget
-        for name in self.FIELDS:
-            kind = torch.float32 if name == "scores" else torch.long
-            setattr(self, name, torch.empty(batch, 0, dtype=kind, device=device))
+        self.tokens = torch.full((batch, size), -1, device=device)
+        self.scores = torch.full((batch, size), OUT, device=device, dtype=torch.float32)
+        self.parents, self.levels, self.columns = (self.tokens.clone() for _ in range(3))
 
     @property
     def size(self) -> int:
@@ -95,6 +96,9 @@ class SpecExecDrafter(Drafter):
         self.log_decay = math.log(shape.decay)
         self.reads_per_step = shape.beam_len  # after each pass: is there another, and how wide
         self.num_columns = shape.num_beams * (shape.beam_len - 1)
+        self.widths = [min(shape.num_beams, shape.budget)]  # of a pass where shapes are static
+        while self.widths[0] > FEWEST:
+            self.widths.insert(0, 1 << (self.widths[0] - 1).bit_length() - 1)
         self.lowest, self.passes, self.steps = 0.0, 0, 0
 
     def start(self, prefill, max_lengths, sampler):
@@ -109,13 +113,7 @@ class SpecExecDrafter(Drafter):
         return [DraftShape(self.shape.budget, self.any_parents, self.shape.beam_len)]
 
     def warm(self, capacity):
-        shape, size = self.shape, min(self.shape.budget, self.shape.branch_width)
-        widths = set()  # few: the passes soon have as many rows as any
-        for _ in range(shape.beam_len - 1):
-            rows = min(shape.num_beams, size)
-            widths.add(rows)
-            size = min(shape.budget, size + rows * shape.branch_width)
-        for rows in sorted(widths):
+        for rows in self.widths:
             self.reader.rehearse(rows)
         self.reader.draft.warm(capacity + self.num_columns)
 
@@ -123,7 +121,8 @@ class SpecExecDrafter(Drafter):
         reader, shape = self.reader, self.shape
         batch = len(reader.room)
         device = reader.draft.device
-        self.pool = pool = Pool(batch, shape.budget, device)
+        size = shape.budget if reader.static_shapes else 0
+        self.pool = pool = Pool(batch, shape.budget, device, size)
         if not any(reader.room):  # every answer ends with this step
             return self._as_draft(0)
         room = reader.rooms()
@@ -168,11 +167,12 @@ class SpecExecDrafter(Drafter):
         filled = (pool.scores > OUT).sum(1).max()
         facts = torch.stack([filled, ready.sum(1).max(), pool.levels.max() + 1])
         filled, unread, depth = facts.tolist()
+        rows = min(self.shape.num_beams, unread)
         if self.reader.static_shapes:
-            rows = min(self.shape.num_beams, pool.size)
+            rows = next(width for width in self.widths if width >= rows)
         else:
             pool.trim(filled)
-            ready, rows = ready[:, :filled], min(self.shape.num_beams, unread)
+            ready = ready[:, :filled]
         return ((ready, rows) if unread else None), depth
 
     def _as_draft(self, depth: int) -> Draft:
@@ -183,10 +183,6 @@ class SpecExecDrafter(Drafter):
             lowest = pool.scores.masked_fill(pool.scores == OUT, 0).amin(1)
             self.lowest = self.lowest + lowest.mean()
         if self.reader.static_shapes:
-            missing = self.shape.budget - pool.size
-            tokens, parents = (
-                torch.nn.functional.pad(part, (0, missing), value=-1) for part in (tokens, parents)
-            )
             depth = self.shape.beam_len
         elif depth == 0:
             return Draft.chain(tokens.to(device))
