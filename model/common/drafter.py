@@ -143,6 +143,15 @@ def committed_rows(states: Tensor, path: Tensor) -> Tensor:
     return states.gather(1, rows.expand(-1, -1, states.shape[-1]))
 
 
+def end_of_prompt(states: Tensor, count: Tensor, num_nodes: int) -> Tensor:
+    """A prefill's states [B, P, H] as those of a step that committed one row: its last is row 0 of
+    [B, 1+n, H]. count [B] of the prefill."""
+    rows = states.new_zeros(states.shape[0], 1 + num_nodes, states.shape[2])
+    last = (count - 1).clamp(min=0).to(states.device)
+    rows[:, 0] = states[torch.arange(len(rows), device=states.device), last]
+    return rows
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a drafter reads of the target; nothing else is computed.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.common.attention import additive
 from model.common.devices import all_on, on
-from model.common.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.drafter import Draft, Drafter, Needs, committed_rows, end_of_prompt
 from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.sampling import draw, warp
@@ -40,23 +40,20 @@ class EagleDrafter(Drafter):
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler, self.device = sampler, prefill.tokens.device
-        device, needs = self.head.device, self.head.needs
-        tokens, count, root = (
-            part.to(device) for part in (prefill.new_tokens, prefill.count, prefill.next_token)
+        device, hidden = self.head.device, prefill.hidden
+        tokens, count, root = all_on(
+            device, (prefill.new_tokens, prefill.count, prefill.next_token)
         )
+        inputs = tokens.clamp(min=0), None, self.head.features(hidden)
         lengths = (count - 1).clamp(min=0)
-        capacity = self._columns(max(max_lengths))
-        inputs = (tokens.clamp(min=0), None, self.head.features(prefill.hidden))
-        self.head.read_prompt(inputs, 1, lengths, capacity)
+        self.head.read_prompt(inputs, 1, lengths, self._columns(max(max_lengths)))
         self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
-        batch = torch.arange(len(tokens), device=device)
-        states = []
-        for part in (prefill.hidden[name].to(device) for name in needs):
-            rows = part.new_zeros(len(tokens), 1 + self.num_nodes, part.shape[-1])
-            rows[:, 0] = part[batch, lengths]
-            states.append(rows)
-        first = torch.zeros(len(tokens), self.rows, dtype=torch.long, device=device)
+        first = root.new_zeros(len(root), self.rows)
         first[:, 0] = root
+        states = [
+            end_of_prompt(on(device, hidden[name]), count, self.num_nodes)
+            for name in self.head.needs
+        ]
         self.unread = self._taken((first, count.clamp(max=1), torch.zeros_like(first)), states)
         self.is_read = False
 

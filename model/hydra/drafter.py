@@ -80,11 +80,10 @@ class HydraDrafter(Drafter):
     @torch.inference_mode()
     def start(self, prefill, max_lengths, sampler):
         self.root = prefill.next_token.to(self.head_device)
-        rows, count = prefill.hidden["last"], prefill.count
-        self.seen = first_step(last_committed(rows, prefill.path, count), count, self.tree)
+        self.seen = first_step(prefill, self.tree)
         if self.prefix is not None:
-            capacity = self._columns(max(max_lengths))
-            lengths = (count - 1).clamp(min=0)
+            rows, capacity = prefill.hidden["last"], self._columns(max(max_lengths))
+            lengths = (prefill.count - 1).clamp(min=0)
             self.prefix.read_prompt((rows, None, rows), 1, lengths, capacity)
             # rows of the longest sequence in the cache, now and with those that are unread
             self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.common.devices import all_on, on
-from model.common.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.drafter import Draft, Drafter, Needs, Step, committed_rows, end_of_prompt
 from model.common.heads import module_bytes
 from model.common.ranking import top_ids
 from model.common.runtime import make_runtime
@@ -47,8 +47,7 @@ class MedusaDrafter(Drafter):
             self.runtime(*self.seen)
 
     def start(self, prefill, max_lengths, sampler):
-        last = last_committed(prefill.hidden["last"], prefill.path, prefill.count)
-        self.seen = first_step(last, prefill.count, self.tree)
+        self.seen = first_step(prefill, self.tree)
 
     def propose(self):
         tokens = on(self.device, self.runtime(*self.seen))
@@ -73,13 +72,8 @@ def last_committed(hidden: Tensor, path: Tensor, count: Tensor) -> Tensor:
     return committed_rows(hidden, path.gather(1, place)).squeeze(1)
 
 
-def first_step(last: Tensor, count: Tensor, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
-    """A prefill's last states [B, H] as what last_committed() reads of a step of the tree.
-
-    count: the prefill's; 0 stays 0, 1 is what is left of others.
-    """
-    batch, width = last.shape
-    hidden = last.new_zeros(batch, 1 + len(tree), width)
-    hidden[:, 0] = last
-    path = torch.zeros(batch, 1 + tree.depth, dtype=torch.long, device=last.device)
-    return hidden, path, count.clamp(max=1).to(last.device)
+def first_step(prefill: Step, tree: StaticTree) -> tuple[Tensor, Tensor, Tensor]:
+    """A prompt's last row as what last_committed() reads of a step of the tree."""
+    hidden = end_of_prompt(prefill.hidden["last"], prefill.count, len(tree))
+    count = prefill.count.to(hidden.device).clamp(max=1)
+    return hidden, count.new_zeros(len(count), 1 + tree.depth), count
