@@ -413,7 +413,7 @@ class Guarded(Eager):
         return self.forward(*arguments)
 
 
-@pytest.mark.parametrize("num_beams, widths", [(4, [4]), (20, [8, 16, 20])])
+@pytest.mark.parametrize("num_beams, widths", [(4, [4]), (20, [8, 20])])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_static_shapes_are_known_before_long_answers(target, baseline, batch, num_beams, widths):
     draft = Target(noisy_copy())
@@ -431,7 +431,7 @@ def test_static_shapes_are_known_before_long_answers(target, baseline, batch, nu
 
 
 def test_static_shapes_draft_the_same_trees(target):
-    """Passes have as many rows as a power of two, and the pool all its places from the start."""
+    """Passes have one of few widths, and the pool all its places from the start."""
     found = []
     for is_static in (False, True):
         draft = Target(noisy_copy())

@@ -18,7 +18,7 @@ class SortedChainDrafter(SpSDrafter):
 
     def __init__(self, draft: SortedDraft, target, schedule: str, num_draft: int, guess: str):
         super().__init__(draft, target, schedule, num_draft, 0.0)
-        self.then = None  # an exit is chosen before a token is
+        self.in_calls = False  # an exit is chosen before a token is
         self.guess = guess
         self.reads_per_step = num_draft * draft.reads_per_row
         self.forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count, takewhile
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
 
 OUT = float("-inf")
-FEWEST = 8  # rows of a pass where shapes are static: powers of two from here
+FEWEST = 8  # rows of a pass where shapes are static: these, or four times as many, and so on
 
 
 class Pool:
@@ -96,9 +97,9 @@ class SpecExecDrafter(Drafter):
         self.log_decay = math.log(shape.decay)
         self.reads_per_step = shape.beam_len  # after each pass: is there another, and how wide
         self.num_columns = shape.num_beams * (shape.beam_len - 1)
-        self.widths = [min(shape.num_beams, shape.budget)]  # of a pass where shapes are static
-        while self.widths[0] > FEWEST:
-            self.widths.insert(0, 1 << (self.widths[0] - 1).bit_length() - 1)
+        widest = min(shape.num_beams, shape.budget)
+        fewer = takewhile(lambda rows: rows < widest, (FEWEST * 4**i for i in count()))
+        self.widths = [*fewer, widest]  # of a pass where shapes are static
         self.lowest, self.passes, self.steps = 0.0, 0, 0
 
     def start(self, prefill, max_lengths, sampler):

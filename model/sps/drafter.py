@@ -39,8 +39,9 @@ class SpSDrafter(Drafter):
         self.last_id = draft.vocab_size - 1
         self.static_shapes = target.static_shapes
         self.reads_per_step = num_draft if schedule == "confidence" else 0
-        # no schedule asks how likely a token is: a call chooses what the next one reads
-        self.in_calls = draft.static_shapes and schedule in ("constant", "heuristic")
+        # no schedule asks how likely a token is: where shapes are static, a call that reads one
+        # chooses the next
+        self.in_calls = schedule in ("constant", "heuristic")
 
     def start(self, prefill, max_lengths, sampler):
         self.sampler = sampler
@@ -69,7 +70,8 @@ class SpSDrafter(Drafter):
         self.lengths = [max(min(pair), 0) for pair in zip(self.planned, self.room)]
         longest = max(self.planned if self.static_shapes else self.lengths)
         unread = self.tails.rewind(self.committed)
-        if self.in_calls and self.sampler.greedy and 0 < longest <= CHAIN:
+        in_calls = self.in_calls and self.sampler.greedy and self.draft.static_shapes
+        if in_calls and 0 < longest <= CHAIN:
             return self._as_draft(self._likeliest_chain(unread, longest), longest, None)
         tokens, probs = [], []
         alive = None  # rows whose draft goes on, None = all
