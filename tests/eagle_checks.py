@@ -62,8 +62,8 @@ class FreshCaches:
         assert self.drafter.head.cache.length[row] == length
         needs = Needs(hidden=tuple(self.fresh.needs))
         found = self.target.prefill(torch.tensor([ids[:-1]]), [length], 256, needs)
-        inputs = (torch.tensor([ids[1:]]), None, self.fresh.features(found.hidden))
-        self.fresh.read_prompt(inputs, 1, torch.tensor([length]), 256)
+        rows = torch.tensor([ids[1:]]), self.fresh.features(found.hidden)
+        self.fresh.read_prompt(*rows, torch.tensor([length]), 256)
         held = cached(self.drafter.head, row, length)
         assert torch.allclose(held, cached(self.fresh, 0, length), atol=1e-4)
         self.checked += 1

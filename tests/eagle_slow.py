@@ -236,7 +236,7 @@ class ScriptedHead:
     def target_ids(self, ids):
         return ids
 
-    def read_prompt(self, inputs, pick_at, lengths, capacity):
+    def read_prompt(self, tokens, features, lengths, capacity):
         self.place = torch.zeros_like(lengths)
 
     def read_step(self, inputs, num_rows, committed, longest, before, then, extras=()):

@@ -274,7 +274,7 @@ def test_prefix_in_pieces_equals_one_pass(target):
     wanted = heads.states(features)
     prefix = CachedHead(heads.prefix, heads.config, "cpu", torch.float32, "eager")
     count = torch.tensor([23, 11])
-    prefix.read_prompt((features[:, :23], None, features[:, :23]), 1, count, 64)
+    prefix.read_prompt(features[:, :23], features[:, :23], count, 64)
     assert prefix.cache.length.tolist() == [23, 11]
     committed = 23
     for step in ([1, 5], [3, 4], [5, 1]):

@@ -145,21 +145,21 @@ class CachedHead(CachedModel):
         positions = (self.cache.length + depth).unsqueeze(1).expand_as(inputs[0])
         return self.module(inputs, self.rotary(inputs[2], positions), mask, rows)
 
-    def read_prompt(self, inputs: tuple, pick_at: int, lengths: Tensor, capacity: int) -> None:
-        """Read right-padded prompts [B, P] into the emptied cache, in chunks.
+    def read_prompt(self, first: Tensor, last: Tensor, lengths: Tensor, capacity: int) -> None:
+        """Read right-padded prompts into the emptied cache, in chunks.
 
-        Of each the first `lengths` [B] rows stay. inputs[pick_at] is replaced by the place of a row
-        that alone is put out, since no output is wanted.
+        first, last [B, P, ..]: what a step's rows are made of; of each the first `lengths` [B] rows
+        stay. No output is wanted: the module is asked for that of one row a chunk.
         """
-        num_rows = inputs[0].shape[1]
+        num_rows = first.shape[1]
         self.reserve(len(lengths), max(capacity, num_rows))
         self.cache.reset()
+        pick = torch.zeros_like(lengths, device=self.device)
         for begin in range(0, num_rows, PROMPT_CHUNK):
             end = min(begin + PROMPT_CHUNK, num_rows)
             self.cache.length.fill_(begin)
-            parts = [part if part is None else part[:, begin:end] for part in inputs]
-            parts[pick_at] = torch.zeros_like(lengths, device=self.device)
-            self._rows(*parts, self.view(end), self.known_start(begin), None, None)
+            rows = first[:, begin:end], pick, last[:, begin:end]
+            self._rows(*rows, self.view(end), self.known_start(begin), None, None)
         self.cache.length.copy_(lengths)
 
     @torch.inference_mode()

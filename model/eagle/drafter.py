@@ -44,9 +44,9 @@ class EagleDrafter(Drafter):
         tokens, count, root = all_on(
             device, (prefill.new_tokens, prefill.count, prefill.next_token)
         )
-        inputs = tokens.clamp(min=0), None, self.head.features(hidden)
+        rows = tokens.clamp(min=0), self.head.features(hidden)
         lengths = (count - 1).clamp(min=0)
-        self.head.read_prompt(inputs, 1, lengths, self._columns(max(max_lengths)))
+        self.head.read_prompt(*rows, lengths, self._columns(max(max_lengths)))
         self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
         first = root.new_zeros(len(root), self.rows)
         first[:, 0] = root

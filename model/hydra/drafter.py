@@ -84,7 +84,7 @@ class HydraDrafter(Drafter):
         if self.prefix is not None:
             rows, capacity = prefill.hidden["last"], self._columns(max(max_lengths))
             lengths = (prefill.count - 1).clamp(min=0)
-            self.prefix.read_prompt((rows, None, rows), 1, lengths, capacity)
+            self.prefix.read_prompt(rows, rows, lengths, capacity)
             # rows of the longest sequence in the cache, now and with those that are unread
             self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
 
