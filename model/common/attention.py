@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,8 @@ def split_attention(query: Tensor, parts: list[tuple], scaling: float) -> Tensor
     exact = torch.promote_types(query.dtype, torch.float32)
     weights = torch.cat(scores, -1).softmax(-1, dtype=exact).to(query.dtype)
     pieces = weights.split([keys.shape[2] for keys, *_ in parts], -1)
-    out = sum(piece @ values for piece, (_, values, _) in zip(pieces, parts))
+    products = [piece @ values for piece, (_, values, _) in zip(pieces, parts)]
+    out = reduce(torch.add, products)
     return out.reshape(batch, heads, num_rows, -1).transpose(1, 2)
 
 
