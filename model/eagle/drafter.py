@@ -138,6 +138,8 @@ class StaticEagleDrafter(EagleDrafter):
         self.tree = tree
         self.inner = [torch.tensor(nodes, device=head.device) for nodes in tree.inner]
         self.passes = [self._pass(depth) for depth in range(len(tree.inner))]
+        widths = zip(self.inner, self.passes)
+        self.num_candidates = sum(len(inner) * most for inner, (*_, most) in widths)
         self.sampled = cache(lambda *settings: partial(self._sampled, settings))
 
     def _pass(self, depth: int):
@@ -176,9 +178,8 @@ class StaticEagleDrafter(EagleDrafter):
         sampler = self.sampler
         if sampler.greedy:
             return self._likeliest, ()
-        num = sum(len(inner) * most for inner, (*_, most) in zip(self.inner, self.passes))
         settings = sampler.temperature, sampler.top_k, sampler.top_p
-        return self.sampled(*settings), (sampler.spread(num).to(self.head.device),)
+        return self.sampled(*settings), (sampler.spread(self.num_candidates).to(self.head.device),)
 
     def _likeliest(self, out) -> tuple[Tensor]:
         """The tokens [B, n] that are the best by rank."""

@@ -54,7 +54,7 @@ class DynamicEagleDrafter(EagleDrafter):
         return [DraftShape(self.num_nodes, self.any_parents, 1 + self.depth)]
 
     def propose(self):
-        tokens, parents, *places = all_on(self.device, self._read(self._grown))
+        tokens, parents, *places = all_on(self.device, self._read(*self.drafting()))
         return Draft(tokens, parents, 1 + self.depth, layout=(parents, tuple(places)))
 
     def drafting(self):
