@@ -18,15 +18,15 @@ import torch
 
 from evaluation.answers import AnswerFile
 from evaluation.meta import AnswerError
-from model.common import record
-from model.common.conversation import read_history
-from model.common.drafter import Needs
+from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
-from model.common.files import model_folder
-from model.common.loading import check_model_path, load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.questions import read_questions
-from model.common.target import Target
+from model.common.prompts.conversation import read_history
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import read_questions
+from model.common.records import writer as record
+from model.common.records.files import model_folder
+from model.common.target.loading import check_model_path, load_target
+from model.common.target.model import Target
 
 BLOCK_ROWS = 256  # rows of logits at a time: 256 x 128k x 4 bytes = 131 MB
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from model.common.sampling import warp
+from model.common.loop.sampling import warp
 
 # By how much rounding may move a logit; measured, prefill against steps of one and of six rows, on
 # the mini target: 2e-5, 0.016, 0.13

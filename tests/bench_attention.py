@@ -4,7 +4,7 @@ Rows of a random draft tree read C committed columns and their ancestors, batch 
 turns in passes over as many layers' keys and values as leave the caches (on CUDA a graph of them).
 Outputs are held against float64 before: a wrong one is not timed, and the exit status is 1.
 
-    sdpa-mask      model/common/attention.py: a group's heads folded into rows, additive mask
+    sdpa-mask      model/common/target/attention.py: a group's heads folded into rows, additive mask
     sdpa-repeated  keys and values repeated for every head of a group, then the same
     flex           compiled flex_attention with a block mask
     split          the prefix without a mask, the tree by products, merged by log-sum-exps
@@ -34,9 +34,9 @@ class Case:
     def __init__(self, args, columns: int, rows: int, device, buffer_bytes: int):
         import torch
 
-        from model.common.cached import EAGER_BUCKET
-        from model.common.clock import now
-        from model.common.tree import ancestors
+        from model.common.contract.trees import ancestors
+        from model.common.loop.clock import now
+        from model.common.target.cached import EAGER_BUCKET
 
         self.columns, self.rows, self.end, self.device = columns, rows, columns + rows, device
         self.now, self.cuda = functools.partial(now, device), torch.cuda
@@ -68,7 +68,7 @@ def kernels(case) -> dict:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    from model.common import attention
+    from model.common.target import attention
 
     rows, columns, known, scale = case.rows, case.columns, case.known, case.scale
     prefix, tree = slice(columns), slice(columns, case.end)
@@ -179,8 +179,8 @@ def main(argv=None) -> None:
     import torch
 
     from model.common.errors import ends_in_one_line
-    from model.common.loading import torch_device
-    from model.common.roofline import bandwidth
+    from model.common.records.bandwidth import bandwidth
+    from model.common.target.loading import torch_device
 
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
     with ends_in_one_line("bench_attention.py"), torch.inference_mode():

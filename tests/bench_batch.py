@@ -44,8 +44,8 @@ class Contender:
 
     def round(self, prompts, stop, limit: int) -> None:
         """Decode all prompts once."""
-        from model.common.decode import generate
-        from model.common.sampling import Sampler
+        from model.common.loop.decode import generate
+        from model.common.loop.sampling import Sampler
 
         seconds, turns, slots = 0.0, [], 0
         for begin in range(0, len(prompts), self.batch):
@@ -106,7 +106,7 @@ def parse_args(argv=None):
 def spread(questions: list[dict], num: int) -> list[dict]:
     """`num` questions, the categories in turn, so that any first few are mixed."""
     from model.common.errors import BadInput
-    from model.common.questions import group_of
+    from model.common.prompts.questions import group_of
 
     groups: dict[str, list] = {}
     for question in questions:
@@ -125,10 +125,10 @@ def build(args):
     import torch
     from bench_drafters import build_script
 
-    from model.common.loading import load_target
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import read_questions
-    from model.common.target import Target
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import read_questions
+    from model.common.target.loading import load_target
+    from model.common.target.model import Target
 
     threads = args.num_threads or (1 if args.model_path == str(MINI / "target") else None)
     torch.set_num_threads(threads or torch.get_num_threads())

@@ -50,7 +50,7 @@ def make_drafters(args, names) -> dict:
     """Drafters by name, with their published defaults."""
     import torch
 
-    from model.common.per_sequence import PerSequence
+    from model.common.contract.sequence import PerSequence
     from model.lookahead.drafter import LookaheadDrafter
     from model.nasd.drafter import NASDDrafter
     from model.pld.drafter import PLDDrafter
@@ -79,7 +79,7 @@ class Vocabulary(dict):
 
 def rest_drafter(args):
     """REST on a datastore of args.store_tokens Zipf tokens, built in a temporary folder."""
-    from model.common.per_sequence import PerSequence
+    from model.common.contract.sequence import PerSequence
     from model.rest.datastore import open_datastore
     from model.rest.drafter import RESTDrafter
     from model.rest.retriever import Retriever
@@ -100,8 +100,8 @@ def measure(drafter, context: int, args) -> dict:
     """Median microseconds of propose() and observe() after `context` tokens."""
     import torch
 
-    from model.common.drafter import Step
-    from model.common.sampling import Sampler
+    from model.common.contract.drafter import Step
+    from model.common.loop.sampling import Sampler
 
     text = stream(context + 12 * args.steps + 100, args.vocab_size)
     ids = text[:context]
@@ -137,7 +137,7 @@ def prefill(prompt, ids):
     """The Step of a prompt whose first generated token is the last of ids."""
     import torch
 
-    from model.common.drafter import Step
+    from model.common.contract.drafter import Step
 
     root = torch.tensor([ids[-1]])
     return Step(
@@ -155,9 +155,9 @@ def prefill(prompt, ids):
 
 def head_rows(names, rounds: int = 3) -> list[dict]:
     """Milliseconds per step of the heads' drafts and of their verification, mini models, B = 1."""
-    from model.common.loading import load_target
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import per_category, read_questions
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import per_category, read_questions
+    from model.common.target.loading import load_target
 
     path = str(MINI / "target")
     prompter = Prompter(load_tokenizer(path))
@@ -201,8 +201,8 @@ def build_script(name: str, argv: list[str], target):
 
 def head_steps(target, drafter, prompts, stop) -> tuple[float, float]:
     """Mean milliseconds per step of draft and verification over the prompts' answers."""
-    from model.common.decode import generate
-    from model.common.sampling import Sampler
+    from model.common.loop.decode import generate
+    from model.common.loop.sampling import Sampler
 
     spent = {"draft": [], "verify": []}
     for ids in prompts:

@@ -24,7 +24,7 @@ TARGET = ROOT / "data" / "mini_models" / "target"
 
 def write_bench(folder, num_questions, num_tokens):
     """(question file, answer file) in `folder`; ids above the special ones, seeded."""
-    from model.common.prompts import load_tokenizer
+    from model.common.prompts.prompter import load_tokenizer
 
     tokenizer, draw = load_tokenizer(str(TARGET)), random.Random(0)
     source = ROOT / "data" / "mini_bench" / "question.jsonl"

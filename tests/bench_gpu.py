@@ -100,10 +100,10 @@ class Lab:
         import transformers
         from bench_batch import spread
 
-        from model.common.loading import load_target
-        from model.common.prompts import Prompter, load_tokenizer
-        from model.common.questions import read_questions
-        from model.common.target import Target
+        from model.common.prompts.prompter import Prompter, load_tokenizer
+        from model.common.prompts.questions import read_questions
+        from model.common.target.loading import load_target
+        from model.common.target.model import Target
 
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
@@ -127,7 +127,7 @@ class Lab:
 
     def _facts(self, torch, transformers) -> dict:
         """The machine, its bandwidth and what a step has to read."""
-        from model.common.roofline import bandwidth, step_reads
+        from model.common.records.bandwidth import bandwidth, step_reads
 
         reads = step_reads(self.targets["eager"])
         num_bytes = sum(reads.get("weight_bytes", {}).values())
@@ -221,9 +221,9 @@ class Lab:
 
     def decoder(self, target, drafter, runtime: str):
         """A function (prompt ids, limit) -> Turn."""
-        from model.common import decode
-        from model.common.loading import attention_name
-        from model.common.sampling import Sampler
+        from model.common.loop import decode
+        from model.common.loop.sampling import Sampler
+        from model.common.target.loading import attention_name
         from model.vanilla import hf_engine
 
         engine = hf_engine if runtime == "generate" else decode
@@ -248,7 +248,7 @@ class Lab:
 
     def measured(self, turns, drafter) -> dict:
         """The figures of a contender's answers."""
-        from model.common.drafter import EmptyDrafter
+        from model.common.contract.drafter import EmptyDrafter
 
         tokens, wall = sum(len(turn.output_ids) for turn in turns), sum(t.wall_s for t in turns)
         steps = sum(len(turn.accept_lengths) for turn in turns)

@@ -33,8 +33,8 @@ class Forwards:
     @contextmanager
     def counting(self):
         """Every runtime's calls are timed."""
-        from model.common.compiled import Compiled
-        from model.common.runtime import Eager, Graphs
+        from model.common.target.compiled import Compiled
+        from model.common.target.runtime import Eager, Graphs
 
         kinds = (Eager, Compiled, Graphs)
         originals = [kind.__call__ for kind in kinds]
@@ -59,9 +59,9 @@ class Forwards:
 
 def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     """A prompt's mean milliseconds a step: {phase: (in forwards, outside)}."""
-    from model.common import decode as loop
-    from model.common.clock import Clock
-    from model.common.sampling import Sampler
+    from model.common.loop import decode as loop
+    from model.common.loop.clock import Clock
+    from model.common.loop.sampling import Sampler
 
     spent = []  # by the forwards, at every mark
 
@@ -127,10 +127,10 @@ def build(method: str, runtime: str, prompts, limit: int):
     from bench_batch import FLAGS
     from bench_drafters import build_script
 
-    from model.common.decode import generate
-    from model.common.loading import load_target
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.sampling import Sampler
+    from model.common.loop.decode import generate
+    from model.common.loop.sampling import Sampler
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.target.loading import load_target
 
     path = str(MINI / "target")
     target = load_target(path, "float32", "cpu", runtime)
@@ -160,8 +160,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     import torch
 
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import per_category, read_questions
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import per_category, read_questions
 
     torch.set_num_threads(args.num_threads)
     prompter = Prompter(load_tokenizer(str(MINI / "target")))

@@ -48,8 +48,8 @@ class Contender:
 
 def ours(name, target, drafter, stop, limit, against=None) -> Contender:
     """A drafter in the loop."""
-    from model.common.decode import generate
-    from model.common.sampling import Sampler
+    from model.common.loop.decode import generate
+    from model.common.loop.sampling import Sampler
 
     def decode(ids):
         return generate(target, drafter, [ids], Sampler(), [0], stop, limit)[0].output_ids
@@ -107,12 +107,12 @@ def build(args):
     import torch
     from bench_overhead import Contender as Overhead
 
-    from model.common.drafter import EmptyDrafter
-    from model.common.loading import load_target
-    from model.common.per_sequence import PerSequence
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import per_category, read_questions
-    from model.common.target import Target
+    from model.common.contract.drafter import EmptyDrafter
+    from model.common.contract.sequence import PerSequence
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import per_category, read_questions
+    from model.common.target.loading import load_target
+    from model.common.target.model import Target
     from model.pld.drafter import PLDDrafter
     from model.sps.drafter import SpSDrafter
 

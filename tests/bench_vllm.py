@@ -150,8 +150,8 @@ class Ours:
     def __init__(self, runtime: str, method: str, args, prompts, tree: str):
         from bench_drafters import build_script
 
-        from model.common.loading import load_target
-        from model.common.prompts import Prompter, load_tokenizer
+        from model.common.prompts.prompter import Prompter, load_tokenizer
+        from model.common.target.loading import load_target
 
         self.name, self.method, self.speeds = f"ours, {runtime}", method, []
         self.prompts, self.limit = prompts, args.max_new_tokens
@@ -172,8 +172,8 @@ class Ours:
 
     def round(self, prompts=None):
         """(ids, seconds) of all prompts."""
-        from model.common.decode import generate
-        from model.common.sampling import Sampler
+        from model.common.loop.decode import generate
+        from model.common.loop.sampling import Sampler
 
         ids, begin = [], time.perf_counter()
         for prompt in prompts or self.prompts:
@@ -206,8 +206,8 @@ def main():
     os.environ["OMP_NUM_THREADS"] = str(args.num_threads)
     import torch
 
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import per_category, read_questions
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import per_category, read_questions
 
     torch.set_num_threads(args.num_threads)
     prompter = Prompter(load_tokenizer(str(MINI / "target")))

@@ -48,10 +48,10 @@ def ours(method: str, prompts, flags) -> dict:
     import torch
     from bench_drafters import build_script
 
-    from model.common.decode import generate
-    from model.common.loading import load_target
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.sampling import Sampler
+    from model.common.loop.decode import generate
+    from model.common.loop.sampling import Sampler
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.target.loading import load_target
 
     torch.set_num_threads(1)
     path = str(MINI / "target")
@@ -71,8 +71,8 @@ def main():
     parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import per_category, read_questions
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import per_category, read_questions
 
     prompter = Prompter(load_tokenizer(str(MINI / "target")))
     questions = per_category(read_questions(ROOT / "data/mini_bench/question.jsonl"), 3)

@@ -44,8 +44,8 @@ def make_model(family="llama", seed=0, scale=0.15, dtype=torch.float32, **shape)
     """A random model with logits spread far enough for float32 argmaxes to be safe."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from model.common.attention import register
-    from model.common.loading import attention_name
+    from model.common.target.attention import register
+    from model.common.target.loading import attention_name
 
     register()
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **shape})
@@ -103,7 +103,7 @@ def save_model(path, family="llama", seed=0, scale=0.15, words=(), **shape):
 @pytest.fixture(autouse=True)
 def nothing_said():
     """Runtimes say a line once a process: every test is told anew."""
-    from model.common.runtime import said
+    from model.common.target.runtime import said
 
     said.clear()
 

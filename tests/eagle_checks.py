@@ -6,12 +6,12 @@ import torch
 from conftest import SHAPE, make_model, make_prompts
 
 from model.common import args as arguments
-from model.common.decode import generate
-from model.common.drafter import Needs
-from model.common.rows import StopRules
-from model.common.runtime import Eager, Graphs, compilations
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import Needs
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import Eager, Graphs, compilations
 
 LOOPY = {"vocab_size": 17, "num_hidden_layers": 2}
 DEEP = {**LOOPY, "num_hidden_layers": 8}  # enough for EAGLE-3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from model.common.checkpoint import save_checkpoint
+from model.common.heads.checkpoint import save_checkpoint
 
 WIDTHS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 

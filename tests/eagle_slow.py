@@ -13,8 +13,8 @@ import copy
 
 import torch
 
-from model.common.checkpoint import read_config, read_tensors
-from model.common.drafter import Drafter
+from model.common.contract.drafter import Drafter
+from model.common.heads.checkpoint import read_config, read_tensors
 
 
 def rms_norm(rows, weight=1.0, eps=1e-6):

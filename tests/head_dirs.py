@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model.common.checkpoint import save_checkpoint
+from model.common.heads.checkpoint import save_checkpoint
 
 HYDRA_CONFIG = {
     "grounded_heads": True,

@@ -7,8 +7,8 @@ the next tokens is a product of lines. Thousands of sequences are rows of one ba
 import torch
 from laws import count_words
 
-from model.common.drafter import Draft
-from model.common.sampling import draw
+from model.common.contract.drafter import Draft
+from model.common.loop.sampling import draw
 
 V = 5
 START = 2  # the root every sequence begins with

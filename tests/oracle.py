@@ -9,11 +9,11 @@ from functools import lru_cache
 import torch
 from conftest import make_model, make_prompts
 
-from model.common.decode import generate
-from model.common.drafter import Draft, Drafter, EmptyDrafter
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import Draft, Drafter, EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 
 VOCAB = 97
 KNOWN = 40  # known tokens of each answer, more than any test asks for

@@ -21,8 +21,8 @@ from markov import START, Proposer, sample, tables  # noqa: E402
 from test_verify_law import written_out  # noqa: E402
 
 from evaluation import sampling_tests, token_law  # noqa: E402
-from model.common import verify  # noqa: E402
-from model.common.sampling import Sampler, draw  # noqa: E402
+from model.common.loop import verify  # noqa: E402
+from model.common.loop.sampling import Sampler, draw  # noqa: E402
 
 SEQUENCES, LENGTH, END = 200, 8, 0
 SIZES = (200, 1000)  # answers a run, where faults are looked for: about 800 and 4,000 tokens

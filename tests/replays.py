@@ -1,6 +1,6 @@
 """What stands for CUDA graphs on a CPU."""
 
-from model.common.runtime import tensors_of
+from model.common.target.runtime import tensors_of
 
 
 class Replays:

@@ -5,8 +5,8 @@ import copy
 import torch
 from conftest import make_model
 
-from model.common.drafter import Drafter
-from model.common.target import Target
+from model.common.contract.drafter import Drafter
+from model.common.target.model import Target
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import SortedDraft
 from model.sd2.tree import SortedTreeDrafter

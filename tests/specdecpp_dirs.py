@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from head_dirs import randomize
 
-from model.common.checkpoint import save_checkpoint
+from model.common.heads.checkpoint import save_checkpoint
 from model.specdecpp.heads import AcceptanceHead, state_to_save
 
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from model.common.drafter import Drafter
+from model.common.contract.drafter import Drafter
 
 
 def plain(model):

@@ -25,13 +25,13 @@ from test_capture import META, Captured
 from test_runtime import needs_compiler, with_graphs
 from test_tree import random_parents
 
-from model.common import tree
-from model.common.acceptance import StaticGreedy
-from model.common.decode import _Loop
-from model.common.drafter import Draft, Drafter, chain_parents
-from model.common.kv_cache import KVCache, moves_of
-from model.common.runtime import Graphs, compilations, make_runtime
-from model.common.sampling import Sampler
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, Drafter, chain_parents
+from model.common.loop.acceptance import StaticGreedy
+from model.common.loop.decode import _Loop
+from model.common.loop.sampling import Sampler
+from model.common.target.cache import KVCache, moves_of
+from model.common.target.runtime import Graphs, compilations, make_runtime
 
 V, N, DEPTH = 8, 12, 7  # ids, nodes, bound of the deepest
 CPU = torch.device("cpu")

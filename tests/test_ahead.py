@@ -9,13 +9,13 @@ from conformance.cases import CASES, PROMPTS, VOCAB, Case
 from oracle import decode, outputs
 from replays import Replays
 
-from model.common import decode as loop
-from model.common.drafter import Draft, Drafter, EmptyDrafter
-from model.common.host_copy import HostCopy
-from model.common.rows import StopRules
-from model.common.runtime import CPU, Graphs, make_runtime
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import Draft, Drafter, EmptyDrafter
+from model.common.loop import decode as loop
+from model.common.loop.host_copy import HostCopy
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import CPU, Graphs, make_runtime
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import torch
 from conftest import FAMILIES, SHAPE
 from test_tree import random_parents, slow_lines
 
-from model.common import tree
-from model.common.attention import (
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft
+from model.common.errors import BadInput
+from model.common.target.attention import (
     SuffixMasks,
     additive,
     grouped_attention,
@@ -14,8 +16,6 @@ from model.common.attention import (
     rows_mask,
     split_attention,
 )
-from model.common.drafter import Draft
-from model.common.errors import BadInput
 
 
 def slow_mask(lengths, lines, view, window):

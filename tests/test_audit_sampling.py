@@ -14,8 +14,8 @@ from scipy import stats
 from evaluation import audit_sampling, sampling_tests, token_law
 from evaluation.sampling_tests import Evidence, detectable_argmax, holm, ks_test
 from evaluation.token_law import Sampling
-from model.common import verify
-from model.common.sampling import draw, seed_of, warp
+from model.common.loop import verify
+from model.common.loop.sampling import draw, seed_of, warp
 
 RUNS = 500
 SAMPLED = ["--temperature", 0.6, "--top-p", 0.9]

@@ -6,7 +6,7 @@ import bench_attention
 import pytest
 import torch
 
-from model.common import attention
+from model.common.target import attention
 
 SMALL = "--columns 64 128 --rows 1 5 --heads 4 --kv-heads 2 --head-dim 16 --rounds 2 --device cpu"
 EAGER = ["sdpa-mask", "sdpa-repeated", "split"]  # flex compiles for seconds

@@ -23,16 +23,17 @@ from test_methods import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.common import runtime, verify
-from model.common.attention import SuffixMasks
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter, Step
-from model.common.loading import load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.questions import read_questions
-from model.common.runtime import CudaCapture, Graphs, make_runtime, tensors_of
-from model.common.sampling import Sampler
-from model.common.target import Prefilled, Target
+from model.common.contract.drafter import EmptyDrafter, Step
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import read_questions
+from model.common.target import runtime
+from model.common.target.attention import SuffixMasks
+from model.common.target.loading import load_target
+from model.common.target.model import Prefilled, Target
+from model.common.target.runtime import CudaCapture, Graphs, make_runtime, tensors_of
 
 META = torch.device("meta")
 LENGTH, LIMIT = 9, 24  # of the prompt, of prompt and answer

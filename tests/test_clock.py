@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.common import clock as clock_module
-from model.common.clock import PHASES, Clock, now
+from model.common.loop import clock as clock_module
+from model.common.loop.clock import PHASES, Clock, now
 
 CPU = torch.device("cpu")
 

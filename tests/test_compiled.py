@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_runtime import needs_compiler
 
-from model.common.compiled import Compiled, codes_called, innermost
+from model.common.target.compiled import Compiled, codes_called, innermost
 
 
 class Toy:

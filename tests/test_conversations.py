@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import make_tokenizer
 
-from model.common.conversations import (
+from model.common.errors import BadInput
+from model.common.prompts.prompter import Prompter
+from model.common.prompts.templates import (
     Conversation,
     Rejected,
     TrainingData,
@@ -19,8 +21,6 @@ from model.common.conversations import (
     load_data,
     read_conversations,
 )
-from model.common.errors import BadInput
-from model.common.prompts import Prompter
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNS, ANSWERS = ["Hi there", "Again?", "Once more"], ["Yes. No", "abc", "Bye!"]

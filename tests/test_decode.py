@@ -14,9 +14,9 @@ from oracle import (
     outputs,
 )
 
-from model.common.drafter import Draft, EmptyDrafter, Needs
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
+from model.common.contract.drafter import Draft, EmptyDrafter, Needs
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
 
 PROMPTS = make_prompts(4)
 

@@ -12,11 +12,11 @@ from laws import LEVEL, count_words, detectable, p_value
 from markov import Proposer
 from test_sampling import transformers_probs
 
-from model.common.decode import generate
-from model.common.drafter import Drafter, EmptyDrafter
-from model.common.rows import StopRules
-from model.common.sampling import DRAFT, TARGET, Sampler, seed_of
-from model.common.target import Target
+from model.common.contract.drafter import Drafter, EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import DRAFT, TARGET, Sampler, seed_of
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.sps.drafter import SpSDrafter
 
 V = 11

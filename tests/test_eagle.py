@@ -24,14 +24,15 @@ from eagle_slow import Recording, ScriptedHead, SlowHead, differing, static_path
 from oracle import answers, new_target, outputs
 from oracle import decode as oracle_decode
 
-from model.common import heads, tree
-from model.common.checkpoint import Checkpoint, read_tensors, save_checkpoint
-from model.common.drafter import EmptyDrafter, Needs
+from model.common.contract import trees as tree
+from model.common.contract.drafter import EmptyDrafter, Needs
+from model.common.contract.static_tree import StaticTree, check_tree, read_tree
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.runtime import compilations
-from model.common.static_tree import StaticTree, check_tree, read_tree
-from model.common.target import Target
+from model.common.heads import head as heads
+from model.common.heads.checkpoint import Checkpoint, read_tensors, save_checkpoint
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import compilations
 from model.eagle import head as eagle_head
 from model.eagle import inference_eagle as script
 from model.eagle.drafter import StaticEagleDrafter

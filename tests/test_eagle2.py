@@ -32,13 +32,14 @@ from eagle_slow import (
 from oracle import answers, new_target, outputs
 from oracle import decode as oracle_decode
 
-from model.common import heads, tree
-from model.common.drafter import Draft, EmptyDrafter, Needs, Step
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, EmptyDrafter, Needs, Step
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.runtime import compilations
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.heads import head as heads
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import compilations
 from model.eagle.head import load_eagle
 from model.eagle2 import inference_eagle2 as script
 from model.eagle2.drafter import DynamicEagleDrafter, check_size

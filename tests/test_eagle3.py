@@ -20,14 +20,14 @@ from eagle_checks import (
 from eagle_dirs import eagle3_dir
 from eagle_slow import Recording, SlowHead, differing, dynamic_paths
 
-from model.common import heads
-from model.common.checkpoint import Checkpoint, read_config, read_tensors, save_checkpoint
-from model.common.drafter import EmptyDrafter, Needs
+from model.common.contract.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.runtime import compilations
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.heads import head as heads
+from model.common.heads.checkpoint import Checkpoint, read_config, read_tensors, save_checkpoint
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import compilations
 from model.eagle2.drafter import DynamicEagleDrafter
 from model.eagle3 import head as eagle3_head
 from model.eagle3 import inference_eagle3 as script

@@ -12,12 +12,12 @@ from scipy import stats
 from test_decode_law import TINY
 from test_sampling import transformers_probs
 
-from model.common import verify
-from model.common.decode import generate
-from model.common.rows import StopRules
-from model.common.sampling import Sampler, draw, hashed_uniforms, seed_of, warp
-from model.common.static_tree import StaticTree
-from model.common.target import Target
+from model.common.contract.static_tree import StaticTree
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler, draw, hashed_uniforms, seed_of, warp
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.eagle.drafter import StaticEagleDrafter, draw_distinct
 from model.eagle.head import load_eagle
 

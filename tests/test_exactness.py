@@ -17,9 +17,9 @@ from oracle import (
     outputs,
 )
 
-from model.common.drafter import EmptyDrafter
-from model.common.per_sequence import PerSequence
-from model.common.sampling import Sampler, seed_of
+from model.common.contract.drafter import EmptyDrafter
+from model.common.contract.sequence import PerSequence
+from model.common.loop.sampling import Sampler, seed_of
 from model.pld.drafter import PLDDrafter
 
 LIMIT = 24

@@ -3,8 +3,8 @@
 import pytest
 from harness_runs import answer, ids_of, questions_of, timeless, write
 
-from model.common.drafter import EmptyDrafter
-from model.common.prompts import load_tokenizer
+from model.common.contract.drafter import EmptyDrafter
+from model.common.prompts.prompter import load_tokenizer
 
 
 class Failing(EmptyDrafter):

@@ -23,7 +23,7 @@ from harness_runs import (
 from transformers import AutoModelForCausalLM
 
 from model.common import args as arguments
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
 
 SPEC_BENCH = ["question_id", "category", "answer_id", "model_id", "choices", "tstamp"]
 PER_TURN = ["turns", "decoding_steps", "new_tokens", "wall_time", "output_ids", "prompt_tokens"]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import make_model, save_model
 
-from model.common.conversations import Row
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
-from model.common.features import Features, FrozenTarget
-from model.common.loading import load_target
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.training import main
-from model.common.training_args import make_parser
+from model.common.contract.drafter import EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.prompts.templates import Row
+from model.common.target.loading import load_target
+from model.common.training.features import Features, FrozenTarget
+from model.common.training.flags import make_parser
+from model.common.training.trainer import main
 
 SHAPE = {"vocab_size": 23, "num_hidden_layers": 8}
 METHODS = ("eagle", "eagle3", "hydra")

@@ -13,14 +13,14 @@ from test_medusa import Oracle, assert_compiled_drafts_are_eagers, decode, medus
 from test_recycling import Recording
 
 from model.common import args as arguments
-from model.common.checkpoint import save_checkpoint
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
+from model.common.contract.static_tree import StaticTree
 from model.common.errors import BadInput
-from model.common.heads import CachedHead
-from model.common.runtime import Graphs
-from model.common.sampling import Sampler
-from model.common.static_tree import StaticTree
-from model.common.target import Target
+from model.common.heads.checkpoint import save_checkpoint
+from model.common.heads.head import CachedHead
+from model.common.loop.sampling import Sampler
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs
 from model.hydra import inference_hydra as script
 from model.hydra.drafter import HydraDrafter
 from model.hydra.heads import HydraHeads, layer_config, load_heads, state_to_save

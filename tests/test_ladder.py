@@ -22,9 +22,9 @@ from oracle import DRAFTERS, Chain, StaticTree, answers, decode, lively, new_dra
 
 from evaluation.answers import read_answers
 from evaluation.meta import AnswerError
-from model.common.drafter import EmptyDrafter
-from model.common.runtime import Graphs, compilations
-from model.common.target import Target
+from model.common.contract.drafter import EmptyDrafter
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs, compilations
 from model.sps.drafter import SpSDrafter
 
 SPEED = "evaluation/speed.py"

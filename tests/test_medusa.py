@@ -12,16 +12,17 @@ from head_dirs import medusa_heads
 from test_recycling import Recording
 
 from model.common import args as arguments
-from model.common import tree, verify
-from model.common.checkpoint import save_checkpoint
-from model.common.decode import generate
-from model.common.drafter import Draft, EmptyDrafter
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, EmptyDrafter
+from model.common.contract.static_tree import StaticTree, read_tree
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.runtime import compilations
-from model.common.sampling import Sampler
-from model.common.static_tree import StaticTree, read_tree
-from model.common.target import Target
+from model.common.heads.checkpoint import save_checkpoint
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import compilations
 from model.medusa import inference_medusa as script
 from model.medusa.drafter import MedusaDrafter, last_committed
 from model.medusa.flags import TREES

@@ -13,11 +13,11 @@ from head_dirs import hydra_dir, medusa_dir
 from specdecpp_dirs import specdecpp_dir
 
 from model.common import args as arguments
-from model.common.decode import generate
-from model.common.loading import load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.questions import per_category, read_questions
-from model.common.sampling import Sampler
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import per_category, read_questions
+from model.common.target.loading import load_target
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "data" / "mini_models"

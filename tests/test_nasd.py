@@ -10,12 +10,12 @@ from test_methods import decode
 from test_pld import cycle_target
 
 from model.common import args as arguments
-from model.common import verify
-from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.contract.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.sampling import Sampler, warp
-from model.common.target import Target
+from model.common.loop import verify
+from model.common.loop.sampling import Sampler, warp
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.nasd import inference_nasd
 from model.nasd.drafter import NASDDrafter, NASDRow, NGramStore, likely
 

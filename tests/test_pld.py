@@ -8,13 +8,13 @@ import torch
 from conftest import make_model, make_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
-from model.common.loading import attention_name
-from model.common.per_sequence import PerSequence
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import EmptyDrafter
+from model.common.contract.sequence import PerSequence
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.loading import attention_name
+from model.common.target.model import Target
 from model.pld.drafter import PLDDrafter
 
 COUNTING = [*range(1, 15), 1, 2, 3]

@@ -7,7 +7,7 @@ from conftest import make_tokenizer
 from tokenizers import processors
 
 from model.common.errors import BadInput
-from model.common.prompts import Prompter, load_tokenizer
+from model.common.prompts.prompter import Prompter, load_tokenizer
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from model.common.errors import BadInput
-from model.common.questions import MT_BENCH, group_of, read_questions, select
+from model.common.prompts.questions import MT_BENCH, group_of, read_questions, select
 
 GOOD = {"question_id": 1, "category": "qa", "turns": ["Why?"]}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.common.ranking import SMALL, best_id, top_ids
+from model.common.loop.ranking import SMALL, best_id, top_ids
 
 WIDTHS = [1, 5, 97, 2048, 32000, 32001, 50272]
 

@@ -9,11 +9,11 @@ import pytest
 from conftest import save_model
 
 from model.common import args as arguments
-from model.common import record
-from model.common.environment import acceptance_name, is_lossy, make_meta
 from model.common.errors import BadInput
-from model.common.record import AnswerFile
-from model.common.rows import Turn
+from model.common.loop.turns import Turn
+from model.common.records import writer as record
+from model.common.records.meta import acceptance_name, is_lossy, make_meta
+from model.common.records.writer import AnswerFile
 
 META = {
     "schema": 1,

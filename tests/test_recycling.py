@@ -10,13 +10,13 @@ import torch
 from conftest import make_model, make_prompts
 
 from model.common import args as arguments
-from model.common import tree
-from model.common.decode import generate
-from model.common.drafter import Drafter, EmptyDrafter, Needs, Step
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Drafter, EmptyDrafter, Needs, Step
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.recycling import inference_recycling as script
 from model.recycling.drafter import RecyclingDrafter, read_tree
 

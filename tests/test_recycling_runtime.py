@@ -21,11 +21,11 @@ from test_recycling import (
 from test_runtime import needs_compiler
 
 from model.common import args as arguments
-from model.common.compiled import Compiled
-from model.common.rows import StopRules
-from model.common.runtime import Graphs, compilations
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.compiled import Compiled
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs, compilations
 from model.recycling import inference_recycling as script
 
 KINDS = [

@@ -18,14 +18,14 @@ from conftest import make_model, make_prompts, make_tokenizer
 from harness_runs import run
 from test_pld import cycle_target
 
-from model.common import verify
-from model.common.decode import generate
-from model.common.drafter import Draft, EmptyDrafter
+from model.common.contract.drafter import Draft, EmptyDrafter
+from model.common.contract.sequence import PerSequence
 from model.common.errors import BadInput
-from model.common.per_sequence import PerSequence
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.rest.datastore import open_datastore, sorted_suffixes, write_json
 from model.rest.drafter import RESTDrafter, facts_of, make_drafter
 from model.rest.retriever import Retriever

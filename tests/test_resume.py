@@ -23,10 +23,10 @@ from harness_runs import (
     write,
 )
 
-from model.common import record
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
 from model.common.errors import BadInput
-from model.common.record import AnswerFile
+from model.common.records import writer as record
+from model.common.records.writer import AnswerFile
 
 
 @pytest.fixture(scope="module")

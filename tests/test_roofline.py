@@ -22,11 +22,11 @@ from harness_runs import COMMON, answer, read, read_meta, run
 from evaluation.answers import read_answers
 from evaluation.meta import AnswerError
 from evaluation.roofline import EMPTY, bound_line, roofline, share_text
-from model.common import roofline as probes
-from model.common.offload import LayerStream, Offload
-from model.common.record import AnswerFile
+from model.common.records import bandwidth as probes
+from model.common.records.writer import AnswerFile
 from model.common.shards import take_over
-from model.common.target import Target
+from model.common.target.model import Target
+from model.common.target.offload import LayerStream, Offload
 
 WEIGHTS = {"float32": 400_000_000, "uint8": 100_000_000}
 KV = [
@@ -288,7 +288,7 @@ def test_workers_hand_over_what_they_measured(tmp_path):
 
 
 def test_a_failing_warm_up_is_said_once(model_dir, question_file, tmp_path, capfd):
-    from model.common.drafter import EmptyDrafter
+    from model.common.contract.drafter import EmptyDrafter
 
     class Shy(EmptyDrafter):
         """Fails the first time."""

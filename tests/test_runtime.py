@@ -20,11 +20,11 @@ from oracle import (
 )
 from replays import Held, Replays
 
-from model.common.compiled import Compiled
-from model.common.drafter import Draft, DraftShape, EmptyDrafter, Needs
+from model.common.contract.drafter import Draft, DraftShape, EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.runtime import Eager, Graphs, compilations, make_runtime
-from model.common.target import Target
+from model.common.target.compiled import Compiled
+from model.common.target.model import Target
+from model.common.target.runtime import Eager, Graphs, compilations, make_runtime
 
 PROMPTS = make_prompts(4)
 needs_compiler = pytest.mark.skipif(

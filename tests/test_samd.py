@@ -11,12 +11,12 @@ from test_methods import decode
 from test_pld import cycle_target
 
 from model.common import args as arguments
-from model.common import verify
-from model.common.drafter import Draft, Drafter, DraftShape, EmptyDrafter, chain_parents
+from model.common.contract.drafter import Draft, Drafter, DraftShape, EmptyDrafter, chain_parents
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop import verify
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.samd import inference_samd
 from model.samd.automaton import SuffixAutomaton
 from model.samd.build_sam import build

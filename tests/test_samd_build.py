@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from test_samd import CORPUS, automaton, ends, longest_known_suffix, random_texts, static
 
 from model.common.errors import BadInput
-from model.common.prompts import Prompter
+from model.common.prompts.prompter import Prompter
 from model.samd import build_sam
 from model.samd.drafter import SamRow, SamRows, Settings
 from model.samd.static import ARRAYS, HEAVY, StaticAutomaton

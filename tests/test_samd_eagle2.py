@@ -8,13 +8,13 @@ from eagle_dirs import eagle_dir
 from test_hydra import replaying
 from test_methods import build
 
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
 from model.common.errors import BadInput
-from model.common.loading import load_target
-from model.common.rows import StopRules
-from model.common.runtime import Graphs
-from model.common.sampling import Sampler
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.loading import load_target
+from model.common.target.runtime import Graphs
 
 PROMPTS = [ids * 4 for ids in make_prompts(4)]  # so that there is something to copy
 

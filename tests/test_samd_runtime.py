@@ -8,9 +8,9 @@ from test_recycling_runtime import HeldMatrix
 from test_runtime import needs_compiler
 from test_samd import make
 
-from model.common.rows import StopRules
-from model.common.runtime import Graphs, compilations
-from model.common.target import Target
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs, compilations
 
 FLAGS = ["--auxiliary", "recycling", "--len-bias", "0"]
 

@@ -20,9 +20,9 @@ from harness_runs import (
 )
 from transformers import GenerationMixin
 
-from model.common.drafter import Draft, EmptyDrafter
-from model.common.prompts import Prompter
-from model.common.rows import StopRules
+from model.common.contract.drafter import Draft, EmptyDrafter
+from model.common.loop.turns import StopRules
+from model.common.prompts.prompter import Prompter
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from laws import LEVEL, detectable, p_value
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from model.common.sampling import DRAFT, TARGET, Sampler, draw, seed_of, warp
+from model.common.loop.sampling import DRAFT, TARGET, Sampler, draw, seed_of, warp
 
 SETTINGS = [
     (1.0, 0, 1.0),

@@ -21,10 +21,10 @@ from sd2_slow import (
 from specexec_slow import paths_of
 from test_sps import decode
 
-from model.common import tree
-from model.common.drafter import Draft, EmptyDrafter
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, EmptyDrafter
+from model.common.loop.sampling import Sampler
+from model.common.target.model import Target
 from model.sd2.exits import CHUNK, SortedDraft
 from model.sps.drafter import SpSDrafter
 

@@ -5,9 +5,9 @@ import torch
 from laws import LEVEL, p_value
 from test_decode_law import NUCLEUS, TINY, answer_law, fits, sampled, tiny
 
-from model.common import verify
-from model.common.drafter import Draft
-from model.common.sampling import Sampler
+from model.common.contract.drafter import Draft
+from model.common.loop import verify
+from model.common.loop.sampling import Sampler
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import SortedDraft
 from model.sd2.tree import SortedTreeDrafter

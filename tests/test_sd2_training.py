@@ -10,9 +10,9 @@ from sd2_slow import EXITS, draft_model
 from test_training import curve
 
 from model.common.errors import BadInput
-from model.common.loading import load_model
-from model.common.training import train
-from model.common.training_args import make_parser
+from model.common.target.loading import load_model
+from model.common.training.flags import make_parser
+from model.common.training.trainer import train
 from model.sd2 import train as script
 from model.sd2.losses import exit_losses, mean_losses
 
@@ -184,7 +184,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
 
 def test_mean_losses_are_over_all_tokens(soft, target_dir):
     """Batches count by their labelled tokens."""
-    from model.common.conversations import Row
+    from model.common.prompts.templates import Row
 
     model = load_model(str(soft), "float32", "cpu")
     model.set_attn_implementation("sdpa")

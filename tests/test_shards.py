@@ -19,8 +19,8 @@ from harness_runs import (
 )
 
 from model.common import shards
-from model.common.drafter import EmptyDrafter
-from model.common.prompts import Prompter
+from model.common.contract.drafter import EmptyDrafter
+from model.common.prompts.prompter import Prompter
 
 TWO = ["--num-gpus-total", 2, "--device", "auto"]
 

@@ -10,16 +10,16 @@ from replays import Replays
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common import args as arguments
-from model.common import tree
-from model.common.decode import generate
-from model.common.drafter import Draft, Drafter, EmptyDrafter, Needs
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, Drafter, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.common.eval import main
-from model.common.loading import attention_name
-from model.common.rows import StopRules
-from model.common.runtime import Graphs
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.loading import attention_name
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs
 from model.space import inference_space as script
 from model.space.drafter import SpaceDrafter, read_masks, tree_parents
 

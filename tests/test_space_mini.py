@@ -3,10 +3,10 @@
 import pytest
 from test_methods import MINI, ROOT, build, decode, transformers_ids
 
-from model.common.loading import load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.questions import per_category, read_questions
-from model.common.sampling import Sampler
+from model.common.loop.sampling import Sampler
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import per_category, read_questions
+from model.common.target.loading import load_target
 
 PATH = MINI / "space"
 pytestmark = pytest.mark.skipif(

@@ -8,11 +8,11 @@ from test_runtime import needs_compiler
 from test_space import LOOPY, Recording, decode, loopy_prompts
 
 from model.common import args as arguments
-from model.common.compiled import Compiled
-from model.common.rows import StopRules
-from model.common.runtime import Graphs, compilations
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.compiled import Compiled
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs, compilations
 from model.space import inference_space as script
 from model.space.drafter import SpaceDrafter
 

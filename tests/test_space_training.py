@@ -10,18 +10,18 @@ from interrupted import interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model.common import args as arguments
-from model.common.conversations import Row
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
 from model.common.errors import BadInput
-from model.common.features import Features, FrozenTarget
-from model.common.loading import load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.training import main, train
-from model.common.training_args import make_parser
-from model.common.training_log import Mean
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.templates import Row
+from model.common.target.loading import load_target
+from model.common.training.features import Features, FrozenTarget
+from model.common.training.flags import make_parser
+from model.common.training.log import Mean
+from model.common.training.trainer import main, train
 from model.space import inference_space, samples
 from model.space import train as script
 
@@ -156,7 +156,7 @@ def new_method(model, **flags):
 
 @pytest.fixture
 def no_tokenizer(monkeypatch):
-    monkeypatch.setattr("model.common.prompts.load_tokenizer", lambda path: None)
+    monkeypatch.setattr("model.common.prompts.prompter.load_tokenizer", lambda path: None)
 
 
 def new_batch(lengths=(17, 30, 9), seed=1):

@@ -10,11 +10,11 @@ from test_runtime import needs_compiler
 from test_sps import DRAFTS, Recording, decode, next_logits, plain
 
 from model.common import args as arguments
-from model.common.drafter import EmptyDrafter
+from model.common.contract.drafter import EmptyDrafter
 from model.common.errors import BadInput
-from model.common.loading import load_target
-from model.common.sampling import Sampler, seed_of
-from model.common.target import Target
+from model.common.loop.sampling import Sampler, seed_of
+from model.common.target.loading import load_target
+from model.common.target.model import Target
 from model.specdecpp import inference_specdecpp as script
 from model.specdecpp.drafter import SpecDecPPDrafter
 from model.sps.drafter import SpSDrafter

@@ -6,8 +6,8 @@ import pytest
 import torch
 from specdecpp_dirs import make_head
 
-from model.common.checkpoint import save_checkpoint
 from model.common.errors import BadInput
+from model.common.heads.checkpoint import save_checkpoint
 from model.specdecpp.heads import AcceptanceHead, file_names, load_head, state_to_save
 
 CONFIG = {"hidden_size": 64, "num_layers": 3}

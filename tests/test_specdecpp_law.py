@@ -6,7 +6,7 @@ from laws import LEVEL
 from specdecpp_dirs import make_head
 from test_decode_law import COOL, FULL, NUCLEUS, answer_law, fits, sampled, tiny
 
-from model.common.drafter import Draft
+from model.common.contract.drafter import Draft
 from model.specdecpp.drafter import SpecDecPPDrafter
 
 

@@ -10,12 +10,12 @@ from conftest import make_model, make_prompts, save_model
 from interrupted import interrupted
 from test_training import curve
 
-from model.common.conversations import Rejected
 from model.common.errors import BadInput
-from model.common.loading import load_model
-from model.common.target import Target
-from model.common.training import train
-from model.common.training_args import make_parser
+from model.common.prompts.templates import Rejected
+from model.common.target.loading import load_model
+from model.common.target.model import Target
+from model.common.training.flags import make_parser
+from model.common.training.trainer import train
 from model.specdecpp import prepare, scoring
 from model.specdecpp import train as script
 from model.specdecpp.examples import Example, prompt_of, read_examples, read_prompts

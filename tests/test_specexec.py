@@ -9,14 +9,15 @@ from conftest import make_model, make_prompts
 from specexec_slow import Recording, best_paths, every_path, next_logits, paths_of, plain
 from test_runtime import needs_compiler
 
-from model.common import tree, verify
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter, Needs
+from model.common.contract import trees as tree
+from model.common.contract.drafter import EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.runtime import Eager, compilations
-from model.common.sampling import Sampler, seed_of
-from model.common.target import Target
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler, seed_of
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import Eager, compilations
 from model.specexec.drafter import SpecExecDrafter
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader

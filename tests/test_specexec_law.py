@@ -7,12 +7,12 @@ from laws import LEVEL, count_words, p_value
 from specexec_slow import Recording, next_logits, paths_of, plain
 from test_decode_law import COOL, FULL, NUCLEUS, PROMPT, V, answer_law, fits, sampled, tiny
 
-from model.common import verify
-from model.common.decode import generate
-from model.common.drafter import Draft, EmptyDrafter
-from model.common.rows import StopRules
-from model.common.sampling import Sampler, seed_of
-from model.common.target import Target
+from model.common.contract.drafter import Draft, EmptyDrafter
+from model.common.loop import verify
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler, seed_of
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 from model.specexec.drafter import SpecExecDrafter
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader

@@ -8,13 +8,13 @@ import torch
 from conftest import make_prompts
 from harness_runs import COMMON, answer, refusal, run
 
-from model.common.decode import generate
-from model.common.drafter import Draft, EmptyDrafter
+from model.common.contract.drafter import Draft, EmptyDrafter
 from model.common.errors import BadInput
-from model.common.loading import load_target
-from model.common.offload import LayerStream, Offload, wanted_offload
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.loading import load_target
+from model.common.target.offload import LayerStream, Offload, wanted_offload
 
 LAYERS = 3
 

@@ -7,12 +7,12 @@ import torch
 from conftest import make_model, make_prompts
 from test_hydra import replaying
 
-from model.common.decode import generate
-from model.common.drafter import Drafter, EmptyDrafter, Needs
-from model.common.rows import StopRules
-from model.common.runtime import Graphs
-from model.common.sampling import Sampler, seed_of
-from model.common.target import Target
+from model.common.contract.drafter import Drafter, EmptyDrafter, Needs
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler, seed_of
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
+from model.common.target.runtime import Graphs
 from model.sps.drafter import SpSDrafter
 
 SCHEDULES = ("constant", "heuristic", "confidence")

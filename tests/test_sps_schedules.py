@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import make_model
 
-from model.common.drafter import Step
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import Step
+from model.common.loop.sampling import Sampler
+from model.common.target.model import Target
 from model.sps.drafter import SpSDrafter
 
 SCHEDULES = ("constant", "heuristic", "confidence")

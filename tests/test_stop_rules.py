@@ -4,8 +4,8 @@ import pytest
 from conftest import make_prompts
 from oracle import DRAFTERS, Chain, StaticTree, answers, decode, new_drafter, new_target, outputs
 
-from model.common.drafter import EmptyDrafter
-from model.common.rows import StopRules
+from model.common.contract.drafter import EmptyDrafter
+from model.common.loop.turns import StopRules
 
 PROMPTS = make_prompts(4)
 

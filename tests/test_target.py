@@ -15,12 +15,12 @@ from oracle import (
 )
 from test_tree import random_parents, slow_lines
 
-from model.common import target as target_module
-from model.common.decode import pad_right
-from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.contract.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.rows import StopRules
-from model.common.target import Target
+from model.common.loop.decode import pad_right
+from model.common.loop.turns import StopRules
+from model.common.target import model as target_module
+from model.common.target.model import Target
 
 HIDDEN = ("last", 0, 2)
 PROMPTS = make_prompts(4)

@@ -17,9 +17,9 @@ from conftest import make_model, save_model
 from torch import nn
 
 from model.common.errors import BadInput
-from model.common.training import HeadTraining, main, train
-from model.common.training_args import make_parser
-from model.common.training_step import rate_share, seed_all
+from model.common.training.flags import make_parser
+from model.common.training.step import rate_share, seed_all
+from model.common.training.trainer import HeadTraining, main, train
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {
@@ -65,7 +65,7 @@ class NoisyHead(HeadTraining):
         return loss, {"accuracy": (scores.argmax(-1) == labels).float().mean(), "agree": agree}
 
     def save(self, folder):
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
 
         tensors = self.module.state_dict()
         assert {t.dtype for t in tensors.values()} == {torch.float16}
@@ -189,8 +189,8 @@ def test_features_of_other_settings_are_not_read(whole, model_dir, data_file, tm
 
 
 def test_batches_carry_what_transformers_says(model_dir):
-    from model.common.conversations import Row
-    from model.common.features import Features, FrozenTarget
+    from model.common.prompts.templates import Row
+    from model.common.training.features import Features, FrozenTarget
 
     for family in ("llama", "gemma2"):
         model = make_model(family)
@@ -282,8 +282,8 @@ MEDUSA = {"num-heads": 3, "mixed-precision": "no", "accumulate": 1, "clip-norm":
 
 
 def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
-    from model.common.checkpoint import Checkpoint
-    from model.common.loading import load_target
+    from model.common.heads.checkpoint import Checkpoint
+    from model.common.target.loading import load_target
     from model.medusa import train as script
     from model.medusa.heads import load_heads
 
@@ -301,9 +301,9 @@ def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
 
 
 def test_medusa_loss_against_a_slow_sum(model_dir):
-    from model.common.conversations import Row
-    from model.common.features import Features, FrozenTarget
-    from model.common.loading import load_model
+    from model.common.prompts.templates import Row
+    from model.common.target.loading import load_model
+    from model.common.training.features import Features, FrozenTarget
     from model.medusa.train import MedusaTraining
 
     target = FrozenTarget(load_model(model_dir, "float32", "cpu"))
@@ -351,7 +351,7 @@ def test_two_ways_of_clipping_are_refused(model_dir, data_file, tmp_path):
 
 
 def test_a_checkpoint_of_another_target_is_refused(model_dir, data_file, tmp_path):
-    from model.common.record import sha256_weights
+    from model.common.records.writer import sha256_weights
 
     target = tmp_path / "target"
     shutil.copytree(model_dir, target)

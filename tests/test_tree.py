@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from model.common import tree
-from model.common.drafter import Draft, chain_parents
+from model.common.contract import trees as tree
+from model.common.contract.drafter import Draft, chain_parents
 
 
 def slow_lines(parents):

@@ -12,20 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from model.common import twin as twin_module
-from model.common.corner import FAR, Corner, head_places, layer_places
-from model.common.decode import pad_right
-from model.common.drafter import Needs
+from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
-from model.common.loading import load_target
-from model.common.offload import Offload
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.questions import read_questions
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.shapes import SHAPES, Shape, draft_shape, read_shape
-from model.common.target import Target
-from model.common.twin import Twin, large_config
+from model.common.loop.decode import pad_right
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import read_questions
+from model.common.target.loading import load_target
+from model.common.target.model import Target
+from model.common.target.offload import Offload
+from model.common.target.twin import twin as twin_module
+from model.common.target.twin.corner import FAR, Corner, head_places, layer_places
+from model.common.target.twin.shapes import SHAPES, Shape, draft_shape, read_shape
+from model.common.target.twin.twin import Twin, large_config
 
 SMALL = {"num_hidden_layers": 8}  # of the tiny target; 4 heads of 16, 2 of them for keys
 SCALE = "512x12x1024x2100"  # of the mini target: heads of 64 for 32

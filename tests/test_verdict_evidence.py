@@ -16,11 +16,11 @@ from evaluation.judging.noise import calibrate
 from evaluation.judging.retokenised import could_begin, token_texts
 from evaluation.judging.verdicts import BUG, EXACT, SUSPECT, TIES, QuestionJudgement, file_verdict
 from evaluation.meta import AnswerError
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.contract.drafter import EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 
 DTYPES = ("float64", "float32", "bfloat16")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_tree import random_parents, slow_lines
 
-from model.common import verify
-from model.common.drafter import Draft
-from model.common.sampling import Sampler, warp
+from model.common.contract.drafter import Draft
+from model.common.loop import verify
+from model.common.loop.sampling import Sampler, warp
 
 V = 8
 NONE = -1

@@ -9,9 +9,9 @@ import torch
 from laws import LEVEL, detectable, p_value
 from markov import START, Proposer, V, sample, tables, word_counts, word_law
 
-from model.common import verify
-from model.common.drafter import Draft
-from model.common.sampling import Sampler, draw
+from model.common.contract.drafter import Draft
+from model.common.loop import verify
+from model.common.loop.sampling import Sampler, draw
 
 NUM = 60_000
 TREE = [-1, -1, 0, 0, 1, 1]

@@ -10,11 +10,11 @@ from harness_runs import read, read_meta, write
 from evaluation import equal
 from evaluation.judging.gaps import answer_logits, ulp_sizes
 from evaluation.judging.noise import calibrate
-from model.common.decode import generate
-from model.common.drafter import EmptyDrafter
-from model.common.loading import load_target
-from model.common.prompts import Prompter, load_tokenizer
-from model.common.sampling import Sampler
+from model.common.contract.drafter import EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.target.loading import load_target
 
 LIMIT = 24  # tokens a turn in harness_runs.answer
 

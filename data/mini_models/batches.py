@@ -4,7 +4,7 @@ import random
 
 from data.mini_bench.generate import conversations, held_out
 from data.mini_models.build_tokenizer import ASSISTANT, messages
-from model.common.conversations import by_length
+from model.common.prompts.templates import by_length
 
 MAX_LENGTH = 512
 POOL = 1024  # conversations that are sorted by length together

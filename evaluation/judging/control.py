@@ -59,7 +59,7 @@ def inert_drafter(width):
     """A drafter of `width` rows that never match; 0 is the plain baseline."""
     import torch
 
-    from model.common.drafter import Draft, Drafter, EmptyDrafter
+    from model.common.contract.drafter import Draft, Drafter, EmptyDrafter
 
     class InertDrafter(Drafter):
         """A chain of inert rows."""
@@ -77,8 +77,8 @@ def inert_drafter(width):
 
 def decode_question(target, drafter, subject, question_id, limit):
     """Ids of every turn of a question by greedy decoding."""
-    from model.common.decode import generate
-    from model.common.sampling import Sampler
+    from model.common.loop.decode import generate
+    from model.common.loop.sampling import Sampler
 
     turns, texts, answers = subject.turns[question_id], [], []
     stop = subject.prompter.stop_rules(target.model.generation_config)

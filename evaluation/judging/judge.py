@@ -46,7 +46,7 @@ class Judge:
         """The target in a dtype, or its twin; one at a time, since two may not fit a device."""
         import torch
 
-        from model.common.loading import load_target
+        from model.common.target.loading import load_target
 
         if (dtype, scale_to) not in self.targets:
             self.targets.clear()
@@ -286,8 +286,8 @@ class Judge:
 
 def device_name(args):
     """This machine's device, as a meta names it."""
-    from model.common import environment
-    from model.common.loading import torch_device
+    from model.common.records import meta as environment
+    from model.common.target.loading import torch_device
 
     return environment.device_name(torch_device(args.device))
 

@@ -60,7 +60,7 @@ def tree_logits(target, prompt, ids, width, generator):
     them in the order of rows, and further strangers on the root; the path is committed, which
     moves its cache rows as an accepted draft's.
     """
-    from model.common.drafter import Draft, Needs
+    from model.common.contract.drafter import Draft, Needs
 
     tokens = torch.tensor([prompt + ids], device=target.device)
     size, at = tokens.shape[1], len(prompt)

@@ -96,8 +96,8 @@ def read_subject(answers, args, base):
 
     base: the baseline's AnswerFile, which a recorded history may be. Raises AnswerError, BadInput.
     """
-    from model.common.prompts import Prompter, load_tokenizer
-    from model.common.questions import read_questions
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.questions import read_questions
 
     dtype = setting(answers, args, "dtype")
     template = setting(answers, args, "template")
@@ -146,9 +146,9 @@ def compare_hash(answers, args, name, rebuilt, what):
 
 def check_weights(answers, args):
     """Hold --model-path to the hashes of the file's own target."""
-    from model.common import record
-    from model.common.files import model_folder
-    from model.common.loading import check_model_path
+    from model.common.records import writer as record
+    from model.common.records.files import model_folder
+    from model.common.target.loading import check_model_path
 
     check_model_path(args.model_path)
     if answers.meta is None:
@@ -164,8 +164,8 @@ def check_prompts(answers, args, questions, prompter, path):
     """Hold the questions and their first prompts to the recorded hashes (files.open_answers)."""
     import json
 
-    from model.common.questions import select
-    from model.common.record import sha256_text
+    from model.common.prompts.questions import select
+    from model.common.records.writer import sha256_text
 
     shared = answers.meta["shared"] if answers.meta else {}
     if not {"questions_sha256", "prompts_sha256"} & set(shared):
@@ -180,8 +180,8 @@ def check_prompts(answers, args, questions, prompter, path):
 
 def read_past(answers, args, base, questions):
     """(file, {question_id: answer texts}) that later turns saw; (None, {}) = the file's own."""
-    from model.common.conversation import read_history
-    from model.common.record import sha256_file
+    from model.common.prompts.conversation import read_history
+    from model.common.records.writer import sha256_file
 
     meta = answers.meta or {"shared": {}}
     digest = meta["shared"].get("history_sha256")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from model.common.errors import BadInput
-from model.common.shapes import KNOWN, read_shape
+from model.common.target.twin.shapes import KNOWN, read_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")

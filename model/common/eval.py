@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
-from model.common.conversation import Conversation, read_history
 from model.common.errors import BadInput, ends_in_one_line
+from model.common.prompts.conversation import Conversation, read_history
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -48,7 +48,7 @@ def _run(method, args, build, engine) -> int:
 
 def choose_questions(args) -> list[dict]:
     """The questions of the command line."""
-    from model.common.questions import read_questions, select
+    from model.common.prompts.questions import read_questions, select
 
     return select(read_questions(arguments.question_path(args)), args)
 
@@ -63,7 +63,7 @@ class Bench:
         import torch
         import transformers
 
-        from model.common.files import open_answers
+        from model.common.records.files import open_answers
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -76,13 +76,13 @@ class Bench:
         self._load(build, engine)
 
     def _load(self, build, engine) -> None:
-        from model.common.decode import generate
-        from model.common.drafter import EmptyDrafter
-        from model.common.environment import is_lossy
-        from model.common.loading import load_target
-        from model.common.offload import wanted_offload
-        from model.common.prompts import Prompter, load_tokenizer
-        from model.common.sampling import Sampler
+        from model.common.contract.drafter import EmptyDrafter
+        from model.common.loop.decode import generate
+        from model.common.loop.sampling import Sampler
+        from model.common.prompts.prompter import Prompter, load_tokenizer
+        from model.common.records.meta import is_lossy
+        from model.common.target.loading import load_target
+        from model.common.target.offload import wanted_offload
 
         args = self.args
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)
@@ -120,8 +120,8 @@ class Bench:
 
     def run(self) -> int:
         """Answer every question not yet in the files; returns how many failed."""
-        from model.common.offload import wanted_offload
-        from model.common.roofline import measure, note
+        from model.common.records.bandwidth import measure, note
+        from model.common.target.offload import wanted_offload
 
         failed = 0
         measured = None
@@ -212,7 +212,7 @@ class Bench:
 
     def _answer_group(self, drafter, group: list[dict], model_id: str) -> list[dict]:
         """Records of a batch of questions; what fails is recorded with its reason."""
-        from model.common.record import answer_record
+        from model.common.records.writer import answer_record
 
         choices = {question["question_id"]: [] for question in group}
         errors: dict[int, str] = {}
@@ -234,7 +234,7 @@ class Bench:
 
     def _conversations(self, drafter, group: list[dict], index: int) -> list:
         """All turns of a batch: a choice record per question, or its error."""
-        from model.common.record import choice_record
+        from model.common.records.writer import choice_record
 
         batch = group[0]["question_id"] if group else None
         state = [Conversation(q, self.history.get(q["question_id"])) for q in group]
@@ -261,7 +261,7 @@ class Bench:
 
     def _render(self, conversations) -> None:
         """Each conversation's next prompt; one that cannot be read becomes its error, alone."""
-        from model.common.decode import check_lengths
+        from model.common.loop.decode import check_lengths
 
         for conversation in conversations:
             ids = self.prompter.render(conversation.turns, conversation.past)

@@ -26,7 +26,7 @@ def run_sharded(method: str, args, build, engine) -> int:
 def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
     """One run (of --num-runs) on all workers; returns the failed questions."""
     from model.common.eval import choose_questions
-    from model.common.files import open_answers
+    from model.common.records.files import open_answers
 
     path = arguments.answer_path(args, run)
     questions = choose_questions(args)
@@ -92,7 +92,7 @@ def run_shard(method: str, args, build, engine) -> int | str:
 
 def absorb(file, path: Path) -> None:
     """Take over what the shards of a killed run of the same command left behind."""
-    from model.common.record import first_difference, identity, meta_path, whole_lines
+    from model.common.records.writer import first_difference, identity, meta_path, whole_lines
 
     suffix = file.path.stem.removeprefix(path.stem)
     for part in sorted(path.parent.glob(f"{path.stem}.shard*.jsonl")):
@@ -114,7 +114,7 @@ def absorb(file, path: Path) -> None:
 
 def take_over(file, part: Path) -> None:
     """Move a shard's answers into the command's file."""
-    from model.common.record import meta_path
+    from model.common.records.writer import meta_path
 
     for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
         record = json.loads(line)

@@ -7,13 +7,13 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from model.common.attention import additive
-from model.common.devices import all_on, on
-from model.common.drafter import Draft, Drafter, Needs, committed_rows, end_of_prompt
-from model.common.heads import module_bytes
-from model.common.ranking import top_ids
-from model.common.sampling import draw, warp
-from model.common.static_tree import StaticTree
+from model.common.contract.drafter import Draft, Drafter, Needs, committed_rows, end_of_prompt
+from model.common.contract.static_tree import StaticTree
+from model.common.heads.head import module_bytes
+from model.common.loop.ranking import top_ids
+from model.common.loop.sampling import draw, warp
+from model.common.target.attention import additive
+from model.common.target.devices import all_on, on
 
 
 class EagleDrafter(Drafter):

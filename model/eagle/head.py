@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.common.checkpoint import Checkpoint
 from model.common.errors import BadInput
-from model.common.heads import CachedHead, RowAttention, llama_config, shared_module
+from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.head import CachedHead, RowAttention, llama_config, shared_module
 
 FILES = ("pytorch_model.bin", "model.safetensors")
 KINDS = {"fc": "state"}  # see corner.KINDS

@@ -20,8 +20,8 @@ def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from pathlib import Path
 
+    from model.common.contract.static_tree import StaticTree, read_tree
     from model.common.errors import BadInput
-    from model.common.static_tree import StaticTree, read_tree
     from model.eagle.drafter import StaticEagleDrafter
     from model.eagle.head import load_eagle
 

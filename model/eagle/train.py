@@ -10,7 +10,7 @@ A row counts where the token that it predicts is an answer's.
 from __future__ import annotations
 
 from model.common.args import between
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -42,7 +42,7 @@ class EagleTraining(HeadTraining):
     needs = ("last",)
 
     def __init__(self, args, target, data):
-        from model.common.heads import CausalRows, head_fields, llama_config
+        from model.common.heads.head import CausalRows, head_fields, llama_config
         from model.eagle.head import EagleModule
 
         self.args, self.target = args, target
@@ -91,7 +91,7 @@ class EagleTraining(HeadTraining):
 
     def save(self, folder):
         """Write config.json and model.safetensors, names as published."""
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
 
         dtype = self.module.fc.weight.dtype
         state = self.module.state_dict()

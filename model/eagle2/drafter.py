@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.attention import additive
-from model.common.devices import all_on
-from model.common.drafter import Draft, DraftShape
+from model.common.contract.drafter import Draft, DraftShape
+from model.common.contract.trees import parent_rows
 from model.common.errors import BadInput
-from model.common.ranking import top_logp
-from model.common.tree import parent_rows
+from model.common.loop.ranking import top_logp
+from model.common.target.attention import additive
+from model.common.target.devices import all_on
 from model.eagle.drafter import EagleDrafter
 
 

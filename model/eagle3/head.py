@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.common.checkpoint import Checkpoint
-from model.common.corner import FAR
 from model.common.errors import BadInput
-from model.common.heads import CachedHead, RowAttention, llama_config
+from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.head import CachedHead, RowAttention, llama_config
+from model.common.target.twin.corner import FAR
 from model.eagle.head import FILES, KINDS, borrowed_from, pick_rows
 
 MIN_LAYERS = 8  # of the target: with fewer the three states coincide or lose their order

@@ -11,7 +11,7 @@ draft vocabulary, and is their mean, where the published script divides by all p
 from __future__ import annotations
 
 from model.common.args import at_least, between
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -45,7 +45,7 @@ class Eagle3Training(HeadTraining):
     """Row r of step s reads token r + 1 + s and predicts token r + 2 + s."""
 
     def __init__(self, args, target, data):
-        from model.common.heads import CausalRows, head_fields, llama_config
+        from model.common.heads.head import CausalRows, head_fields, llama_config
         from model.eagle3.head import Eagle3Module, fused_layers
 
         self.args, self.target = args, target
@@ -117,7 +117,7 @@ class Eagle3Training(HeadTraining):
 
     def save(self, folder):
         """Write config.json and model.safetensors, names as published."""
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
 
         save_checkpoint(folder, self.fields, "model.safetensors", self.module.state_dict())
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.devices import all_on, on
-from model.common.drafter import Draft, Drafter, Needs, committed_rows
-from model.common.heads import CachedHead, module_bytes, shared_module
-from model.common.ranking import top_ids
-from model.common.runtime import make_runtime
-from model.common.static_tree import StaticTree
+from model.common.contract.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.contract.static_tree import StaticTree
+from model.common.heads.head import CachedHead, module_bytes, shared_module
+from model.common.loop.ranking import top_ids
+from model.common.target.devices import all_on, on
+from model.common.target.runtime import make_runtime
 from model.hydra.heads import HydraHeads
 from model.medusa.drafter import first_step, last_committed
 

@@ -11,9 +11,9 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from model.common.checkpoint import Checkpoint
 from model.common.errors import BadInput
-from model.common.heads import CausalRows, RowAttention, llama_config, target_rope
+from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.head import CausalRows, RowAttention, llama_config, target_rope
 from model.medusa.heads import ResidualBlock
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")

@@ -9,7 +9,7 @@ Run:    python -m model.hydra.train --model-path lmsys/vicuna-7b-v1.3 --template
 from __future__ import annotations
 
 from model.common.args import at_least, between
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -81,7 +81,7 @@ class HydraTraining(HeadTraining):
 
     def save(self, folder):
         """Write config.json and hydra_lm_head.pt, names as published."""
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
         from model.hydra.heads import FILES, state_to_save
 
         config = {

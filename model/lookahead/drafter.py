@@ -17,8 +17,8 @@ import random
 
 import torch
 
-from model.common.devices import ids_on
-from model.common.drafter import Draft, Drafter, DraftShape
+from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.target.devices import ids_on
 
 
 class Pool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.devices import all_on, on
-from model.common.drafter import Draft, Drafter, Needs, Step, committed_rows, end_of_prompt
-from model.common.heads import module_bytes
-from model.common.ranking import top_ids
-from model.common.runtime import make_runtime
-from model.common.static_tree import StaticTree
+from model.common.contract.drafter import Draft, Drafter, Needs, Step, committed_rows, end_of_prompt
+from model.common.contract.static_tree import StaticTree
+from model.common.heads.head import module_bytes
+from model.common.loop.ranking import top_ids
+from model.common.target.devices import all_on, on
+from model.common.target.runtime import make_runtime
 from model.medusa.heads import MedusaHeads
 
 

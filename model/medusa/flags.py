@@ -45,7 +45,7 @@ def read_tree_flags(args, vocab_size: int) -> list[tuple[int, ...]]:
     At temperature 0 the paper accepts greedily, which is the exact rule; top-p and top-k are
     unknown to the typical one.
     """
-    from model.common.static_tree import read_tree
+    from model.common.contract.static_tree import read_tree
 
     if args.acceptance == "typical":
         if args.temperature == 0:

@@ -10,8 +10,8 @@ import re
 import torch
 from torch import Tensor, nn
 
-from model.common.checkpoint import Checkpoint, read_config
 from model.common.errors import BadInput
+from model.common.heads.checkpoint import Checkpoint, read_config
 
 HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")  # Medusa-2, and vLLM's packing
@@ -127,7 +127,7 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
 
 def _open(path: str) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether its names are vLLM's; its config says where heads are kept."""
-    from model.common.loading import check_model_path
+    from model.common.target.loading import check_model_path
 
     check_model_path(path)
     kind = read_config(path).get("model_type")

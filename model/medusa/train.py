@@ -9,7 +9,7 @@ Run:    python -m model.medusa.train --model-path lmsys/vicuna-7b-v1.3 --templat
 from __future__ import annotations
 
 from model.common.args import at_least, between
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -71,7 +71,7 @@ class MedusaTraining(HeadTraining):
 
     def save(self, folder):
         """Write config.json and medusa_lm_head.safetensors, names as published."""
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
         from model.medusa.heads import HEAD_FILES, state_to_save
 
         config = {

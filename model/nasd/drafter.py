@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from model.common.contract.sequence import PerSequence, SequenceDrafter
 from model.common.errors import BadInput
-from model.common.per_sequence import PerSequence, SequenceDrafter
 
 
 class NGramStore:

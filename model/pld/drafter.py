@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.common.per_sequence import SequenceDrafter
+from model.common.contract.sequence import SequenceDrafter
 
 
 class PLDDrafter(SequenceDrafter):

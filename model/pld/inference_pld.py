@@ -30,7 +30,7 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
-    from model.common.per_sequence import PerSequence
+    from model.common.contract.sequence import PerSequence
     from model.pld.drafter import PLDDrafter
 
     pad_to = args.num_draft if target.static_shapes else None

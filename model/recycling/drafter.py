@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.common import static_tree
-from model.common.drafter import Draft, Drafter, Needs
-from model.common.ranking import top_ids
-from model.common.runtime import make_runtime
-from model.common.static_tree import StaticTree
+from model.common.contract import static_tree
+from model.common.contract.drafter import Draft, Drafter, Needs
+from model.common.contract.static_tree import StaticTree
+from model.common.loop.ranking import top_ids
+from model.common.target.runtime import make_runtime
 
 TREES = Path(__file__).parent / "trees"
 

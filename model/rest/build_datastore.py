@@ -92,8 +92,8 @@ def build(args, say) -> dict:
     """Build or finish the datastore; returns its manifest."""
     from tqdm import tqdm
 
-    from model.common.loading import check_model_path
-    from model.common.prompts import load_tokenizer
+    from model.common.prompts.prompter import load_tokenizer
+    from model.common.target.loading import check_model_path
     from model.rest.corpus import Corpus
     from model.rest.writer import Writer, settings_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.common.per_sequence import Guess, SequenceDrafter
+from model.common.contract.sequence import Guess, SequenceDrafter
 
 
 class RESTDrafter(SequenceDrafter):
@@ -36,9 +36,9 @@ def facts_of(retriever) -> dict:
 
 def make_drafter(args, target):
     """The drafter of a command line: one retriever for all rows of a batch."""
+    from model.common.contract.sequence import PerSequence
     from model.common.errors import BadInput
-    from model.common.per_sequence import PerSequence
-    from model.common.prompts import load_tokenizer
+    from model.common.prompts.prompter import load_tokenizer
     from model.rest.datastore import open_datastore
     from model.rest.retriever import Retriever
 

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from model.common.per_sequence import Guess
+from model.common.contract.sequence import Guess
 from model.rest import search
 from model.rest.datastore import Datastore
 

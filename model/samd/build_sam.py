@@ -128,7 +128,7 @@ def run(args) -> None:
     """Corpus to directory."""
     import hashlib
 
-    from model.common.prompts import Prompter, load_tokenizer
+    from model.common.prompts.prompter import Prompter, load_tokenizer
     from model.samd.static import VERSION, tokenizer_hash
 
     tokenizer = load_tokenizer(args.model_path)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from model.common.args import is_warm
-from model.common.devices import ids_on
-from model.common.drafter import Draft, Drafter, DraftShape, chain_parents
+from model.common.contract.drafter import Draft, Drafter, DraftShape, chain_parents
+from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter
 from model.common.errors import BadInput
-from model.common.per_sequence import Guess, PerSequence, SequenceDrafter
-from model.common.prompts import load_tokenizer
+from model.common.prompts.prompter import load_tokenizer
+from model.common.target.devices import ids_on
 from model.samd.automaton import SuffixAutomaton
 from model.samd.static import StaticAutomaton
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from model.common.checkpoint import read_config
-from model.common.drafter import Drafter
+from model.common.contract.drafter import Drafter
 from model.common.errors import BadInput
-from model.common.loading import check_model_path
-from model.common.target import Target
+from model.common.heads.checkpoint import read_config
+from model.common.target.loading import check_model_path
+from model.common.target.model import Target
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import SortedDraft
 from model.sd2.flags import USUAL, resolve, shape_of

@@ -43,7 +43,7 @@ def add_args(parser):
 
 def plans(args) -> list[tuple]:
     """(draft's path, exit or None = adaptive, arguments, deepest exit) of every run."""
-    from model.common.checkpoint import read_config
+    from model.common.heads.checkpoint import read_config
     from model.sd2.flags import resolve
 
     found = []
@@ -74,7 +74,7 @@ def check(args) -> None:
 def compare(args, folder: Path) -> tuple[list[dict], int]:
     """(a row of every run, how many questions failed); the target is loaded once."""
     from model.common.eval import Bench
-    from model.common.files import open_answers
+    from model.common.records.files import open_answers
     from model.sd2.build import make_drafter
 
     bench, rows, failed = None, [], 0
@@ -125,8 +125,8 @@ def summary(answers: list[dict], facts: dict, depth: float) -> dict:
 
 def add_losses(rows: list[dict], bench, args) -> None:
     """Cross-entropy and accuracy of the rows of one exit, by --data's answers."""
-    from model.common.conversations import Rejected, by_length, encode, read_conversations
-    from model.common.loading import load_model
+    from model.common.prompts.templates import Rejected, by_length, encode, read_conversations
+    from model.common.target.loading import load_model
     from model.sd2.losses import mean_losses
 
     rejected, data = Rejected(), []

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.attention import additive
-from model.common.cached import CachedModel
+from model.common.target.attention import additive
+from model.common.target.cached import CachedModel
 
 CHUNK = 64  # rows that a block reads at a time, at most, when it catches up
 PROMPT_CHUNK = 2048  # rows of a prompt

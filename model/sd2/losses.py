@@ -37,7 +37,7 @@ def exit_losses(model, ids: Tensor, chosen: Tensor, exits: list[int]) -> list[tu
 @torch.no_grad()
 def mean_losses(model, batches, exits: list[int]) -> dict:
     """{exit: {"cross_entropy", "accuracy"}} over all answers' tokens of batches of rows."""
-    from model.common.conversations import collate
+    from model.common.prompts.templates import collate
 
     sums, weight = torch.zeros(len(exits), 2, dtype=torch.float64), 0
     for rows in batches:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from model.common.args import at_least
 from model.common.errors import BadInput
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 from model.sd2.flags import (
     EXITS_FIELD,
     THRESHOLDS_FIELD,
@@ -61,7 +61,7 @@ def add_args(parser):
 
 def load(args, prompter, ends):
     """conversations.TrainingData of --data; sets --num-tokens where it is not given."""
-    from model.common.conversations import load_data
+    from model.common.prompts.templates import load_data
 
     check(args)
     data = load_data(args, prompter, ends)
@@ -92,7 +92,7 @@ class SortedTraining(HeadTraining):
     needs = ()
 
     def __init__(self, args, target, data):
-        from model.common.prompts import load_tokenizer
+        from model.common.prompts.prompter import load_tokenizer
 
         self.args, self.exits = args, args.exits
         how = "at all of them (SoFT)" if args.loss == "soft" else "at the last alone (SFT)"
@@ -156,7 +156,7 @@ def load_prefix(path: str, num_layers: int):
     import torch
     from transformers import AutoConfig, LlamaForCausalLM
 
-    from model.common.loading import LOAD_ERRORS, check_model_path, check_tensors
+    from model.common.target.loading import LOAD_ERRORS, check_model_path, check_tensors
 
     check_model_path(path)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, DraftShape
-from model.common.ranking import top_logp
+from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.loop.ranking import top_logp
 from model.sd2.exits import SortedDraft
 
 

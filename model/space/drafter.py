@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, DraftShape
+from model.common.contract.drafter import Draft, Drafter, DraftShape
 from model.common.errors import BadInput
-from model.common.ranking import best_id
-from model.common.runtime import make_runtime
+from model.common.loop.ranking import best_id
+from model.common.target.runtime import make_runtime
 
 IDS_FIELD, NUM_FIELD = "space_mask_ids", "space_mask_num"  # in the fine-tuned model's config.json
 DEFAULT_NUM = 5

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from model.common.args import at_least, between
 from model.common.errors import BadInput
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -68,8 +68,8 @@ class SpaceTraining(HeadTraining):
     title = "Target fine-tuned with mask tokens (SPACE)"
 
     def __init__(self, args, target, data):
-        from model.common.attention import mask_kinds
-        from model.common.prompts import load_tokenizer
+        from model.common.prompts.prompter import load_tokenizer
+        from model.common.target.attention import mask_kinds
 
         if args.features == "cache":
             raise BadInput("--features cache: all weights are trained, there is nothing to keep")
@@ -129,7 +129,7 @@ class SpaceTraining(HeadTraining):
 
     def attention_masks(self, sample):
         """What the model takes as its mask: None for a causal one, else one of each kind."""
-        from model.common.attention import additive
+        from model.common.target.attention import additive
 
         if sample.allowed is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.common.drafter import Drafter, DraftShape, EmptyDrafter, Needs
+from model.common.contract.drafter import Drafter, DraftShape, EmptyDrafter, Needs
 from model.common.errors import BadInput
 from model.specdecpp.heads import grown_head, load_head
 from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model

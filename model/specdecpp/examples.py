@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from model.common.conversations import Rejected, read_records, turns_of
 from model.common.errors import BadInput
+from model.common.prompts.templates import Rejected, read_records, turns_of
 
 LISTS = {"prefix": int, "tokens": int, "draft": int, "p_acc": float}
 

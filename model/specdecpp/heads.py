@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.common.checkpoint import Checkpoint
 from model.common.errors import BadInput
+from model.common.heads.checkpoint import Checkpoint
 
 HEAD_FILES = ("model.safetensors", "pytorch_model.bin")
 

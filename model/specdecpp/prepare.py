@@ -62,7 +62,7 @@ def prepare(args) -> int:
     import torch
     from tqdm import tqdm
 
-    from model.common.conversations import Rejected
+    from model.common.prompts.templates import Rejected
     from model.specdecpp.examples import ExampleFile, read_prompts
     from model.specdecpp.scoring import Scorer
 
@@ -88,9 +88,9 @@ def settings(args) -> dict:
     """What the examples depend on, --limit aside."""
     from pathlib import Path
 
-    from model.common.files import model_folder
-    from model.common.loading import check_model_path
-    from model.common.record import sha256_file, sha256_weights
+    from model.common.records.files import model_folder
+    from model.common.records.writer import sha256_file, sha256_weights
+    from model.common.target.loading import check_model_path
 
     hashes = {"data_sha256": sha256_file(Path(args.data))}
     for name in ("model_path", "drafter_path"):

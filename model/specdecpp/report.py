@@ -23,7 +23,7 @@ from pathlib import Path
 
 from model.common.args import ROOT, Parser, at_least, between
 from model.common.errors import BadInput
-from model.common.record import whole_lines
+from model.common.records.writer import whole_lines
 
 NOT_RUN = -1
 SET_BY_US = (

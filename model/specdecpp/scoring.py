@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.decode import generate, pad_right
-from model.common.drafter import Draft, EmptyDrafter, Needs
+from model.common.contract.drafter import Draft, EmptyDrafter, Needs
 from model.common.errors import BadInput
-from model.common.sampling import Sampler, draw, seed_of, warp
-from model.common.target import Target
+from model.common.loop.decode import generate, pad_right
+from model.common.loop.sampling import Sampler, draw, seed_of, warp
+from model.common.target.model import Target
 from model.sps.drafter import load_draft_model
 
 PROPOSAL = 1  # of the seeds of a record: its answer's is 0
@@ -22,8 +22,8 @@ class Scorer:
     """Both models of a prepare.py command line, and its prompts' rendering."""
 
     def __init__(self, args):
-        from model.common.loading import load_target
-        from model.common.prompts import Prompter, load_tokenizer
+        from model.common.prompts.prompter import Prompter, load_tokenizer
+        from model.common.target.loading import load_target
 
         self.args = args
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)

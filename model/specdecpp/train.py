@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from model.common.args import at_least, between
 from model.common.errors import BadInput
-from model.common.training import HeadTraining, main
+from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
     "dtype": "float32",
@@ -81,7 +81,7 @@ def mixed_row(example, ratio: float, seed, max_length: int) -> LabelledRow:
 
 def load(args, prompter, ends):
     """conversations.TrainingData of --data's examples; sets --num-tokens where it is not given."""
-    from model.common.conversations import Rejected, TrainingData
+    from model.common.prompts.templates import Rejected, TrainingData
     from model.specdecpp.examples import read_examples
 
     rejected, rows = Rejected(), []
@@ -158,7 +158,7 @@ class AcceptanceTraining(HeadTraining):
 
     def save(self, folder):
         """Write config.json and model.safetensors, names as published; tied blocks stand once."""
-        from model.common.checkpoint import save_checkpoint
+        from model.common.heads.checkpoint import save_checkpoint
         from model.specdecpp.heads import HEAD_FILES, state_to_save
 
         head = self.module

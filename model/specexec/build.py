@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from model.common.drafter import Drafter, EmptyDrafter
+from model.common.contract.drafter import Drafter, EmptyDrafter
 from model.common.errors import BadInput
-from model.common.target import Target
+from model.common.target.model import Target
 from model.sps.drafter import load_draft_model
 
 

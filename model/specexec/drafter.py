@@ -8,8 +8,8 @@ from itertools import count, takewhile
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, DraftShape
-from model.common.ranking import top_logp
+from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.loop.ranking import top_logp
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.attention import mask_kinds
-from model.common.drafter import Needs, Step
+from model.common.contract.drafter import Needs, Step
 from model.common.errors import BadInput
-from model.common.tails import Tails
-from model.common.target import Target
+from model.common.target.attention import mask_kinds
+from model.common.target.model import Target
+from model.common.target.tails import Tails
 
 
 class TreeReader:

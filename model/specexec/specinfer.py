@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.drafter import Draft, Drafter, DraftShape
-from model.common.ranking import best_id, top_ids
-from model.common.sampling import draw
+from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.loop.ranking import best_id, top_ids
+from model.common.loop.sampling import draw
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
 

@@ -107,7 +107,7 @@ def check(args) -> None:
 def run_all(runs: list) -> tuple[list[dict], int]:
     """(a summary of every run, how many questions failed); models are loaded once."""
     from model.common.eval import Bench
-    from model.common.files import open_answers
+    from model.common.records.files import open_answers
     from model.specexec.build import load_draft, make_drafter
 
     drafts = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from model.common.devices import on
-from model.common.drafter import Draft, Drafter, DraftShape, Needs, chain_parents
+from model.common.contract.drafter import Draft, Drafter, DraftShape, Needs, chain_parents
 from model.common.errors import BadInput
-from model.common.loading import load_target
-from model.common.sampling import draw
-from model.common.tails import Tails
-from model.common.target import Target
+from model.common.loop.sampling import draw
+from model.common.target.devices import on
+from model.common.target.loading import load_target
+from model.common.target.model import Target
+from model.common.target.tails import Tails
 
 SHORTEST = 4  # nodes; static runtimes round varying draft lengths up to powers of two from here
 CHAIN = 64  # nodes of a draft that is collected by the calls that read it, at most
@@ -186,9 +186,9 @@ def load_draft_model(args, target: Target, usual: str | None = None) -> Target:
 
     usual: size of its twin in this method, see shapes.draft_shape().
     """
-    from model.common.loading import check_model_path
-    from model.common.prompts import load_tokenizer
-    from model.common.shapes import draft_shape
+    from model.common.prompts.prompter import load_tokenizer
+    from model.common.target.loading import check_model_path
+    from model.common.target.twin.shapes import draft_shape
 
     check_model_path(args.drafter_path)
     own = load_tokenizer(args.drafter_path).get_vocab()

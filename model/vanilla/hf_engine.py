@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from model.common.clock import now
-from model.common.decode import check_lengths
 from model.common.errors import BadInput
-from model.common.rows import StopRules, Turn
+from model.common.loop.clock import now
+from model.common.loop.decode import check_lengths
+from model.common.loop.turns import StopRules, Turn
 
 
 def check(args) -> None:

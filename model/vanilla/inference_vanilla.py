@@ -21,7 +21,7 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target: it never guesses."""
-    from model.common.drafter import EmptyDrafter
+    from model.common.contract.drafter import EmptyDrafter
 
     return EmptyDrafter()
 

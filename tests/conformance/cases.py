@@ -19,10 +19,10 @@ from conftest import FAMILIES, make_model
 from test_methods import METHODS, TINY_FLAGS, TINY_LAYERS
 
 from model.common import args as arguments
-from model.common.decode import generate
-from model.common.rows import StopRules
-from model.common.sampling import Sampler
-from model.common.target import Target
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.model import Target
 
 VOCAB, KNOWN, EOS = 16, 14, 1  # ids of the model, of the tokenizer; the tokenizer's end
 LETTERS = "etaoinsrhlu:"

@@ -11,14 +11,14 @@ import itertools
 import torch
 
 from conformance import greedy, law, runs
-from model.common import verify
-from model.common.conversation import Conversation
-from model.common.drafter import Draft
-from model.common.kv_cache import KVCache
-from model.common.prompts import Prompter
-from model.common.rows import StopRules
-from model.common.sampling import TARGET, Sampler, draw
-from model.common.target import Target
+from model.common.contract.drafter import Draft
+from model.common.loop import verify
+from model.common.loop.sampling import TARGET, Sampler, draw
+from model.common.loop.turns import StopRules
+from model.common.prompts.conversation import Conversation
+from model.common.prompts.prompter import Prompter
+from model.common.target.cache import KVCache
+from model.common.target.model import Target
 from model.nasd.drafter import NASDRow, NGramStore
 from model.sps.drafter import SpSDrafter
 

@@ -10,8 +10,8 @@ import contextlib
 import torch
 
 from conformance.cases import CONTEXT, LENGTH, PROMPTS, VOCAB, Case
-from model.common.drafter import Drafter
-from model.common.rows import StopRules
+from model.common.contract.drafter import Drafter
+from model.common.loop.turns import StopRules
 
 SURE = 1e-5  # logits differ by less, whatever the order of sums: norms round to float32
 

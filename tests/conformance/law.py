@@ -23,8 +23,8 @@ from scipy import stats
 from test_sampling import transformers_probs
 
 from conformance.cases import CASES, VOCAB, Case, World
-from model.common import verify
-from model.common.sampling import TARGET, Sampler, draw, seed_of
+from model.common.loop import verify
+from model.common.loop.sampling import TARGET, Sampler, draw, seed_of
 
 SETTINGS = (0.6, 0, 0.9)
 PROMPT = [2, 14, 3, 0, 5, 9, 13, 4, 6, 12, 0, 5, 3, 14, 2, 3, 8, 0, 5]  # with text to copy

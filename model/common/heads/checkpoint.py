@@ -1,0 +1,188 @@
+"""Draft heads on disk: a config.json and weights in .safetensors, .bin or .pt, one file or shards.
+
+Nothing is loaded quietly: a missing, unknown or misshapen tensor is one line of bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.common.errors import BadInput
+
+CONFIG = "config.json"
+
+
+class Checkpoint:
+    """A head's directory or hub id.
+
+    path     as given, for messages
+    config   the parsed config.json
+    tensors  {name: tensor} as stored
+    file     the weights' file (or index), for messages
+    """
+
+    def __init__(self, path: str, names: tuple[str, ...], prefix: str = ""):
+        """names: weight files in order of preference; prefix: of tensor names, cut off."""
+        from model.common.target.loading import check_model_path
+
+        check_model_path(path)
+        self.path = path
+        self.config = read_config(path)
+        self.file, self.tensors = _read_first(path, names, prefix)
+        if not self.tensors:
+            raise BadInput(f"{self.file}: no tensor named {prefix}...")
+
+    def get(self, field: str, default=None):
+        """A field of the config; without a default it has to be there."""
+        value = self.config.get(field, default)
+        if value is None:
+            raise BadInput(f"{self.path}/{CONFIG}: no {field}")
+        return value
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a tensor the name that we use, if it is there."""
+        if old in self.tensors:
+            self.tensors[new] = self.tensors.pop(old)
+
+    def drop(self, *names: str) -> None:
+        """Forget tensors that are documented and not used."""
+        for name in names:
+            self.tensors.pop(name, None)
+
+    def load_into(self, module: nn.Module, dtype, device, optional: tuple[str, ...] = ()) -> None:
+        """Give a module built on the meta device its tensors, cast; see check()."""
+        self.check(module.state_dict(), optional)
+        cast = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors.items()
+        }
+        module.load_state_dict(cast, strict=False, assign=True)
+        module.requires_grad_(False)
+
+    def check(self, expected: dict, optional: tuple[str, ...] = ()) -> None:
+        """Refuse tensors other than `expected` ({name: anything with a shape}).
+
+        optional: names that may be missing.
+        """
+        for name, wanted in expected.items():
+            shape = tuple(wanted.shape)
+            if name not in self.tensors:
+                if name not in optional:
+                    raise BadInput(f"{self.file}: no tensor {name}, expected {shape}")
+            elif tuple(self.tensors[name].shape) != shape:
+                found = tuple(self.tensors[name].shape)
+                raise BadInput(f"{self.file}: tensor {name} is {found}, expected {shape}")
+        for name in self.tensors:
+            if name not in expected:
+                found = tuple(self.tensors[name].shape)
+                raise BadInput(f"{self.file}: unknown tensor {name} {found}")
+
+
+def read_config(path: str) -> dict:
+    """config.json of a local directory or a hub id."""
+    file = _resolve(path, CONFIG)
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}/{CONFIG}: cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: no {CONFIG}" if config is None else f"{path}/{CONFIG}: no object")
+    return config
+
+
+def _resolve(path: str, name: str) -> str | None:
+    """Local path of a file of a directory or a hub repository, None where it has none."""
+    if os.path.isdir(path):
+        file = os.path.join(path, name)
+        return file if os.path.isfile(file) else None
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise BadInput(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _read_first(path: str, names, prefix: str) -> tuple[str, dict[str, Tensor]]:
+    """(file, tensors) of the first of the files that is there, or of its shards."""
+    for name in names:
+        if file := _resolve(path, name):
+            return file, _strip(read_tensors(file), prefix)
+        if index := _resolve(path, name + ".index.json"):
+            return index, _read_shards(path, index, prefix)
+    raise BadInput(f"{path}: none of {', '.join(names)} is there")
+
+
+def _read_shards(path: str, index: str, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a sharded checkpoint whose names begin with prefix."""
+    try:
+        places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{index}: no weight_map: {error}") from error
+    tensors = {}
+    for shard in sorted({file for name, file in places.items() if name.startswith(prefix)}):
+        file = _resolve(path, shard)
+        if file is None:
+            raise BadInput(f"{path}: no {shard}, which {os.path.basename(index)} names")
+        tensors |= _strip(read_tensors(file), prefix)
+    return tensors
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
+    }
+
+
+def read_tensors(file: str) -> dict[str, Tensor]:
+    """Tensors of one file; a pickle that holds anything else is refused, its code never runs."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.endswith(".safetensors"):
+            return load_file(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else repr(error)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "holds more than tensors (refused: loading it could run code)"
+        raise BadInput(f"{file}: {reason}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise BadInput(f"{file}: not a dictionary of tensors")
+    return dict(tensors)
+
+
+def _is_zip(file: str) -> bool:
+    """Files of PyTorch before 1.6 are no zip archives and cannot be mapped."""
+    import zipfile
+
+    return zipfile.is_zipfile(file)
+
+
+def save_checkpoint(
+    folder: str | Path, config: dict, file: str, tensors: dict[str, Tensor]
+) -> None:
+    """Write a head in a published format: config.json and `file` (.safetensors, .bin or .pt)."""
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    part = folder / (file + ".part")
+    if file.endswith(".safetensors"):
+        part.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file hides it from others
+    else:
+        torch.save(tensors, part)
+    os.replace(part, folder / file)
+    part = folder / (CONFIG + ".part")
+    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / CONFIG)

@@ -1,0 +1,58 @@
+"""Conversations in progress, and earlier answers taken from another file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from model.common.errors import BadInput
+
+
+class Conversation:
+    """One question being answered: its turns, the answers in later prompts, the results."""
+
+    def __init__(self, question: dict, history: list[str] | None):
+        self.id, self.turns, self.history = question["question_id"], question["turns"], history
+        self.texts, self.results, self.prompt_tokens = [], [], []
+        self.prompt: list[int] = []  # ids of the turn being answered
+        self.error: str | None = None
+
+    @property
+    def past(self) -> list[str]:
+        """Answers to the turns so far: from --history where given, else the run's own."""
+        return self.history[: len(self.texts)] if self.history else self.texts
+
+    def seed(self, seed: int, index: int, turn: int) -> int:
+        """Of the uniforms of one turn."""
+        from model.common.loop.sampling import seed_of
+
+        return seed_of(seed, self.id, index, turn)
+
+    def add(self, result, text: str) -> None:
+        """Keep a decoded turn."""
+        self.results.append(result)
+        self.texts.append(text)
+
+
+def read_history(path: str, questions: list[dict]) -> dict[int, list[str]]:
+    """{question_id: answer texts} of another answer file, for every question of several turns."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--history {path}: {error}") from error
+    history = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            answer = json.loads(line)
+            if answer["choices"]:
+                turns = answer["choices"][0]["turns"]
+                if not isinstance(turns, list) or not all(isinstance(t, str) for t in turns):
+                    raise ValueError("turns are no texts")
+                history[answer["question_id"]] = turns
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"--history {path}:{number}: not an answer line") from error
+    for question in questions:
+        have = len(history.get(question["question_id"], []))
+        if have < len(question["turns"]) - 1:
+            raise BadInput(f"--history {path}: no answer to question {question['question_id']}")
+    return history
