@@ -9,16 +9,12 @@
 #   ./eval.sh --setup              only prepare .venv and print its python
 #
 # Settings from the environment, with their defaults:
-#   TARGET  data/mini_models/target    SPS   data/mini_models/sps (another target: double7/vicuna-68m)
-#   MEDUSA HYDRA EAGLE EAGLE3  heads: data/mini_models/... (another target: those published for
-#           vicuna-7b-v1.3; for EAGLE-3 there is none, so eagle3 runs only where EAGLE3 is set)
-#   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space
-#           with MASK_ID 32002); its baseline is vanilla on that model, compared in a table of its own
-#   SPECDECPP  acceptance head of SPS: data/mini_models/specdecpp (another target: none)
-#   SD2     a draft model with exits: data/mini_models/sd2 (another target: parsakaveh/SD2-SoFT-Draft,
-#           with SD2_EXITS 6,9,12)
+#   TARGET  data/mini_models/target    BENCH mini_bench    DTYPE float32 (another target: float16)
+#   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space);
+#           its baseline is vanilla on that model, compared in a table of its own
+#   FLAGS_row  further flags of a row: FLAGS_eagle3="--eagle-path DIR --total-token 32" ./eval.sh eagle3
+#           (- in a row's name is _ here). Weights that are known for a target need no flag: see --help
 #   SCALE_TO  7b, 13b, 70b, HxLxI: the target's twin of that size, drafts and heads with it (a GPU; nothing is fetched)
-#   BENCH   mini_bench                 DTYPE float32 (another target: float16)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
 #   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2)
@@ -26,8 +22,7 @@
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
 #   PAIRED  set: every method decodes the baseline beside it, question by question, and is compared with that
-# vanilla-compile, vanilla-frozen (CPU), vanilla-cudagraph, vanilla-compile-graph (GPU) and vanilla-hf (transformers' generate):
-# further baselines, for the ladder.
+# vanilla-compile, vanilla-cudagraph (GPU) and vanilla-hf (transformers' generate): further baselines, for the ladder.
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
 set -euo pipefail
@@ -68,19 +63,11 @@ fi
 MINI=data/mini_models/target
 TARGET=${TARGET:-$MINI}
 if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for more
-    NUM_THREADS=${NUM_THREADS:-1}
-    SPS=${SPS:-data/mini_models/sps} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
-    MEDUSA=${MEDUSA:-data/mini_models/medusa} HYDRA=${HYDRA:-data/mini_models/hydra}
-    EAGLE=${EAGLE:-data/mini_models/eagle} EAGLE3=${EAGLE3:-data/mini_models/eagle3}
-    SPECDECPP=${SPECDECPP:-data/mini_models/specdecpp} SPACE=${SPACE:-data/mini_models/space}
-    SD2=${SD2:-data/mini_models/sd2}
+    NUM_THREADS=${NUM_THREADS:-1} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
+    SPACE=${SPACE:-data/mini_models/space}
 else
-    SPS=${SPS:-double7/vicuna-68m} DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
-    MEDUSA=${MEDUSA:-FasterDecoding/medusa-vicuna-7b-v1.3}
-    HYDRA=${HYDRA:-ankner/hydra-vicuna-7b-v1.3}
-    EAGLE=${EAGLE:-yuhuili/EAGLE-Vicuna-7B-v1.3} EAGLE3=${EAGLE3:-} SPECDECPP=${SPECDECPP:-}
-    [ -n "${SPACE:-}" ] || SPACE=AntMan/vicuna-v1.3-7b-space MASK_ID=${MASK_ID:-32002}
-    [ -n "${SD2:-}" ] || SD2=parsakaveh/SD2-SoFT-Draft SD2_EXITS=${SD2_EXITS:-6,9,12}
+    DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
+    SPACE=${SPACE:-AntMan/vicuna-v1.3-7b-space}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 [ "$TEMPERATURE" = 0 ] || JUDGE=  # sampled answers differ rightly: they are audited instead
@@ -91,7 +78,7 @@ REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
 run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
-    local name=$1 method=${1%%-*}
+    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_}
     shift
     echo "== $name" >&2
     "$PYTHON" -m "model.$method.inference_$method" \
@@ -100,7 +87,7 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags tha
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} \
-        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired) ${ARGS:-} "$@"
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired) ${ARGS:-} "$@" ${!own:-}
 }
 
 index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
@@ -114,60 +101,59 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
     "$PYTHON" -m "model.$1" --model-path "$TARGET" --input "$CORPUS" --output "$2" >&2
 }
 
-run_method() {
+run_method() {  # run_method ROW: its method is its name up to the dash
     case $1 in
-        vanilla) run vanilla ;;
-        vanilla-compile) RUNTIME=compile run vanilla-compile ;;
-        vanilla-frozen) RUNTIME=frozen run vanilla-frozen ;;
-        vanilla-cudagraph) RUNTIME=cudagraph run vanilla-cudagraph ;;
-        vanilla-compile-graph) RUNTIME=compile-graph run vanilla-compile-graph ;;
-        vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run vanilla-hf --engine hf ;;
-        pld) run pld ;;
-        sps) run sps --drafter-path "$SPS" ;;
-        lookahead) run lookahead ;;
-        recycling) run recycling --state "${STATE:-cold}" ;;
-        recycling-warm) run recycling-warm --state warm --prompt-seeds ;;
-        nasd) run nasd --state "${STATE:-cold}" ;;
-        medusa) run medusa --medusa-path "$MEDUSA" ;;
-        hydra) run hydra --hydra-path "$HYDRA" ;;
-        eagle) run eagle --eagle-path "$EAGLE" ;;
-        eagle2) run eagle2 --eagle-path "$EAGLE" ;;
-        eagle3) run eagle3 --eagle-path "${EAGLE3:?eval.sh: eagle3 needs EAGLE3=head}" ;;
+        vanilla-compile) RUNTIME=compile run "$1" ;;
+        vanilla-cudagraph) RUNTIME=cudagraph run "$1" ;;
+        vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run "$1" --engine hf ;;
+        recycling | nasd) run "$1" --state "${STATE:-cold}" ;;
+        recycling-warm) run "$1" --state warm --prompt-seeds ;;
         rest)
             index rest.build_datastore "$REST"
             run rest --datastore-path "$REST" ;;
         samd)
             index samd.build_sam "$SAM"
             run samd --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
-        specdecpp)
-            : "${SPECDECPP:?eval.sh: specdecpp needs SPECDECPP=head}"
-            run specdecpp --drafter-path "$SPS" --head-path "$SPECDECPP" ;;
         space)  # its target is fine-tuned, and its baseline is vanilla on that model
             local status=0
             run vanilla-space --model-path "$SPACE" || status=$?
             [ $status -le 1 ] || return $status
-            run space --model-path "$SPACE" ${MASK_ID:+--mask-id $MASK_ID} || status=$?
+            run space --model-path "$SPACE" || status=$?
             return $status ;;
-        sd2) run sd2 --drafter-path "$SD2" ${SD2_EXITS:+--exits "$SD2_EXITS"} ;;
-        sd2-chain) run sd2-chain --draft chain --drafter-path "$SD2" ${SD2_EXITS:+--exits "$SD2_EXITS"} ;;
-        specexec) run specexec --drafter-path "$SPS" ;;
-        specexec-specinfer) run specexec-specinfer --gen-type specinfer --drafter-path "$SPS" ;;
-        *)
-            echo "eval.sh: no method $1; there are: ${ALL[*]}" >&2
-            exit 2
-            ;;
+        sd2-chain) run "$1" --draft chain ;;
+        specexec-specinfer) run "$1" --gen-type specinfer ;;
+        *) run "$1" ;;
     esac
 }
 
-ALL=(vanilla pld sps lookahead rest recycling recycling-warm nasd samd medusa hydra eagle eagle2)
-ALL+=(specexec specexec-specinfer sd2 sd2-chain space)
-[ -z "$EAGLE3" ] || ALL+=(eagle3)
-[ -z "$SPECDECPP" ] || ALL+=(specdecpp)
+ALL=(vanilla)
+for folder in model/*/inference_*.py; do
+    method=$(basename "$(dirname "$folder")")
+    [ "$method" = vanilla ] || ALL+=("$method")
+    case $method in
+        recycling) ALL+=(recycling-warm) ;;
+        sd2) ALL+=(sd2-chain) ;;
+        specexec) ALL+=(specexec-specinfer) ;;
+    esac
+done
+for row in "$@"; do
+    if [ ! -d "model/${row%%-*}" ]; then
+        echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
+        exit 2
+    fi
+done
 failed=0
 FILES=() RUNGS=()
 for method in vanilla "${@:-${ALL[@]:1}}"; do
     [ ${#FILES[@]} -eq 0 ] || [ "$method" != vanilla ] || continue
-    run_method "$method" || { [ $? -eq 1 ] && failed=1; } || exit 2
+    code=0
+    run_method "$method" || code=$?
+    if [ $code -gt 1 ] && [ $# -eq 0 ] && [ "$method" != vanilla ]; then
+        echo "eval.sh: $method is left out" >&2  # of all methods some have no weights for a target
+        continue
+    fi
+    [ $code -le 1 ] || exit 2
+    [ $code -eq 0 ] || failed=1
     case $method in
         space) SPACED=1 ;;
         vanilla-*) RUNGS+=("$(answers_of "$method")") ;;

@@ -25,19 +25,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation import metrics, report  # noqa: E402
-from evaluation.asymmetries import find_all, fit_counts  # noqa: E402
-from evaluation.cli import Parser, load_tokenizer, run  # noqa: E402
-from evaluation.comparison import AGGREGATES, compare, number  # noqa: E402
-from evaluation.oddities import Finding  # noqa: E402
-from evaluation.pairing import pair_questions  # noqa: E402
-from evaluation.recount import (  # noqa: E402
+from evaluation.audit.asymmetries import find_all, fit_counts  # noqa: E402
+from evaluation.audit.oddities import Finding  # noqa: E402
+from evaluation.audit.recount import (  # noqa: E402
     by_task,
     published,
     published_speedup,
     read_side,
     recount,
 )
+from evaluation.cli import Parser, load_tokenizer, run  # noqa: E402
+from evaluation.speedup import metrics, report  # noqa: E402
+from evaluation.speedup.comparison import AGGREGATES, compare, number  # noqa: E402
+from evaluation.speedup.pairing import pair_questions  # noqa: E402
 
 SEEN = 0.0005  # a difference that a speedup of three decimals shows
 UNCHECKED = (

@@ -2,7 +2,7 @@
 
 Every recorded token is scored by the target itself, teacher-forced and warped as the run was
 (temperature, top-k, top-p). A token that the warped distribution cannot give is impossible: it is
-named, and its file is rejected. The others stand three tests (sampling_tests.py): the surprisal
+named, and its file is rejected. The others stand three tests (sampling/evidence.py): the surprisal
 against its entropy, and the randomised probability integral transform against uniform, with the
 vocabulary ordered by probability and by id. Holm's correction over files x tests holds the chance
 of any false alarm below --alpha, however the files depend on each other. Methods that match tokens
@@ -31,10 +31,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation import report  # noqa: E402
-from evaluation.answers import read_answers  # noqa: E402
+from evaluation.answers.meta import AnswerError, find_field  # noqa: E402
+from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, run, warn  # noqa: E402
-from evaluation.meta import AnswerError, find_field  # noqa: E402
+from evaluation.speedup import report  # noqa: E402
 
 SETTINGS = ("temperature", "top_k", "top_p")
 VERDICTS = ("CONSISTENT", "REJECTED", "LOSSY BY DESIGN")
@@ -94,7 +94,7 @@ def judge_all(results, alpha):
 
     Files of the same answers have the same p-values, and are one file to the correction.
     """
-    from evaluation.sampling_tests import TESTS, detectable_argmax, holm
+    from evaluation.sampling.evidence import TESTS, detectable_argmax, holm
 
     exact = {r["draws_sha256"]: r for r in results if not r["lossy"]}
     places = [(key, test) for key in exact for test in TESTS]
@@ -182,7 +182,7 @@ def explanation_lines(results, alpha):
 def main(argv=None):
     """Audit every file, print the table and the JSON line, and return the exit status."""
     args = parse_args(argv)
-    from evaluation.scoring import Scorer  # imports torch
+    from evaluation.sampling.scoring import Scorer  # imports torch
 
     scorer, results, refused = Scorer(args), [], []
     for path in args.paths:

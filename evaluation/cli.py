@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from evaluation.meta import AnswerError
+from evaluation.answers.meta import AnswerError
 
 
 class Parser(argparse.ArgumentParser):

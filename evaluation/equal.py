@@ -26,20 +26,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers import read_answers  # noqa: E402
-from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
-from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
-from evaluation.judging.foreign import read_any  # noqa: E402
-from evaluation.judging.lines import judgement_lines  # noqa: E402
-from evaluation.judging.verdicts import BUG, EXACT, STATUS, SUSPECT  # noqa: E402
-from evaluation.meta import (  # noqa: E402
+from evaluation.answers.differences import file_verdicts  # noqa: E402
+from evaluation.answers.foreign import read_any  # noqa: E402
+from evaluation.answers.meta import (  # noqa: E402
     AnswerError,
     check_shared,
     describe,
     find_field,
     is_execution_field,
 )
-from evaluation.verdict import file_verdicts  # noqa: E402
+from evaluation.answers.reader import read_answers  # noqa: E402
+from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
+from evaluation.judging.lines import judgement_lines  # noqa: E402
+from evaluation.judging.verdicts import BUG, EXACT, STATUS, SUSPECT  # noqa: E402
 
 
 def parse_args(argv=None):

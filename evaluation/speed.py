@@ -1,7 +1,8 @@
 """Speedups, accepted tokens and the time identity of methods against a baseline.
 
-Everything is computed from the answer files; metrics.py defines each number. Files whose metas
-differ in a shared setting are refused. The last line of stdout is the report as one JSON document.
+Everything is computed from the answer files; speedup/metrics.py defines each number. Files whose
+metas differ in a shared setting are refused. The last line of stdout is the report as one JSON
+document.
 
 Run:  python evaluation/speed.py --file-path ANSWERS/pld.jsonl --base-path ANSWERS/vanilla.jsonl
       python evaluation/speed.py --file-path ANSWERS/pld.jsonl ANSWERS/sps.jsonl --paired
@@ -13,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation import ladder, report, runs  # noqa: E402
-from evaluation.answers import read_answers  # noqa: E402
+from evaluation.answers.meta import check_shared  # noqa: E402
+from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
-from evaluation.comparison import compare  # noqa: E402
-from evaluation.meta import check_shared  # noqa: E402
+from evaluation.speedup import ladder, repeated_runs, report  # noqa: E402
+from evaluation.speedup.comparison import compare  # noqa: E402
 
 NEEDS_TOKENIZER = (
     "spec-bench-compat: not computed; --tokenizer-path is missing, and the published formula counts"
@@ -179,7 +180,7 @@ def ladder_report(args, base, methods, results):
 def mean_report(args, count_tokens):
     """Print every run and the averages over the runs; return the JSON document's content."""
     folders, by_run, first_base = [], [], None
-    for methods, base_path in runs.expand(args.file_path, args.base_path):
+    for methods, base_path in repeated_runs.expand(args.file_path, args.base_path):
         base, _, results = compare_files(methods, base_path, args, count_tokens, first_base)
         first_base = first_base or base
         folders.append(base_path.parent)
@@ -191,9 +192,9 @@ def mean_report(args, count_tokens):
             print("\n".join(report.report_lines(result, args.detail)) + "\n")
         if args.profile:
             print("\n".join(report.profile_lines(results)) + "\n")
-    averages = [runs.average(results) for results in zip(*by_run)]
+    averages = [repeated_runs.average(results) for results in zip(*by_run)]
     for averaged in averages:
-        print("\n".join(runs.average_lines(averaged)) + "\n")
+        print("\n".join(repeated_runs.average_lines(averaged)) + "\n")
     return {"runs": by_run, "mean_report": averages}
 
 

@@ -26,11 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evaluation import cli, report  # noqa: E402
-from evaluation.answers import read_answers  # noqa: E402
-from evaluation.comparison import TASK_NAMES  # noqa: E402
-from evaluation.meta import AnswerError  # noqa: E402
-from evaluation.pairing import named  # noqa: E402
+from evaluation import cli  # noqa: E402
+from evaluation.answers.meta import AnswerError  # noqa: E402
+from evaluation.answers.reader import read_answers  # noqa: E402
+from evaluation.speedup import report  # noqa: E402
+from evaluation.speedup.comparison import TASK_NAMES  # noqa: E402
+from evaluation.speedup.pairing import named  # noqa: E402
 
 OWN_FLAGS = ("--answer-file", "--question-file", "--state", "--num-runs")
 BY_PLACE = ("--limit-per-category", "--question-begin", "--question-end")

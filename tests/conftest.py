@@ -1,7 +1,9 @@
 """Tiny random models of several families, a tokenizer and a question file, made once a run."""
 
+import importlib.util
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -33,19 +35,23 @@ FAMILIES = {
 
 
 def pytest_collection_modifyitems(items):
-    """GPU tests skip themselves where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Tests skip themselves where what their mark needs is not there."""
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "compiled": None if shutil.which("gcc") else "torch.compile needs a C compiler",
+        "ray": None if importlib.util.find_spec("ray") else "no Ray",
+    }
+    for item in items:
+        for mark, reason in missing.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def make_model(family="llama", seed=0, scale=0.15, dtype=torch.float32, **shape):
     """A random model with logits spread far enough for float32 argmaxes to be safe."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from model.common.target.attention import register
-    from model.common.target.loading import attention_name
+    from model.common.target.attention import NAME, register
 
     register()
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **shape})
@@ -54,7 +60,7 @@ def make_model(family="llama", seed=0, scale=0.15, dtype=torch.float32, **shape)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    model.set_attn_implementation(attention_name(config))
+    model.set_attn_implementation(NAME)
     return model.to(dtype)
 
 
@@ -103,9 +109,9 @@ def save_model(path, family="llama", seed=0, scale=0.15, words=(), **shape):
 @pytest.fixture(autouse=True)
 def nothing_said():
     """Runtimes say a line once a process: every test is told anew."""
-    from model.common.target.runtime import said
+    from model.common.target.runtime import told
 
-    said.clear()
+    told.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up the environment when it is missing, then checks the style and runs the tests (CPU, offline).
-#   ./tests/run.sh             everything
-#   ./tests/run.sh -k pld      arguments go to pytest
+#   ./tests/run.sh             all but those that train, compile or start Ray
+#   ./tests/run.sh all         these as well, what .ci/run calls
+#   ./tests/run.sh -k pld      arguments go to pytest (a later -m takes the place of ours)
 #   WORKERS=1 ./tests/run.sh   one process (default: 2, one thread each)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,5 +11,10 @@ if "$PYTHON" -m ruff --version > /dev/null 2>&1; then
     "$PYTHON" -m ruff check --quiet .
     "$PYTHON" -m ruff format --quiet --check .
 fi
+chosen=(-m "not training and not compiled and not ray")
+if [ "${1:-}" = all ]; then
+    chosen=()
+    shift
+fi
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -q -n "${WORKERS:-2}" --dist loadfile "$@"
+exec "$PYTHON" -m pytest -q -n "${WORKERS:-2}" --dist loadfile ${chosen[@]+"${chosen[@]}"} "$@"

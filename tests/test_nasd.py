@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, make_prompts
-from test_methods import decode
+from tiny_methods import decode
 from test_pld import cycle_target
 
 from model.common import args as arguments

@@ -6,7 +6,7 @@ from conftest import make_prompts, save_model
 from eagle_checks import Guarded
 from eagle_dirs import eagle_dir
 from test_hydra import replaying
-from test_methods import build
+from tiny_methods import build
 
 from model.common.contract.drafter import EmptyDrafter
 from model.common.errors import BadInput

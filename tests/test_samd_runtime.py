@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import make_model
-from test_methods import decode
+from tiny_methods import decode
 from test_recycling import LOOPY, loopy_prompts
 from test_recycling_runtime import HeldMatrix
 from test_runtime import needs_compiler

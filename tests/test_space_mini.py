@@ -1,7 +1,7 @@
 """SPACE's mini model, which is its own target: transformers' ids, and more than one a step."""
 
 import pytest
-from test_methods import MINI, ROOT, build, decode, transformers_ids
+from tiny_methods import MINI, ROOT, build, decode, transformers_ids
 
 from model.common.loop.sampling import Sampler
 from model.common.prompts.prompter import Prompter, load_tokenizer

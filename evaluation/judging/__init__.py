@@ -1,5 +1,5 @@
-"""Why two answers differ: what loads the target to judge answer files.
+"""Why two answers differ, by the target's own logits: equal.py --model-path.
 
-The tools beside this folder read files and need no model code; these modules are imported by
-equal.py --model-path alone.
+This folder and sampling/ load a target; answers/, speedup/ and audit/ read files and need no model
+code.
 """

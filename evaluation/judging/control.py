@@ -30,8 +30,12 @@ def wilson(hits, trials):
 def newcombe(hits, trials, base_hits, base_trials):
     """95 % interval of hits / trials - base_hits / base_trials.
 
+    Examples (a) and (h) of his table II:
+
     >>> [round(limit, 4) for limit in newcombe(56, 70, 48, 80)]
     [0.0524, 0.3339]
+    >>> [round(limit, 4) for limit in newcombe(10, 10, 0, 10)]
+    [0.6075, 1.0]
     """
     share, base = hits / trials, base_hits / base_trials
     (low, high), (base_low, base_high) = wilson(hits, trials), wilson(base_hits, base_trials)
@@ -59,18 +63,17 @@ def inert_drafter(width):
     """A drafter of `width` rows that never match; 0 is the plain baseline."""
     import torch
 
-    from model.common.contract.drafter import Draft, Drafter, EmptyDrafter
+    from model.common.contract.drafter import Draft
+    from model.common.contract.sequence import EmptyDrafter
 
-    class InertDrafter(Drafter):
+    class InertDrafter(EmptyDrafter):
         """A chain of inert rows."""
 
-        def start(self, prefill, max_lengths, sampler):
-            size = (len(max_lengths), width)
-            tokens = torch.full(size, -1, dtype=torch.long, device=prefill.tokens.device)
-            self.draft = Draft.chain(tokens)
+        max_nodes = width
 
-        def propose(self):
-            return self.draft
+        def start(self, prompt):
+            size = (self.num_slots, width)
+            self.draft = Draft(torch.full(size, -1, device=prompt.tokens.device))
 
     return InertDrafter() if width else EmptyDrafter()
 

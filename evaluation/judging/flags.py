@@ -1,6 +1,6 @@
 """The flags of equal.py --model-path."""
 
-from evaluation.meta import AnswerError
+from evaluation.answers.meta import AnswerError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 NEED_TARGET = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluation.forcing import logit_blocks
-from evaluation.meta import AnswerError
+from evaluation.answers.meta import AnswerError
+from evaluation.sampling.forcing import logit_blocks
 
 BLOCK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in float32
 

@@ -1,9 +1,9 @@
 """equal.py --model-path: load the target, measure, judge every question of a file."""
 
+from evaluation.answers.differences import file_verdicts
+from evaluation.answers.meta import AnswerError, find_field
 from evaluation.judging import verdicts
 from evaluation.judging.subject import read_subject
-from evaluation.meta import AnswerError, find_field
-from evaluation.verdict import file_verdicts
 
 MISSING = {
     "missing": "missing in this file",

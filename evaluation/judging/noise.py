@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from evaluation.answers.meta import AnswerError
 from evaluation.judging.gaps import answer_logits
-from evaluation.meta import AnswerError
 
 FACTOR = 2.0
 FLOOR_ULPS = 2.0
@@ -61,10 +61,12 @@ def tree_logits(target, prompt, ids, width, generator):
     moves its cache rows as an accepted draft's.
     """
     from model.common.contract.drafter import Draft, Needs
+    from model.common.contract.trees import Tree
 
     tokens = torch.tensor([prompt + ids], device=target.device)
     size, at = tokens.shape[1], len(prompt)
-    yield target.prefill(tokens[:, :at], [at], size + width, Needs()).logits
+    target.reserve(1, size + width)
+    yield target.prefill([0], tokens[:, :at], [at], Needs()).logits
     while at < size - 1:
         chain = min(MAX_CHAIN, (width + 1) // 2, size - 2 - at)
         path = [2 * i + 1 for i in range(chain)]  # rows of the answer's ids
@@ -75,10 +77,10 @@ def tree_logits(target, prompt, ids, width, generator):
             parents[row - 1] = path[i - 1] - 1 if i else -1
             if row < width:
                 parents[row] = parents[row - 1]  # the stranger beside it
-        draft = Draft(nodes, torch.tensor(parents, device=tokens.device), chain)
+        draft = Draft(nodes, Tree(torch.tensor(parents, device=tokens.device), chain))
         logits, _ = target.forward(tokens[:, at], draft, at + 1)
         rows = torch.tensor([[0, *path]], device=tokens.device)
-        target.cache.commit(rows, torch.tensor([1 + chain], device=tokens.device))
+        target.cache.keep(rows, torch.tensor([1 + chain], device=tokens.device))
         yield logits[0, rows[0]]
         at += 1 + chain
 

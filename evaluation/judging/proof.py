@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evaluation.answers import read_answers
+from evaluation.answers.meta import AnswerError
+from evaluation.answers.reader import read_answers
 from evaluation.judging.subject import ROOT, TOKENIZERS_OWN
-from evaluation.meta import AnswerError
 
 # what the rerun decides itself; everything else is as recorded
 OWN = ("model_path", "model_id", "dtype", "answer_file", "overwrite", "question_file", "bench_name")

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from evaluation import cli
-from evaluation.meta import AnswerError, covers
+from evaluation.answers.meta import AnswerError, covers
 
 ROOT = Path(__file__).resolve().parents[2]
 SELECTION = "question_begin question_end question_ids categories limit_per_category".split()

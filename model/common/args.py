@@ -11,11 +11,27 @@ from model.common.target.twin.shapes import KNOWN, read_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
-RUNTIMES = ("eager", "compile", "frozen", "cudagraph", "compile-graph")
+RUNTIMES = ("eager", "compile", "cudagraph")
+MINI_TARGET = ROOT / "data" / "mini_models" / "target"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """argparse with errors of one line, and weights that are known for some targets."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            known = getattr(action, "known_weights", None)
+            if known is None or getattr(found, action.dest) is not None:
+                continue
+            if not action.needed(found):
+                continue
+            path = known.get(target_name(found.model_path))
+            if path is None:
+                flag = action.option_strings[0]
+                self.error(f"{flag} is needed: no weights are known for {found.model_path}")
+            setattr(found, action.dest, path)
+        return found, rest
 
     def error(self, message):
         print(f"{self.prog}: {message}", file=sys.stderr)
@@ -61,6 +77,28 @@ def shape_name(text: str) -> str:
     return text
 
 
+def target_name(model_path: str) -> str:
+    """ "mini" for the mini target, else the last part of a path or hub id, in small letters."""
+    if Path(model_path).resolve() == MINI_TARGET:
+        return "mini"
+    return Path(model_path.rstrip("/")).name.lower()
+
+
+def add_weights(group, flag: str, text: str, known: dict[str, str], needed=lambda args: True):
+    """A flag for a method's weights: directory or hub id.
+
+    known   where they are for some targets, by target_name(): {"vicuna-7b-v1.3": "hub/id"}
+    needed  whether a command line cannot do without: where it can, there is no default
+    """
+    action = group.add_argument(flag, help=f"{text}: directory or hub id (default: by the target)")
+    action.known_weights, action.needed = known, needed
+
+
+def mini_weights(name: str) -> str:
+    """Weights of the mini target that come with the project."""
+    return str(MINI_TARGET.with_name(name))
+
+
 def make_parser(method: str, doc: str, add_args) -> Parser:
     """The parser of a method's script; add_args(group) adds the flags that only it has."""
     parser = Parser(
@@ -98,8 +136,7 @@ def _add_model(group):
         "--runtime",
         choices=RUNTIMES,
         default="eager",
-        help="how a step's forward is run; frozen: compiled for a CPU, weights and all; "
-        "cudagraph, compile-graph: recorded on a GPU as it is, or compiled",
+        help="how a step's forward is run; compile: layer by layer; cudagraph: recorded on a GPU",
     )
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
     group.add_argument(

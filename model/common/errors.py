@@ -22,3 +22,8 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
+
+
+def one_line(error: Exception) -> str:
+    """An error as records and messages say it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

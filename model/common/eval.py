@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
-from model.common.errors import BadInput, ends_in_one_line
-from model.common.prompts.conversation import Conversation, read_history
+from model.common.errors import ends_in_one_line, one_line
+from model.common.prompts.conversation import read_history
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -17,7 +17,8 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
 
     add_args(group)      declares the method's own flags
     build(args, target)  returns its Drafter; called once, outside every timed region
-    engine(args)         optional: a replacement for decode.generate, or None
+    engine(args)         optional: a run(target, source, sampler, stop) to be used in place of the
+                         loop, or None
     """
     parser = arguments.make_parser(method, doc, add_args)
     args = parser.parse_args(argv)
@@ -76,8 +77,7 @@ class Bench:
         self._load(build, engine)
 
     def _load(self, build, engine) -> None:
-        from model.common.contract.drafter import EmptyDrafter
-        from model.common.loop.decode import generate
+        from model.common.contract.sequence import EmptyDrafter
         from model.common.loop.sampling import Sampler
         from model.common.prompts.prompter import Prompter, load_tokenizer
         from model.common.records.meta import is_lossy
@@ -86,7 +86,7 @@ class Bench:
 
         args = self.args
         self.prompter = Prompter(load_tokenizer(args.model_path), args.template)
-        self.generate = (engine(args) if engine else None) or generate
+        self.engine = engine(args) if engine else None
         self.target = load_target(
             args.model_path,
             args.dtype,
@@ -96,17 +96,17 @@ class Bench:
             wanted_offload(args),
             args.scale_to,
         )
-        self.target.static_batch = args.batch_size
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
         self.sampler = Sampler(args.temperature, args.top_k, args.top_p)
         self.drafter = build(args, self.target)
         self.baseline = EmptyDrafter() if args.paired else None
-        self.decode_s = 0.0  # seconds inside timed regions
         self.typical = None
+        self.capacity: int | None = None  # worked out when it is first needed
+        self.limit = args.max_new_tokens
         if is_lossy(args):
             self.typical = (args.posterior_threshold, args.posterior_alpha)
 
-    def capacity(self) -> int:
+    def _capacity(self) -> int:
         """Columns that no question of this run exceeds, so that the cache is allocated once."""
         tokenizer, limit = self.prompter.tokenizer, self.args.max_new_tokens
         longest = 0
@@ -127,147 +127,94 @@ class Bench:
         measured = None
         for opened in self.runs:
             files = list(zip((self.drafter, self.baseline), opened))
-            groups = self._groups(files)
-            if groups:
+            left = [q for q in self.questions if not _is_done(q, opened)]
+            if left:
                 if measured is None:  # before the warm-up, which allocates the run's cache
                     measured = measure(self.target, wanted_offload(self.args) is not None)
                     self._warm_up()
                 note(opened, measured)
                 self.drafter.forget()
-            begin, self.decode_s = time.perf_counter(), 0.0
-            failed += self._answer(groups, files)
-            harness_s = time.perf_counter() - begin - self.decode_s
+            begin = time.perf_counter()
+            wrong, decode_s = self._answer(left, files)
+            failed += wrong
+            harness_s = time.perf_counter() - begin - decode_s
             order = [question["question_id"] for question in self.questions]
             for drafter, file in files:
-                facts = drafter.facts() | self.target.facts() if groups else None
-                if groups:
-                    seconds = {"decode": round(self.decode_s, 3), "harness": round(harness_s, 3)}
+                facts = drafter.facts() | self.target.facts() if left else None
+                if left:
+                    seconds = {"decode": round(decode_s, 3), "harness": round(harness_s, 3)}
                     file.note({"run_s": seconds, "runtime_ran": self.target.runtime.name})
                 file.finish(order, facts)
         return failed
 
-    def _groups(self, files) -> list[tuple[int, list[dict]]]:
-        """Numbered batches of questions with at least one answer missing."""
-        size = self.args.batch_size
-        groups = []
-        for number, begin in enumerate(range(0, len(self.questions), size)):
-            group = [
-                question
-                for question in self.questions[begin : begin + size]
-                if not all(file.is_done(question["question_id"]) for _, file in files)
-            ]
-            if group:
-                groups.append((number, group))
-        return groups
-
     def _warm_up(self) -> None:
-        """Untimed decodings of the first questions, then every compiled shape in every bucket."""
-        capacity = self.capacity()
-        group = self.questions[: self.args.batch_size]
+        """Untimed decodings of the first questions, in every shape that a static runtime needs."""
+        from model.common.loop.source import Prompts, Request
+
+        prompts = []
         try:
-            self.target.reserve(len(group), capacity + 128)
-            prompts = [self.prompter.render(question["turns"], []) for question in group]
+            for question in self.questions[: self.args.batch_size]:
+                prompts.append(self.prompter.render(question["turns"], []))
             for _ in range(self.args.warmup):
                 for drafter in filter(None, (self.drafter, self.baseline)):
-                    self._decode(drafter, prompts, [0] * len(group))
-            if self.args.warmup and self.target.static_shapes:
-                for drafter in filter(None, (self.drafter, self.baseline)):
-                    self.target.warm(capacity + 1, drafter.shapes(), drafter.needs.hidden)
-                    drafter.warm(capacity + 1)
+                    self._decode(drafter, Prompts([Request(ids, self.limit) for ids in prompts]))
+            if self.args.warmup:
+                for ids in self.target.rehearse(self.drafter, prompts[0]):
+                    self._decode(self.drafter, Prompts([Request(ids, REHEARSED)]))
         except Exception as error:  # the question fails again when its turn comes, and is recorded
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            print(f"warm-up: {reason}; shapes met later are timed as they come", file=sys.stderr)
+            print(f"warm-up: {one_line(error)}; shapes met later are timed", file=sys.stderr)
 
-    def _decode(self, drafter, prompts: list[list[int]], seeds: list[int]) -> list:
-        done = self.generate(
-            self.target,
-            drafter,
-            prompts,
-            self.sampler,
-            seeds,
-            self.stop,
-            self.args.max_new_tokens,
-            self.typical if drafter is self.drafter else None,
+    def _decode(self, drafter, source) -> None:
+        """Run the loop until the source has nothing more."""
+        from model.common.loop.decode import Loop
+
+        if self.engine is not None:
+            self.engine(self.target, source, self.sampler, self.stop)
+            return
+        typical = self.typical if drafter is self.drafter else None
+        if self.capacity is None:
+            self.capacity = self._capacity()
+        slots = min(self.args.batch_size, len(self.questions))
+        Loop(self.target, drafter, self.sampler, self.stop, slots, self.capacity, typical).run(
+            source
         )
-        self.decode_s += max(turn.wall_s for turn in done)
-        return done
 
-    def _answer(self, groups, files) -> int:
+    def _answer(self, questions: list[dict], files) -> tuple[int, float]:
+        """(questions that failed, seconds of decoding); --paired: in alternation with the baseline.
+
+        Questions are taken as slots become free; paired, as many as there are slots at a time.
+        """
         from model.common.progress import Progress
+        from model.common.question_queue import QuestionQueue
 
-        failed = set()
-        with Progress(sum(len(group) for _, group in groups)) as progress:
-            for number, group in groups:
-                order = files if number % 2 == 0 else files[::-1]
-                for drafter, file in order:
-                    left = [q for q in group if not file.is_done(q["question_id"])]
-                    for record in self._answer_group(drafter, left, file.meta["model_id"]):
-                        file.add(record)
+        failed, decode_s = set(), 0.0
+        size = self.args.batch_size if self.baseline else max(len(questions), 1)
+        groups = [questions[begin : begin + size] for begin in range(0, len(questions), size)]
+        with Progress(len(questions)) as progress:
+            for number, group in enumerate(groups):
+                for drafter, file in files if number % 2 == 0 else files[::-1]:
+
+                    def record(made, drafter=drafter, file=file):
+                        file.add(made)
                         if drafter is self.drafter:
-                            progress.add(record)
-                        if "error" in record:
-                            failed.add(record["question_id"])
-                            progress.say(f"question {record['question_id']}: {record['error']}")
-        return len(failed)
+                            progress.add(made)
+                        if "error" in made:
+                            failed.add(made["question_id"])
+                            progress.say(f"question {made['question_id']}: {made['error']}")
 
-    def _answer_group(self, drafter, group: list[dict], model_id: str) -> list[dict]:
-        """Records of a batch of questions; what fails is recorded with its reason."""
-        from model.common.records.writer import answer_record
+                    left = [q for q in group if not file.is_done(q["question_id"])]
+                    queue = QuestionQueue(self, left, file.meta["model_id"], record)
+                    while queue.waiting or queue.open:
+                        try:
+                            self._decode(drafter, queue)
+                        except Exception as error:  # it must not lose the other questions
+                            queue.fail(one_line(error))
+                    decode_s += queue.decode_s()
+        return len(failed), decode_s
 
-        choices = {question["question_id"]: [] for question in group}
-        errors: dict[int, str] = {}
-        for index in range(self.args.num_choices):
-            for question, answer in zip(group, self._conversations(drafter, group, index)):
-                if isinstance(answer, str):
-                    errors[question["question_id"]] = answer
-                else:
-                    choices[question["question_id"]].append(answer)
-        return [
-            answer_record(
-                question,
-                model_id,
-                [] if question["question_id"] in errors else choices[question["question_id"]],
-                errors.get(question["question_id"]),
-            )
-            for question in group
-        ]
 
-    def _conversations(self, drafter, group: list[dict], index: int) -> list:
-        """All turns of a batch: a choice record per question, or its error."""
-        from model.common.records.writer import choice_record
+REHEARSED = 8  # tokens of each answer that shows a static runtime its shapes
 
-        batch = group[0]["question_id"] if group else None
-        state = [Conversation(q, self.history.get(q["question_id"])) for q in group]
-        for turn in range(max((len(question["turns"]) for question in group), default=0)):
-            active = [c for c in state if c.error is None and turn < len(c.turns)]
-            self._render(active)
-            active = [c for c in active if c.error is None]
-            if not active:
-                continue
-            seeds = [c.seed(self.args.seed, index, turn) for c in active]
-            try:
-                done = self._decode(drafter, [c.prompt for c in active], seeds)
-            except Exception as error:  # one question's failure must not lose the run
-                for conversation in active:
-                    conversation.error = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-                continue
-            for conversation, result in zip(active, done):
-                conversation.add(result, self.prompter.text(result.output_ids, self.stop))
-        return [
-            c.error
-            or choice_record(index, c.texts, c.results, c.prompt_tokens, [batch] * len(c.results))
-            for c in state
-        ]
 
-    def _render(self, conversations) -> None:
-        """Each conversation's next prompt; one that cannot be read becomes its error, alone."""
-        from model.common.loop.decode import check_lengths
-
-        for conversation in conversations:
-            ids = self.prompter.render(conversation.turns, conversation.past)
-            try:
-                check_lengths(self.target, [ids], [self.args.max_new_tokens])
-                conversation.prompt = ids
-                conversation.prompt_tokens.append(len(ids))
-            except BadInput as error:
-                conversation.error = str(error)
+def _is_done(question: dict, files) -> bool:
+    return all(file.is_done(question["question_id"]) for file in files)

@@ -1,6 +1,6 @@
 """EAGLE's head: one linear layer and one Llama layer that guess the target's next feature.
 
-Slot i reads the embedding of token i + 1 and the target's final feature at i, sits at position i
+Row i reads the embedding of token i + 1 and the target's final feature at i, sits at position i
 and gives the feature at i + 1, whose logits are the target's own lm_head's.
 Source: Li et al., arXiv 2401.15077 (EAGLE), 2406.16858 (EAGLE-2, same head).
 """
@@ -29,8 +29,8 @@ class EagleLayer(nn.Module):
         self.mlp = LlamaMLP(config)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, rows: Tensor, rotary, mask, cache) -> Tensor:
-        rows = rows + self.self_attn(rows, rotary, mask, cache)
+    def forward(self, rows: Tensor, rotary, mask, place) -> Tensor:
+        rows = rows + self.self_attn(rows, rotary, mask, place)
         return rows + self.mlp(self.post_attention_layernorm(rows))
 
 
@@ -43,23 +43,17 @@ class EagleModule(nn.Module):
         self.layers = nn.ModuleList([EagleLayer(config)])
         self.borrowed = (embedding, lm_head)  # a tuple: no submodules, no parameters
 
-    def forward(self, inputs, rotary, mask, cache):
-        """inputs (tokens [B, r], pick [B] or None, features [B, r, H]).
+    def forward(self, inputs, rotary, mask, place) -> Tensor:
+        """inputs (tokens [S, r], features [S, r, H]) -> next features [S, r, H]; the rest as
+        CachedHead gives it."""
+        tokens, features = inputs
+        embedded = self.borrowed[0](tokens).to(features.dtype)
+        rows = self.fc(torch.cat([embedded, features], -1))
+        return self.layers[0](rows, rotary, mask, place)
 
-        Returns next features [B, r, H] and their logits [B, r, V]; with pick, of that row alone.
-        """
-        tokens, pick, features = inputs
-        embedding, lm_head = self.borrowed
-        rows = self.fc(torch.cat([embedding(tokens).to(features.dtype), features], -1))
-        rows = pick_rows(self.layers[0](rows, rotary, mask, cache), pick)
-        return rows, lm_head(rows)
-
-
-def pick_rows(rows: Tensor, pick: Tensor | None) -> Tensor:
-    """Row pick[b] of each sequence, [B, r, H] -> [B, 1, H]; all rows without pick."""
-    if pick is None:
-        return rows
-    return rows.gather(1, pick.view(-1, 1, 1).expand(-1, 1, rows.shape[-1]))
+    def logits(self, features: Tensor) -> Tensor:
+        """[.., H] -> [.., V], the target's own."""
+        return self.borrowed[1](features)
 
 
 class EagleHead(CachedHead):
@@ -67,9 +61,16 @@ class EagleHead(CachedHead):
 
     needs = ("last",)
 
+    def __init__(self, module, config, target):
+        super().__init__(module, config, target.device, target.dtype, target.runtime)
+
     def features(self, hidden: dict) -> Tensor:
-        """What the slots read of the target, [B, r, H]."""
+        """What rows read of the target, [S, r, H]."""
         return hidden["last"].to(self.device)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Of the draft's vocabulary, [.., H] -> [.., V]."""
+        return self.module.logits(features)
 
     def target_ids(self, ids: Tensor) -> Tensor:
         """Ids of the draft's vocabulary as the target's."""
@@ -89,7 +90,7 @@ def module_config(checkpoint: Checkpoint, target):
     return config
 
 
-def load_eagle(path: str, target, runtime: str) -> EagleHead:
+def load_eagle(path: str, target) -> EagleHead:
     """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors."""
     checkpoint, origin = Checkpoint(path, FILES), target.origin
     config = module_config(checkpoint, origin)
@@ -106,7 +107,7 @@ def load_eagle(path: str, target, runtime: str) -> EagleHead:
     checkpoint.load_into(module, origin.dtype, origin.device)
     module, config = target.grown(module, config, make, KINDS)
     module.borrowed = borrowed_from(target)
-    return EagleHead(module.eval(), config, target.device, target.dtype, runtime)
+    return EagleHead(module.eval(), config, target)
 
 
 def borrowed_from(target) -> tuple[nn.Module, nn.Module]:

@@ -5,12 +5,15 @@ Run:    python -m model.eagle.inference_eagle --model-path lmsys/vicuna-7b-v1.3
         --eagle-path yuhuili/EAGLE-Vicuna-7B-v1.3
 """
 
+from model.common.args import add_weights, mini_weights
 from model.common.eval import main
+
+HEADS = {"mini": mini_weights("eagle"), "vicuna-7b-v1.3": "yuhuili/EAGLE-Vicuna-7B-v1.3"}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--eagle-path", required=True, help="EAGLE head: directory or hub id")
+    add_weights(parser, "--eagle-path", "EAGLE head", HEADS)
     parser.add_argument(
         "--tree", default="mc_sim_7b_63", help="a name in model/eagle/trees, or a JSON file"
     )
@@ -29,7 +32,7 @@ def build(args, target):
     tree = StaticTree(paths, target.device)
     if not tree.is_sibling_closed:
         raise BadInput(f"--tree {args.tree}: a node's children must have the ranks 0, 1, 2, ...")
-    return StaticEagleDrafter(load_eagle(args.eagle_path, target, args.runtime), tree)
+    return StaticEagleDrafter(load_eagle(args.eagle_path, target), tree)
 
 
 if __name__ == "__main__":

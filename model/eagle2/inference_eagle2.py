@@ -5,13 +5,15 @@ Run:    python -m model.eagle2.inference_eagle2 --model-path lmsys/vicuna-7b-v1.
         --eagle-path yuhuili/EAGLE-Vicuna-7B-v1.3
 """
 
+from model.common.args import add_weights
 from model.common.eval import main
+from model.eagle.inference_eagle import HEADS
 from model.eagle2.flags import add_tree_args
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--eagle-path", required=True, help="EAGLE head: directory or hub id")
+    add_weights(parser, "--eagle-path", "EAGLE head", HEADS)
     add_tree_args(parser)
 
 
@@ -21,7 +23,7 @@ def build(args, target):
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
 
     num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, target.vocab_size)
-    head = load_eagle(args.eagle_path, target, args.runtime)
+    head = load_eagle(args.eagle_path, target)
     return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
 
 

@@ -1,6 +1,6 @@
 """EAGLE-3's head: a Llama layer over fused target states, with an output vocabulary of its own.
 
-Slot i reads the embedding of token i + 1 and, of the target, the inputs of decoder layers 2, L // 2
+Row i reads the embedding of token i + 1 and, of the target, the inputs of decoder layers 2, L // 2
 and L - 3 at i, fused by one linear layer; while drafting, the layer's own output takes their place.
 Source: Li et al., arXiv 2503.01840.
 """
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint
-from model.common.heads.head import CachedHead, RowAttention, llama_config
+from model.common.heads.head import RowAttention, llama_config
 from model.common.target.twin.corner import FAR
-from model.eagle.head import FILES, KINDS, borrowed_from, pick_rows
+from model.eagle.head import FILES, KINDS, EagleHead, borrowed_from
 
 MIN_LAYERS = 8  # of the target: with fewer the three states coincide or lose their order
 UNSUPPORTED = {"norm_before_residual": False, "fc_norm": False, "norm_output": True}
@@ -49,8 +49,8 @@ class Eagle3Layer(nn.Module):
         rows = features + attended
         return rows + self.mlp(self.post_attention_layernorm(rows))
 
-    def forward(self, embedded, features, rotary, mask, cache) -> Tensor:
-        attended = self.self_attn(self.both(embedded, features), rotary, mask, cache)
+    def forward(self, embedded, features, rotary, mask, place) -> Tensor:
+        attended = self.self_attn(self.both(embedded, features), rotary, mask, place)
         return self.finish(features, attended)
 
 
@@ -83,27 +83,27 @@ class Eagle3Module(nn.Module):
         """Target states [B, r, 3 H_t] to features [B, r, H]; the layer's own output stays."""
         return self.fc(features) if features.shape[-1] == self.fc.in_features else features
 
-    def forward(self, inputs, rotary, mask, cache):
-        """inputs (tokens [B, r], pick [B] or None, states [B, r, 3 H_t] or features [B, r, H]).
+    def forward(self, inputs, rotary, mask, place) -> Tensor:
+        """inputs (tokens [S, r], states [S, r, 3 H_t] or features [S, r, H]) -> outputs before the
+        norm [S, r, H]; the rest as CachedHead gives it."""
+        tokens, features = inputs
+        return self.midlayer(self.embed(tokens), self.fuse(features), rotary, mask, place)
 
-        Returns outputs before the norm [B, r, H] and logits [B, r, V_d]; with pick, of that row.
-        """
-        tokens, pick, features = inputs
-        rows = self.midlayer(self.embed(tokens), self.fuse(features), rotary, mask, cache)
-        rows = pick_rows(rows, pick)
-        return rows, self.lm_head(self.norm(rows))
+    def logits(self, features: Tensor) -> Tensor:
+        """[.., H] -> [.., V_d]."""
+        return self.lm_head(self.norm(features))
 
 
-class Eagle3Head(CachedHead):
+class Eagle3Head(EagleHead):
     """The head with its cache; needs the inputs of three of the target's layers."""
 
-    def __init__(self, module, config, target, runtime: str):
-        super().__init__(module, config, target.device, target.dtype, runtime)
+    def __init__(self, module, config, target):
+        super().__init__(module, config, target)
         self.needs = fused_layers(target.config.num_hidden_layers)
         self.offsets = getattr(module, "d2t", None)
 
     def features(self, hidden: dict) -> Tensor:
-        """What the slots read of the target, [B, r, 3 H_t]."""
+        """What rows read of the target, [S, r, 3 H_t]."""
         return torch.cat([hidden[layer].to(self.device) for layer in self.needs], -1)
 
     def target_ids(self, ids: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Eagle3Head(CachedHead):
         return ids if self.offsets is None else ids + self.offsets[ids]
 
 
-def load_eagle3(path: str, target, runtime: str) -> Eagle3Head:
+def load_eagle3(path: str, target) -> Eagle3Head:
     """EAGLE-3's published files; layers.0.* (speculators, vLLM) reads as midlayer.*."""
     origin = target.origin
     fused_layers(origin.config.num_hidden_layers)
@@ -133,7 +133,7 @@ def load_eagle3(path: str, target, runtime: str) -> Eagle3Head:
     check_vocabulary(module, checkpoint)
     module, config = _grown(module, config, target)
     module.borrowed = (module.embed_tokens,) if owns else borrowed_from(target)[:1]
-    return Eagle3Head(module.eval(), config, target, runtime)
+    return Eagle3Head(module.eval(), config, target)
 
 
 def _grown(module: Eagle3Module, config, target):

@@ -6,13 +6,16 @@ Run:    python -m model.eagle3.inference_eagle3 --model-path lmsys/vicuna-13b-v1
         (a chain: --draft-top-k 1 --depth 5 --total-token 7)
 """
 
+from model.common.args import add_weights, mini_weights
 from model.common.eval import main
 from model.eagle2.flags import add_tree_args
+
+HEADS = {"mini": mini_weights("eagle3"), "vicuna-13b-v1.3": "yuhuili/EAGLE3-Vicuna1.3-13B"}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--eagle-path", required=True, help="EAGLE-3 head: directory or hub id")
+    add_weights(parser, "--eagle-path", "EAGLE-3 head", HEADS)
     add_tree_args(parser)
 
 
@@ -21,7 +24,7 @@ def build(args, target):
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
     from model.eagle3.head import load_eagle3
 
-    head = load_eagle3(args.eagle_path, target, args.runtime)
+    head = load_eagle3(args.eagle_path, target)
     num_ids = head.module.lm_head.out_features
     num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, num_ids)
     return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)

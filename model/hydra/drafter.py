@@ -1,52 +1,61 @@
-"""Hydra: a static tree filled level by level, each node's children by the tokens on its path.
-
-The prefix layer has a cache of its own, which trails the target's by the rows of the last step:
-every proposal begins by reading them, padded to the deepest path so that shapes stay the same.
-"""
+"""Hydra: a static tree filled level by level, each node's children by the tokens on its path."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.common.contract.drafter import Draft, Drafter, Needs, committed_rows
+from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
-from model.common.heads.head import CachedHead, module_bytes, shared_module
+from model.common.heads.head import CachedHead, module_bytes, row_of, runtime_for, shared_module
 from model.common.loop.ranking import top_ids
-from model.common.target.devices import all_on, on
-from model.common.target.runtime import make_runtime
 from model.hydra.heads import HydraHeads
-from model.medusa.drafter import first_step, last_committed
+
+
+class Level(NamedTuple):
+    """Index tensors of the nodes of one depth; an inner node is one that has children.
+
+    num_best       ranks asked for
+    parents        place of each node's parent among the inner nodes one level up; ranks: its own
+    inner          places in the level of its inner nodes
+    inner_parents  place of each inner node's parent among the inner nodes one level up
+    """
+
+    num_best: int
+    parents: Tensor
+    ranks: Tensor
+    inner: Tensor
+    inner_parents: Tensor
 
 
 class HydraDrafter(Drafter):
     """Heads i = 0, 1, ... give the nodes of depth i + 1, from what stands at the last committed
     position: the prefix layer's output or, without such a layer, the target's hidden state.
 
-    seen  what last_committed() reads of the last step; behind a prompt its last row, as of such a
-          step
+    states   [B, H] what stands there; roots [B]
+    longest  host int: rows of the longest running sequence in the prefix layer's cache
     """
 
     needs = Needs(hidden=("last",))
-    ahead = True
 
-    def __init__(self, heads: HydraHeads, tree, target, runtime: str):
-        self.heads, self.device = heads, target.device
-        self.tree = StaticTree(tree, self.device)
+    def __init__(self, heads: HydraHeads, tree, target):
+        self.heads, self.hidden_size = heads, target.config.hidden_size
+        self.tree = StaticTree(tree, target.device)
+        self.max_nodes, self.max_depth = len(self.tree), self.tree.depth
         self.head_device = next(heads.parameters()).device  # where the target's last layer is
         self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
         self.levels = self._plan()
-        self.runtime = make_runtime(runtime, self._tokens, self.head_device)
-        self.prefix = self.seen = None
+        runtime = runtime_for(heads, target)
+        self.guess = runtime.captured(runtime.compiled(self._tokens))
+        self.prefix = None
         if heads.prefix is not None:
-            self.prefix = CachedHead(
-                heads.prefix, heads.config, self.head_device, target.dtype, runtime
-            )
+            where = self.head_device, target.dtype, runtime
+            self.prefix = CachedHead(heads.prefix, heads.config, *where)
 
-    def _plan(self) -> list[tuple]:
-        """Per level: (best k asked for, places of its nodes' parents among the nodes that have
-        children, ranks of its nodes, places in it of the nodes that have children, places of
-        those nodes' parents among the nodes that have children, one level up)."""
+    def _plan(self) -> list[Level]:
+        """What every level is filled by."""
         tree, plan = self.tree, []
         for depth, level in enumerate(tree.levels):
             above = {node: place for place, node in enumerate(tree.inner[depth])}
@@ -56,81 +65,60 @@ class HydraDrafter(Drafter):
             inner = [node - level.start for node in below]
             lists = (parents, ranks, inner, [parents[place] for place in inner])
             tensors = (torch.tensor(places, device=self.head_device) for places in lists)
-            plan.append((1 + max(ranks), *tensors))
+            plan.append(Level(1 + max(ranks), *tensors))
         return plan
-
-    def shapes(self):
-        return [self.tree.shape]
 
     def facts(self):
         return {"head_bytes": module_bytes(self.heads)}
 
-    @torch.inference_mode()
-    def warm(self, capacity):
-        if self.seen is None:
-            return
-        if self.prefix is None:
-            self.runtime(*self.seen, self.root)
-            return
-        hidden, path, count = (torch.zeros_like(part) for part in self.seen)
-        inputs, extras = (hidden, count, path), (self.root,)
-        capacity = self._columns(capacity)
-        self.prefix.warm(capacity, inputs, self._gather, self._below, extras)
-
-    @torch.inference_mode()
-    def start(self, prefill, max_lengths, sampler):
-        self.root = prefill.next_token.to(self.head_device)
-        self.seen = first_step(prefill, self.tree)
+    def reserve(self, num_slots, capacity, sampler):
+        weight = next(self.heads.parameters())
+        self.states = weight.new_zeros(num_slots, self.hidden_size)
+        self.roots = torch.zeros(num_slots, dtype=torch.long, device=self.head_device)
         if self.prefix is not None:
-            rows, capacity = prefill.hidden["last"], self._columns(max(max_lengths))
-            lengths = (prefill.count - 1).clamp(min=0)
-            self.prefix.read_prompt(rows, rows, lengths, capacity)
-            # rows of the longest sequence in the cache, now and with those that are unread
-            self.committed, self.longest = prefill.max_committed - 2, prefill.max_committed - 1
+            self.prefix.reserve(num_slots, capacity + 1 + self.max_depth)
 
-    def _columns(self, length: int) -> int:
-        """Columns of the prefix layer's cache for sequences of a length: what a step may commit
-        stands behind a bound of the length that is a step above it."""
-        return length + 2 * (1 + self.tree.depth)
+    def start(self, prompt):
+        if self.prefix is None:
+            states = prompt.last("last")
+        else:
+            count = prompt.count.to(self.head_device)
+            states = self.prefix.read_prompt(prompt.slots, (prompt.hidden["last"],), count)
+        self.states[prompt.slots] = states
+        self.roots[prompt.slots] = prompt.next_token.to(self.head_device)
+        self.longest = prompt.max_committed - 1
 
     def propose(self):
-        if self.prefix is None:
-            tokens = self.runtime(*self.seen, self.root)
-        else:  # its turn, with the rows of the last step, and the heads' behind it
-            hidden, path, count = self.seen
-            place = 1 + self.tree.depth, self.committed, self.longest
-            inputs, extras = (hidden, count, path), (self.root,)
-            (tokens,) = self.prefix.read_step(inputs, *place, self._gather, self._below, extras)
-            self.committed = self.longest
-        return Draft(on(self.device, tokens), self.tree.parents, self.tree.depth)
+        tokens = self.guess(self.states, self.roots)
+        return Draft(tokens.to(self.tree.device), self.tree.tree)
 
     def observe(self, step):
-        self.root = on(self.head_device, step.next_token)
-        self.seen = step.hidden["last"], *all_on(self.head_device, (step.path, step.count))
+        if step.max_committed == 0:
+            return
+        self.states = step.last("last") if self.prefix is None else self._read(step)
+        self.roots = step.next_token.to(self.head_device, copy=True)  # start() writes into it
         self.longest = step.max_committed - 1
 
-    def _gather(self, hidden: Tensor, count: Tensor, path: Tensor, root: Tensor) -> tuple:
-        """A step's committed rows for the prefix layer's read_step(), which leaves the root."""
-        rows = committed_rows(hidden, path)  # [B, 1+depth, H]
-        return (rows, (count - 1).clamp(min=0), rows), count, (root,)
+    def end(self, slots):
+        if self.prefix is not None:
+            self.prefix.cache.clear(slots)
 
-    def _below(self, out: tuple, root: Tensor) -> tuple[Tensor]:
-        """Tokens of the nodes [B, n], from the prefix layer's output ([B, 1, H],)."""
-        return (self._fill(out[0].squeeze(1), root),)
+    def _read(self, step) -> Tensor:
+        """The prefix layer's state [B, H] of the last row committed; keeps those of all."""
+        count = step.count.to(self.head_device)
+        states = self.prefix.read((step.committed("last"),), self.longest)
+        self.prefix.cache.advance(count)
+        return row_of(states, (count - 1).clamp(min=0))
 
-    def _tokens(self, hidden: Tensor, path: Tensor, count: Tensor, root: Tensor) -> Tensor:
-        """Tokens of the nodes [B, n], from what last_committed() reads and roots [B]."""
-        return self._fill(last_committed(hidden, path, count), root)
-
-    def _fill(self, state: Tensor, root: Tensor) -> Tensor:
+    def _tokens(self, states: Tensor, roots: Tensor) -> Tensor:
         """Tokens of the nodes [B, n], from states [B, H] and roots [B]."""
-        inputs = torch.cat([state, self.embed(root).to(state.dtype)], -1).unsqueeze(1)
+        inputs = torch.cat([states, self.embed(roots).to(states.dtype)], -1).unsqueeze(1)
         found = []
-        for i, (num_best, parents, ranks, inner, above) in enumerate(self.levels):
-            best = top_ids(self.heads.guess(i, inputs), num_best)  # [B, nodes with children, k]
-            tokens = best[:, parents, ranks]
+        for i, level in enumerate(self.levels):
+            best = top_ids(self.heads.guess(i, inputs), level.num_best)  # [B, inner nodes, k]
+            tokens = best[:, level.parents, level.ranks]
             found.append(tokens)
             if i + 1 < len(self.levels):
-                own = self.embed(tokens[:, inner]).to(state.dtype)
-                inputs = torch.cat([inputs[:, above], own], -1)  # [B, r, (i+3) H]
+                own = self.embed(tokens[:, level.inner]).to(states.dtype)
+                inputs = torch.cat([inputs[:, level.inner_parents], own], -1)  # [B, r, (i+3) H]
         return torch.cat(found, 1)

@@ -48,19 +48,13 @@ class PrefixLayer(nn.Module):
         self.layers = nn.ModuleList([nn.ModuleDict(layer)])
         self.norm = LlamaRMSNorm(size, epsilon)
 
-    def forward(self, inputs: tuple, rotary, mask: Tensor, cache) -> tuple[Tensor]:
-        """inputs (features [B, r, H], place [B] or None, ..) -> states [B, r, H] of all rows.
-
-        place: of the one row whose state is wanted, [B, 1, H]; the others only leave their keys
-        and values.
-        """
-        rows, place = inputs[:2]
+    def forward(self, inputs: tuple, rotary, mask: Tensor, place) -> Tensor:
+        """inputs (features [S, r, H],) -> states [S, r, H]; the rest as CachedHead gives it."""
+        (rows,) = inputs
         layer = self.layers[0]
-        out = rows + layer["self_attn"](layer["input_layernorm"](rows), rotary, mask, cache)
-        if place is not None:
-            out = out.gather(1, place.view(-1, 1, 1).expand(-1, 1, out.shape[-1]))
+        out = rows + layer["self_attn"](layer["input_layernorm"](rows), rotary, mask, place)
         out = out + layer["mlp"](layer["post_attention_layernorm"](out))
-        return (self.norm(out),)
+        return self.norm(out)
 
 
 class FirstBlock(nn.Module):
@@ -150,7 +144,7 @@ class HydraHeads(nn.Module):
         if self.prefix is None:
             return features
         rows = CausalRows(self.config, features.device)
-        return self.prefix((features, None), rows.rotary(features), rows.mask(features), None)[0]
+        return self.prefix((features,), rows.rotary(features), rows.mask(features), None)
 
     @torch.no_grad()
     def init_from(self, lm_head: nn.Linear) -> None:

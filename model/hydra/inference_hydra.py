@@ -5,13 +5,16 @@ Run:    python -m model.hydra.inference_hydra --model-path lmsys/vicuna-7b-v1.3 
         ankner/hydra-vicuna-7b-v1.3
 """
 
+from model.common.args import add_weights, mini_weights
 from model.common.eval import main
 from model.medusa.flags import add_tree_flags
+
+HEADS = {"mini": mini_weights("hydra"), "vicuna-7b-v1.3": "ankner/hydra-vicuna-7b-v1.3"}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--hydra-path", required=True, help="heads: directory or hub id")
+    add_weights(parser, "--hydra-path", "heads", HEADS)
     add_tree_flags(parser)
 
 
@@ -23,7 +26,7 @@ def build(args, target):
 
     tree = read_tree_flags(args, target.vocab_size)
     heads = load_heads(args.hydra_path, target, max(map(len, tree)))
-    return HydraDrafter(heads, tree, target, args.runtime)
+    return HydraDrafter(heads, tree, target)
 
 
 if __name__ == "__main__":

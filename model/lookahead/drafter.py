@@ -17,8 +17,8 @@ import random
 
 import torch
 
-from model.common.contract.drafter import Draft, Drafter, DraftShape
-from model.common.target.devices import ids_on
+from model.common.contract.drafter import Draft, Drafter
+from model.common.contract.trees import Tree
 
 
 class Pool:
@@ -80,8 +80,7 @@ class Trajectory:
                 self.pool.add(first, rest)
             self.rows = [rows[1][1:], *rows[2:]]
         self._read_text(ids)
-        if ids:
-            self.root = ids[-1]
+        self.root = ids[-1]
 
     def _read_text(self, ids: list[int]) -> None:
         """Add the n-grams that end in ids, where the text is to be learned from at all."""
@@ -106,9 +105,12 @@ def tree_parents(length: int, num_rows: int, num_probes: int, level: int, guess:
 
 
 class LookaheadDrafter(Drafter):
-    """One draft shape for all steps: the window's rows, then `guess` chains of level - 1 nodes.
+    """The rows of each slot's window, then `guess` chains of level - 1 nodes.
 
+    The candidates stand behind the largest window, so that one probe mask serves all slots; the
+    parents are a slot's own until its window is full, since sequences begin at different times.
     The window lives on the host: its successors are one copy per step, made in observe().
+
     from_text  the pool also learns the n-grams of the prompt and of the committed tokens
     seed       of the first row, drawn from the prompt's tokens; every sequence begins with it anew
     """
@@ -119,38 +121,64 @@ class LookaheadDrafter(Drafter):
         self, window: int, level: int, guess: int, device, seed: int = 0, from_text: bool = False
     ):
         self.settings, self.seed, self.from_text = (window, level, guess), seed, from_text
-        self.depth = level - 1 if guess else 0
+        self.device = torch.device(device)
+        self.max_depth = level - 1 if guess else 0
         self.lengths = [window + level - 1 - num_rows for num_rows in range(level)]  # by rows held
         sizes = [num_rows * length for num_rows, length in enumerate(self.lengths)]
         self.num_probes = max(sizes) - 1
-        self.num_nodes = self.num_probes + guess * (level - 1)
+        self.max_nodes = self.num_probes + guess * (level - 1)
         self.parents = [  # by rows held
-            torch.tensor(
-                tree_parents(length, num_rows, self.num_probes, level, guess),
-                dtype=torch.long,
-                device=device,
-            )
+            tree_parents(length, num_rows, self.num_probes, level, guess)
             for num_rows, length in enumerate(self.lengths)
         ]
-        self.probe = torch.arange(self.num_nodes, device=device) < self.num_probes
+        self.full = self._tree([level - 1])
+        self.probe = torch.arange(self.max_nodes, device=device) < self.num_probes
+        self.inert = [-1] * self.max_nodes
 
-    def shapes(self):
-        return [DraftShape(self.num_nodes, self.parents[-1], self.depth)]
+    def _tree(self, held: list[int]) -> Tree:
+        """The tree of windows that hold so many rows, one for all or one a slot."""
+        parents = [self.parents[num_rows] for num_rows in held]
+        return Tree(torch.tensor(parents, dtype=torch.long, device=self.device), self.max_depth)
 
-    def start(self, prefill, max_lengths, sampler):
-        self.sequences = [
-            Trajectory(ids, self.settings, self.seed, self.from_text) for ids in prefill.host_ids
-        ]
+    def reserve(self, num_slots, capacity, sampler):
+        self.sequences: list[Trajectory | None] = [None] * num_slots
+
+    def start(self, prompt):
+        for slot, ids in zip(prompt.slots, prompt.host_ids):
+            self.sequences[slot] = Trajectory(ids, self.settings, self.seed, self.from_text)
+
+    def end(self, slots):
+        for slot in slots:
+            self.sequences[slot] = None
+
+    def _held(self) -> list[int]:
+        """Rows that the window of each slot holds; an idle slot's counts as full."""
+        most = self.settings[1] - 1
+        return [len(sequence.rows) if sequence else most for sequence in self.sequences]
 
     def propose(self):
-        tokens = [row.nodes(self.num_probes, self.num_nodes) for row in self.sequences]
-        tokens = ids_on(self.probe.device, tokens)
-        held = len(self.sequences[0].rows)  # the same in all sequences
-        return Draft(tokens, self.parents[held], self.depth, probe=self.probe)
+        nodes = [
+            sequence.nodes(self.num_probes, self.max_nodes) if sequence else self.inert
+            for sequence in self.sequences
+        ]
+        tokens = torch.tensor(nodes, dtype=torch.long, device=self.device)
+        held = self._held()
+        tree = self.full if min(held) == self.settings[1] - 1 else self._tree(held)
+        return Draft(tokens, tree, probe=self.probe)
 
     def observe(self, step):
-        held = len(self.sequences[0].rows)
-        last = slice((held - 1) * self.lengths[held], held * self.lengths[held])
-        successors = step.logits[:, last].argmax(-1).tolist()
-        for row, tokens, ids in zip(self.sequences, successors, step.host_ids):
-            row.advance(tokens, ids)
+        held = self._held()
+        lengths = [self.lengths[num_rows] for num_rows in held]
+        widest = max(lengths)  # a shorter last row repeats its last element
+        rows = [
+            [(num_rows - 1) * length + min(i, length - 1) for i in range(widest)]
+            for num_rows, length in zip(held, lengths)
+        ]
+        slots = torch.arange(len(rows), device=step.logits.device).unsqueeze(1)
+        rows = torch.tensor(rows, device=step.logits.device)
+        successors = step.logits[slots, rows].argmax(-1).tolist()
+        for sequence, length, tokens, ids in zip(
+            self.sequences, lengths, successors, step.host_ids
+        ):
+            if ids:
+                sequence.advance(tokens[:length], ids)

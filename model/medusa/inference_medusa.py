@@ -5,18 +5,19 @@ Run:    python -m model.medusa.inference_medusa --model-path lmsys/vicuna-7b-v1.
         FasterDecoding/medusa-vicuna-7b-v1.3
 """
 
-from model.common.args import at_least
+from model.common.args import add_weights, at_least, mini_weights
 from model.common.eval import main
 from model.medusa.flags import add_tree_flags
+
+HEADS = {
+    "mini": mini_weights("medusa"),
+    "vicuna-7b-v1.3": "FasterDecoding/medusa-vicuna-7b-v1.3",
+}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument(
-        "--medusa-path",
-        required=True,
-        help="heads, or a model that contains them (Medusa-2): directory or hub id",
-    )
+    add_weights(parser, "--medusa-path", "heads, or a model that contains them (Medusa-2)", HEADS)
     parser.add_argument(
         "--medusa-num-heads",
         type=at_least(1),
@@ -41,7 +42,7 @@ def build(args, target):
             f"--medusa-num-heads is {num_heads}"
         )
     heads = load_heads(args.medusa_path, target, num_heads)
-    return MedusaDrafter(heads, tree, target, args.runtime)
+    return MedusaDrafter(heads, tree, target)
 
 
 if __name__ == "__main__":

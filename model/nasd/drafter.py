@@ -57,8 +57,13 @@ class NGramStore:
         return None
 
 
-class NASDRow(SequenceDrafter):
-    """One sequence: its text and a store. A store that is given is kept when a new one starts."""
+class NASDSequence(SequenceDrafter):
+    """One sequence: its text and a store. A store that is given is kept when a new one starts.
+
+    Otherwise it begins empty with every prompt, also that of a question's second turn, as published
+    (NASD resets its storage before every generation, ANPD fills its own from the prompt). What
+    that forgets are the runners-up: the first turn's text stands in the second prompt.
+    """
 
     def __init__(self, n: int, min_context: int, num_draft: int, store: NGramStore | None = None):
         self.n, self.min_context, self.num_draft, self.shared = n, min_context, num_draft, store
@@ -87,10 +92,10 @@ class NASDRow(SequenceDrafter):
 
 
 class NASDDrafter(PerSequence):
-    """The rows, and the fillers: the target's best tokens in the place of every committed one.
+    """The sequences, and the fillers: the target's best tokens in the place of every committed one.
 
     filler_top_k  how many; 1 counts committed tokens only (ANPD)
-    warm          one store for all rows and questions
+    warm          one store for all slots and questions
     """
 
     def __init__(
@@ -100,12 +105,11 @@ class NASDDrafter(PerSequence):
         num_draft: int = 5,
         filler_top_k: int = 3,
         warm: bool = False,
-        pad_to: int | None = None,
     ):
         if min_context >= n:
             raise BadInput(f"--min-context {min_context} is not below --n {n}")
         store = NGramStore(n, min_context) if warm else None
-        super().__init__(lambda: NASDRow(n, min_context, num_draft, store), pad_to)
+        super().__init__(lambda: NASDSequence(n, min_context, num_draft, store), num_draft)
         self.store = store
         self.filler_top_k = filler_top_k
         self.reads_per_step = int(filler_top_k > 1)  # in observe()
@@ -114,19 +118,19 @@ class NASDDrafter(PerSequence):
         if self.store:
             self.store.clear()
 
-    def start(self, prefill, max_lengths, sampler):
-        super().start(prefill, max_lengths, sampler)
+    def reserve(self, num_slots, capacity, sampler):
+        super().reserve(num_slots, capacity, sampler)
         self.sampler = sampler
 
     def observe(self, step):
         if self.filler_top_k == 1:
-            return super().observe(step)
-        rows = max(len(ids) for ids in step.host_ids)
-        fillers = likely(step.logits[:, :rows], self.filler_top_k, self.sampler).tolist()
-        for row, ids, lists in zip(self.active, step.host_ids, fillers):
+            super().observe(step)
+            return
+        most = max(len(ids) for ids in step.host_ids)
+        fillers = likely(step.logits[:, :most], self.filler_top_k, self.sampler).tolist()
+        for sequence, ids, lists in zip(self.sequences, step.host_ids, fillers):
             if ids:
-                row.observe(ids, [[token for token in best if token >= 0] for best in lists])
-        return None
+                sequence.observe(ids, [[token for token in best if token >= 0] for best in lists])
 
 
 def likely(logits: Tensor, num: int, sampler) -> Tensor:

@@ -29,9 +29,8 @@ def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from model.nasd.drafter import NASDDrafter
 
-    pad_to = args.num_draft if target.static_shapes else None
     numbers = (args.n, args.min_context, args.num_draft, args.filler_top_k)
-    return NASDDrafter(*numbers, warm=is_warm(args), pad_to=pad_to)
+    return NASDDrafter(*numbers, warm=is_warm(args))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ def build(args, target):
     from model.common.contract.sequence import PerSequence
     from model.pld.drafter import PLDDrafter
 
-    pad_to = args.num_draft if target.static_shapes else None
     settings = (args.max_ngram, args.num_draft, args.match, args.short == "clamp")
-    return PerSequence(lambda: PLDDrafter(*settings), pad_to)
+    return PerSequence(lambda: PLDDrafter(*settings), args.num_draft)
 
 
 if __name__ == "__main__":

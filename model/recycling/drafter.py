@@ -11,9 +11,9 @@ from model.common.contract import static_tree
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.loop.ranking import top_ids
-from model.common.target.runtime import make_runtime
 
 TREES = Path(__file__).parent / "trees"
+UNKNOWN = {"zero": 0, "none": -1}  # what stands for successors that no row has named yet
 
 
 def read_tree(name: str, vocab_size: int) -> list[tuple[int, ...]]:
@@ -24,18 +24,23 @@ def read_tree(name: str, vocab_size: int) -> list[tuple[int, ...]]:
 class RecyclingDrafter(Drafter):
     """A line of k for each of V tokens: its best successors when it was last read, best first.
 
-    The draft is one static tree: the child of rank r of a token is column r of its line. -1 is an
-    unknown successor; the line before the V lines is all -1, which is what unknown tokens read and
-    inert rows write. These 1 + V lines are one per sequence (cold), or shared by all rows and
-    questions (warm); `matrix` holds one such part below another, [parts * (1+V), k]. k is one more
-    than the tree's highest rank.
+    The draft is one static tree: the child of rank r of a token is column r of its line; k is one
+    more than the tree's highest rank. Lines begin with zeros, as published: the successors of a
+    token that was never read are token 0, whose own line is learned like any other. unknown="none"
+    drafts nothing for them (-1).
 
-    Every row of a step but inert ones teaches its token's line. Where a token was read more than
-    once, the last row wins: the deeper node, then the later sequence (warm), the later prompt
+    The lines are one part per slot, forgotten when another question begins there (cold), or one
+    part for all slots and questions (warm); `matrix` holds one part below another,
+    [parts * (1 + V), k]. A part's first line is what inert rows write and unknown tokens read.
+
+    Every row of a step but inert ones teaches its token's line. A step whose tokens were cut at the
+    answer's end teaches nothing, as published: the authors leave their loop before the update where
+    the end is a drafted token, and behind it where it is the bonus. Where a token was read more
+    than once, the last row wins: the deeper node, then the later slot (warm), the later prompt
     position.
-    """
 
-    ahead = True
+    root  [B] last committed token of every slot
+    """
 
     def __init__(
         self,
@@ -44,12 +49,12 @@ class RecyclingDrafter(Drafter):
         device,
         warm: bool = False,
         seeds: bool = False,
-        runtime: str = "eager",
+        unknown: str = "zero",
     ):
-        self.vocab_size, self.is_warm = vocab_size, warm
+        self.vocab_size, self.is_warm, self.unknown = vocab_size, warm, UNKNOWN[unknown]
         self.tree = tree = StaticTree(tree, device)
         self.device = tree.device
-        self.parents, self.depth = tree.parents, tree.depth
+        self.max_nodes, self.max_depth = len(tree), tree.depth
         self.num_best = 1 + max(max(path) for path in tree.paths)
         self.needs = Needs(prompt_topk=self.num_best if seeds else 0)
         firsts = [-1, *(level.start for level in tree.levels)]
@@ -57,86 +62,56 @@ class RecyclingDrafter(Drafter):
             (tree.parents[level] - first, tree.ranks[level])
             for level, first in zip(tree.levels, firsts)
         ]
-        self.drafting = make_runtime(runtime, self._draft, self.device)
-        self.learning = make_runtime(runtime, self._learn, self.device)
-        self.matrix = self.dtype = None  # dtype: of the logits
-        self.batch = 0
-
-    def shapes(self):
-        return [self.tree.shape]
+        self.matrix: Tensor | None = None
 
     def facts(self):
         return {"matrix_bytes": self.matrix.nbytes} if self.matrix is not None else {}
 
-    @torch.inference_mode()
     def forget(self):
-        if self.matrix is not None:
-            self.matrix.fill_(-1)
+        self.matrix = None  # reserve() makes another
 
-    @torch.inference_mode()
-    def warm(self, capacity):
-        if self.dtype is None:
-            return
-        tokens = self.parents.new_full((self.batch, 1 + len(self.tree)), -1)  # all of them inert
-        logits = tokens.new_zeros((*tokens.shape, self.vocab_size), dtype=self.dtype)
-        count = tokens.new_zeros(self.batch)
-        self.learning(tokens, count, logits)
-        self.drafting(count)
-
-    def start(self, prefill, max_lengths, sampler):
-        batch = len(prefill.host_ids)
-        if batch != self.batch:
-            self._reserve(batch)
-        elif not self.is_warm:
-            self.matrix.fill_(-1)
-        self.root = prefill.next_token
-        if prefill.prompt_topk is not None:
-            self._write(prefill.tokens, prefill.prompt_topk)
-
-    def _reserve(self, batch: int) -> None:
-        """The tensors that a runtime's calls hold; another batch needs others, and new calls."""
-        part = torch.arange(batch, device=self.device).unsqueeze(1)
+    def reserve(self, num_slots, capacity, sampler):
+        part = torch.arange(num_slots, device=self.device).unsqueeze(1)
         part = torch.zeros_like(part) if self.is_warm else part
-        self.first = 1 + part * (1 + self.vocab_size)  # line of token 0 of each row, [B, 1]
+        self.first = 1 + part * (1 + self.vocab_size)  # line of token 0 of each slot, [B, 1]
         if self.matrix is None or not self.is_warm:
-            num_lines = (1 if self.is_warm else batch) * (1 + self.vocab_size)
-            shape = num_lines, self.num_best
-            self.matrix = torch.full(shape, -1, dtype=torch.int32, device=self.device)
-        self.batch = batch
-        self.drafting.forget()
-        self.learning.forget()
+            shape = (1 if self.is_warm else num_slots) * (1 + self.vocab_size), self.num_best
+            self.matrix = torch.full(shape, self.unknown, dtype=torch.int32, device=self.device)
+        self.root = self.first.new_zeros(num_slots)
+
+    def start(self, prompt):
+        if not self.is_warm:
+            parts = self.matrix.view(-1, 1 + self.vocab_size, self.num_best)
+            new = [slot for slot, goes_on in zip(prompt.slots, prompt.continues) if not goes_on]
+            parts[new] = self.unknown
+        self.root = self.root.clone()
+        self.root[prompt.slots] = prompt.next_token
+        if prompt.topk is not None:
+            self._write(self.first[prompt.slots], prompt.tokens, prompt.topk)
 
     def propose(self):
-        return Draft(self.drafting(self.root), self.parents, self.depth)
+        levels, above = [], self.root.unsqueeze(1)
+        for places, ranks in self.levels:
+            above = self.matrix[self.first + above[:, places], ranks]  # [B, nodes of the level]
+            levels.append(above)
+        return Draft(torch.cat(levels, 1).long(), self.tree.tree)
 
     def observe(self, step):
-        self.dtype = step.logits.dtype
-        own = step.tokens.shape[1] == 1 + len(self.tree)  # else it has a shape that warm() lacks
-        (self.learning if own else self._learn)(step.tokens, step.count, step.logits)
+        kept = torch.tensor([len(ids) for ids in step.host_ids], device=self.device)
+        silent = (step.count == 0) | (kept < step.count)
+        tokens = step.tokens.masked_fill(silent.unsqueeze(1), -1)
+        self._write(self.first, tokens, top_ids(step.logits, self.num_best))
         self.root = step.next_token
 
-    def _draft(self, root: Tensor) -> Tensor:
-        """Tokens of the nodes [B, n], from the roots [B]."""
-        levels, above = [], root.unsqueeze(1)
-        for places, ranks in self.levels:
-            above = self.matrix[self.first + above[:, places], ranks]
-            levels.append(above)
-        return torch.cat(levels, 1).long()
-
-    def _learn(self, tokens: Tensor, count: Tensor, logits: Tensor) -> tuple:
-        """Learn from rows tokens [B, m] and logits [B, m, V] of the sequences with a count [B]."""
-        tokens = tokens.masked_fill((count == 0).unsqueeze(1), -1)
-        self._write(tokens, top_ids(logits, self.num_best))
-        return ()
-
-    def _write(self, tokens: Tensor, best: Tensor) -> None:
-        """Overwrite the lines of tokens [B, m], -1 = inert, by best [B, m, k].
+    def _write(self, first: Tensor, tokens: Tensor, best: Tensor) -> None:
+        """Overwrite the lines of tokens [S, r], -1 = inert, by best [S, r, k]; first as self.first.
 
         All rows of a token write what the last of them says, so that the order of writing is free.
         """
-        lines = (self.first + tokens).flatten()
+        lines = (first + tokens).flatten()
         rows = torch.arange(lines.numel(), device=self.device)
         last = lines.new_empty(len(self.matrix))  # of each line
         last.scatter_reduce_(0, lines, rows, "amax", include_self=False)
-        best = best.int().masked_fill((tokens < 0).unsqueeze(-1), -1).flatten(0, 1)
+        inert = (tokens < 0).unsqueeze(-1)
+        best = best.int().masked_fill(inert, self.unknown).flatten(0, 1)
         self.matrix[lines] = best[last[lines]]

@@ -22,6 +22,12 @@ def add_args(parser):
         default="2.2.2",
         help="2.2.2 (80 nodes, depth 6) or a JSON file: a list of paths, each a list of ranks",
     )
+    parser.add_argument(
+        "--unknown",
+        choices=("zero", "none"),
+        default="zero",
+        help="successors of a token that was never read: token 0 (published), or no draft",
+    )
 
 
 def build(args, target):
@@ -29,8 +35,8 @@ def build(args, target):
     from model.recycling.drafter import RecyclingDrafter, read_tree
 
     tree = read_tree(args.tree, target.vocab_size)
-    where = target.vocab_size, target.device
-    return RecyclingDrafter(tree, *where, is_warm(args), args.prompt_seeds, args.runtime)
+    settings = is_warm(args), args.prompt_seeds, args.unknown
+    return RecyclingDrafter(tree, target.vocab_size, target.device, *settings)
 
 
 if __name__ == "__main__":

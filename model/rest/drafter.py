@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from model.common.contract.sequence import Guess, SequenceDrafter
 
 
@@ -34,8 +36,8 @@ def facts_of(retriever) -> dict:
     }
 
 
-def make_drafter(args, target):
-    """The drafter of a command line: one retriever for all rows of a batch."""
+def make_drafter(args):
+    """The drafter of a command line: one retriever for all slots."""
     from model.common.contract.sequence import PerSequence
     from model.common.errors import BadInput
     from model.common.prompts.prompter import load_tokenizer
@@ -52,7 +54,5 @@ def make_drafter(args, target):
     retriever = Retriever(
         store, args.min_token_span, args.max_token_span, args.max_depth, args.num_draft
     )
-    pad_to = args.num_draft if target.static_shapes else None
-    return PerSequence(
-        lambda: RESTDrafter(retriever), pad_to, lambda: facts_of(retriever), args.max_depth
-    )
+    facts = functools.partial(facts_of, retriever)
+    return PerSequence(lambda: RESTDrafter(retriever), args.num_draft, args.max_depth, facts)

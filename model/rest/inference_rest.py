@@ -32,7 +32,7 @@ def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from model.rest.drafter import make_drafter
 
-    return make_drafter(args, target)
+    return make_drafter(args)
 
 
 if __name__ == "__main__":

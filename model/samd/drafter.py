@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from model.common.args import is_warm
-from model.common.contract.drafter import Draft, Drafter, DraftShape, chain_parents
-from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter
+from model.common.contract.drafter import Draft, Drafter
+from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter, draft_of
+from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 from model.common.prompts.prompter import load_tokenizer
-from model.common.target.devices import ids_on
 from model.samd.automaton import SuffixAutomaton
 from model.samd.static import StaticAutomaton
 
@@ -53,8 +53,12 @@ class Settings:
         return min(self.n_predicts - 1, int(self.alpha * match))
 
 
-class SamRow(SequenceDrafter):
-    """One sequence: the automaton of its text and, if there is one, a cursor into the corpus'."""
+class SamSequence(SequenceDrafter):
+    """One sequence: the automaton of its text and, if there is one, a cursor into the corpus'.
+
+    Both begin anew with every prompt, also that of a question's second turn, as published; the
+    first turn stands in that prompt.
+    """
 
     def __init__(self, settings: Settings, static: StaticAutomaton | None = None):
         self.settings, self.static = settings, static
@@ -84,71 +88,60 @@ class SamRow(SequenceDrafter):
         return Guess(tokens, parents, max(depths, default=0))
 
 
-class SamRows(PerSequence):
-    """SAM-Decoding without an auxiliary drafter: chains, and trees where there is a corpus."""
-
-    def shapes(self):
-        chains = [DraftShape(self.pad_to)] if self.pad_to and self.deepest else []
-        return super().shapes() + chains
-
-
 class CombinedDrafter(Drafter):
-    """Every row copies where its match is long enough; the auxiliary drafter guesses elsewhere.
+    """Every slot copies where its match is long enough; the auxiliary drafter guesses elsewhere.
 
-    One sequence that copies nothing gets the auxiliary's draft as it is. In a batch of both kinds
-    the rows have parents of their own and end in inert nodes. An auxiliary drafter guesses points
-    (no probs, no probes) and observes steps whose draft was not its own.
+    Where no slot copies, the draft is the auxiliary's as it is. In a batch of both kinds the slots
+    have parents of their own and end in inert nodes. An auxiliary drafter guesses points (no probs,
+    no probes) and observes steps whose draft was not its own; what it keeps from one turn or
+    question to the next is its own affair.
     """
 
-    def __init__(self, rows: PerSequence, auxiliary: Drafter):
-        self.rows, self.auxiliary, self.warm = rows, auxiliary, auxiliary.warm
+    def __init__(self, copies: PerSequence, auxiliary: Drafter):
+        self.copies, self.auxiliary = copies, auxiliary
         self.needs, self.reads_per_step = auxiliary.needs, auxiliary.reads_per_step
+        self.max_nodes = max(copies.max_nodes, auxiliary.max_nodes)
+        self.max_depth = max(copies.max_nodes, auxiliary.max_depth or auxiliary.max_nodes)
 
-    def start(self, prefill, max_lengths, sampler):
-        self.device = prefill.tokens.device
-        self.rows.start(prefill, max_lengths, sampler)
-        self.auxiliary.start(prefill, max_lengths, sampler)
+    def facts(self):
+        return {**self.auxiliary.facts(), **self.copies.facts()}
 
     def forget(self):
         self.auxiliary.forget()
 
+    def reserve(self, num_slots, capacity, sampler):
+        self.copies.reserve(num_slots, capacity, sampler)
+        self.auxiliary.reserve(num_slots, capacity, sampler)
+
+    def start(self, prompt):
+        self.device = prompt.tokens.device
+        self.copies.start(prompt)
+        self.auxiliary.start(prompt)
+
     def observe(self, step):
-        self.rows.observe(step)
+        self.copies.observe(step)
         self.auxiliary.observe(step)
 
-    def facts(self):
-        return {**self.auxiliary.facts(), **self.rows.facts()}
-
-    def shapes(self):
-        shapes = self.rows.shapes() + self.auxiliary.shapes()
-        if len(self.rows.active) > 1 and self.rows.pad_to:
-            widest = max(shape.num_nodes for shape in shapes)
-            deepest = max(self.rows.pad_to, *(shape.depth for shape in shapes))
-            shapes.append(DraftShape(widest, self.rows.any_parents(widest), deepest))
-        return shapes
+    def end(self, slots):
+        self.copies.end(slots)
+        self.auxiliary.end(slots)
 
     def propose(self):
-        copies = [row.propose() for row in self.rows.active]
-        longest = max(len(copy or ()) for copy in copies)
-        chosen = [row for row, copy in enumerate(copies) if copy is not None]
-        if not chosen:
-            return self.auxiliary.propose()
-        if len(chosen) == len(copies):
-            return Draft.chain(self._padded(copies, max(longest, self.rows.pad_to or 0)))
+        copies = self.copies.guesses()  # None where the auxiliary is asked
+        if None not in copies:
+            return draft_of(copies, self.device)
         guessed = self.auxiliary.propose()
-        batch, num_guessed = guessed.tokens.shape
-        num_nodes = max(longest, num_guessed, self.rows.pad_to or 0)
-        tokens = guessed.tokens.new_full((batch, num_nodes), -1)
-        parents = tokens.clone()
-        tokens[:, :num_guessed], parents[:, :num_guessed] = guessed.tokens, guessed.parents
-        tokens[chosen] = self._padded([copies[row] for row in chosen], num_nodes)
-        parents[chosen] = chain_parents(num_nodes, self.device)
-        return Draft(tokens, parents, max(longest, guessed.depth, self.rows.pad_to or 0))
-
-    def _padded(self, copies: list[list[int]], num_nodes: int) -> torch.Tensor:
-        """[len(copies), num_nodes], inert beyond each copy."""
-        rows = [copy + [-1] * (num_nodes - len(copy)) for copy in copies]
-        return ids_on(self.device, rows)
+        if not any(runs for copy, runs in zip(copies, self.copies.running) if copy is not None):
+            return guessed
+        copied = draft_of([copy or [] for copy in copies], self.device)
+        num_nodes = max(copied.tokens.shape[1], guessed.tokens.shape[1])
+        depth = max(copied.depth, guessed.depth)
+        copied, guessed = copied.padded(num_nodes, depth), guessed.padded(num_nodes, depth)
+        copies_here = [[copy is not None] for copy in copies]
+        copies_here = torch.tensor(copies_here, device=self.device)  # [B, 1]
+        tokens = torch.where(copies_here, copied.tokens, guessed.tokens)
+        parents = torch.where(copies_here, copied.layout.parents, guessed.layout.parents)
+        return Draft(tokens, Tree(parents, depth))
 
 
 def build_drafter(args, target) -> Drafter:
@@ -161,11 +154,11 @@ def build_drafter(args, target) -> Drafter:
         static = StaticAutomaton.open(args.static_path, load_tokenizer(args.model_path))
     numbers = (args.n_predicts, args.alpha, args.len_threshold, args.len_bias)
     settings = Settings(*numbers, combined=other is not None)
-    pad_to = args.n_predicts - 1 if target.static_shapes else None
     facts = static.facts if static else dict
-    deepest = args.n_predicts - 1 if static and other is None else None
-    rows = SamRows(lambda: SamRow(settings, static), pad_to, facts, deepest)
-    return rows if other is None else CombinedDrafter(rows, other)
+    num_draft = args.n_predicts - 1
+    max_depth = num_draft if static and other is None else None  # trees come from the corpus
+    copies = PerSequence(lambda: SamSequence(settings, static), num_draft, max_depth, facts)
+    return copies if other is None else CombinedDrafter(copies, other)
 
 
 def auxiliary(name: str, args, target) -> Drafter | None:
@@ -176,8 +169,7 @@ def auxiliary(name: str, args, target) -> Drafter | None:
         from model.recycling.drafter import RecyclingDrafter, read_tree
 
         tree = read_tree(str(Path(__file__).with_name("recycling_tree.json")), target.vocab_size)
-        where = target.vocab_size, target.device
-        return RecyclingDrafter(tree, *where, is_warm(args), runtime=args.runtime)
+        return RecyclingDrafter(tree, target.vocab_size, target.device, is_warm(args))
     if name == "eagle2":
         from model.eagle2.inference_eagle2 import build
 
@@ -185,7 +177,5 @@ def auxiliary(name: str, args, target) -> Drafter | None:
             raise BadInput("--auxiliary eagle2 needs --eagle-path")
         if is_warm(args):
             raise BadInput("--state warm: --auxiliary eagle2 keeps no state")
-        drafter = build(args, target)
-        drafter.foreign = max(drafter.rows, args.n_predicts)  # steps may commit a whole copy
-        return drafter
+        return build(args, target)
     raise BadInput(f"--auxiliary {name}: no such drafter")

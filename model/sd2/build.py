@@ -5,13 +5,13 @@ from __future__ import annotations
 from model.common.contract.drafter import Drafter
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import read_config
+from model.common.target.draft_model import load_draft_model
 from model.common.target.loading import check_model_path
 from model.common.target.model import Target
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import SortedDraft
 from model.sd2.flags import USUAL, resolve, shape_of
 from model.sd2.tree import SortedTreeDrafter
-from model.sps.drafter import load_draft_model
 
 
 def make_drafter(args, target: Target) -> Drafter:
@@ -45,4 +45,4 @@ def load_sorted(args, target: Target) -> SortedDraft:
     loaded = load_draft_model(args, target, USUAL)
     if loaded.twin:
         exits = [loaded.twin.depth_of(layers) for layers in exits]
-    return SortedDraft(loaded.model, exits, thresholds, args.runtime)
+    return SortedDraft(loaded, exits, thresholds)

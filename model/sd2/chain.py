@@ -1,4 +1,8 @@
-"""A chain of a sorted draft: every token starts in the shallowest exit (S2D)."""
+"""A chain of a sorted draft: every token starts in the shallowest exit (S2D).
+
+The first token of a turn is no exception: it leaves at the first exit that is sure enough, where
+the authors' code takes it from the last one, with which it reads the prompt.
+"""
 
 from __future__ import annotations
 
@@ -18,54 +22,42 @@ class SortedChainDrafter(SpSDrafter):
 
     def __init__(self, draft: SortedDraft, target, schedule: str, num_draft: int, guess: str):
         super().__init__(draft, target, schedule, num_draft, 0.0)
-        self.in_calls = False  # an exit is chosen before a token is
-        self.guess = guess
-        self.reads_per_step = num_draft * draft.reads_per_row
+        self.model, self.guess = draft, guess
+        self.reads_per_step = self.max_nodes * draft.reads_per_row
         self.forget()
 
     def forget(self):
-        self.draft.forget()
-        self.counts = [0] * len(self.draft.exits)
-
-    def start(self, prefill, max_lengths, sampler):
-        super().start(prefill, max_lengths, sampler)
-        self.running = (prefill.count > 0).tolist()
-        lengths = zip(prefill.host_ids, self.running)
-        self.lengths_now = [len(ids) if runs else 2 for ids, runs in lengths]
-        self.draft.keep(self.lengths_now, self.lengths_now)
-
-    def warm(self, capacity):
-        self.draft.warm(capacity + self.num_draft, [(2, 1), (1, 1)])
+        self.model.forget()
+        self.counts = [0] * len(self.model.exits)
 
     def propose(self):
-        self.left = []  # [node][sequence] exit, None where it drafts no more
+        self.left = []  # [node][slot] exit, None where it drafts no more
         return super().propose()
 
-    def _read(self, unread, node):
-        live = [runs and length > node for runs, length in zip(self.running, self.lengths)]
-        logits, left = self.draft.read(unread, live)
+    def _read(self, node, token):
+        rows = self.draft.unread() if node == 0 else token.unsqueeze(1)
+        live = [length > node for length in self.lengths]
+        logits, left = self.model.read(rows.clamp(max=self.draft.last_id), live)
         self.left.append([block if drafts else None for block, drafts in zip(left, live)])
         return logits[:, -1]
 
     def _choose(self, logits, node):
         if self.guess == "argmax":
-            return logits[..., : self.vocab_size].argmax(-1), None, None
+            return logits.argmax(-1), None
         return super()._choose(logits, node)
 
     def observe(self, step):
+        before = self.draft.committed[:]
         super().observe(step)
-        before = self.lengths_now
-        self.running = [bool(ids) for ids in step.host_ids]
-        for blocks in self.left:
-            for block, runs in zip(blocks, self.running):
-                if runs and block is not None:
-                    self.counts[block] += 1
-        self.lengths_now = [
-            length + len(ids) if ids else 2 for length, ids in zip(before, step.host_ids)
-        ]
-        self.draft.keep(self.lengths_now, before)
-        self.reads_per_step = max(self.planned) * self.draft.reads_per_row
+        for block in sum(self.left, []):
+            if block is not None:
+                self.counts[block] += 1
+        self.model.keep(self.draft.committed, before)
+
+    def end(self, slots):
+        super().end(slots)
+        self.model.keep(self.draft.committed, self.draft.committed)
 
     def facts(self):
-        by_exit = zip(self.draft.exits, self.counts)
-        return {f"drafted_at_exit_{layer}": count for layer, count in by_exit} | self.draft.facts()
+        by_exit = zip(self.model.exits, self.counts)
+        return {f"drafted_at_exit_{layer}": count for layer, count in by_exit} | self.model.facts()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from model.common.args import add_draft_scale, at_least
+from model.common.args import add_draft_scale, add_weights, at_least, mini_weights
 from model.common.errors import BadInput
 
 EXITS_FIELD, THRESHOLDS_FIELD = "sd2_exits", "sd2_thresholds"  # of a draft's config.json
 THRESHOLD = 0.5  # of every exit but the last, where nothing else is known
 USUAL = "4096x12x11008"  # size of the draft's twin: the published one is 12 layers of Vicuna-7B
+PUBLISHED = "parsakaveh/SD2-SoFT-Draft"
+PUBLISHED_EXITS = [6, 9, 12]  # its config.json names none
+DRAFTS = {"mini": mini_weights("sd2"), "vicuna-7b-v1.3": PUBLISHED}
 READ_BY = {  # the draft's shape -> its flags and their defaults
     "tree": {"total_token": 60, "depth": 4, "draft_top_k": 10},
     "chain": {"schedule": "heuristic", "num_draft": 5, "guess": "sample"},
@@ -19,7 +22,7 @@ READ_BY = {  # the draft's shape -> its flags and their defaults
 def add_draft_flags(parser):
     """Declare the method's flags."""
     add = parser.add_argument
-    add("--drafter-path", required=True, help="draft model with exits: directory or hub id")
+    add_weights(parser, "--drafter-path", "draft model with exits", DRAFTS)
     add("--drafter-device", help="where the draft model sits (default: the target's)")
     add_draft_scale(parser, USUAL)
     add("--exits", type=exit_list, help="layers to leave after (default: sd2_exits of config.json)")
@@ -118,6 +121,8 @@ def resolve(args, config: dict) -> tuple[list[int], list[float]]:
     """
     path = f"{args.drafter_path}/config.json"
     stored = _of_config(config, EXITS_FIELD, checked_exits, path)
+    if stored is None and args.drafter_path == PUBLISHED:
+        stored = PUBLISHED_EXITS
     exits = args.exits or stored
     if exits is None:
         raise BadInput(

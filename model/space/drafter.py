@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.contract.drafter import Draft, Drafter
+from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 from model.common.loop.ranking import best_id
-from model.common.target.runtime import make_runtime
 
 IDS_FIELD, NUM_FIELD = "space_mask_ids", "space_mask_num"  # in the fine-tuned model's config.json
 DEFAULT_NUM = 5
@@ -61,42 +61,32 @@ class SpaceDrafter(Drafter):
     """One static tree for all steps; the first step of an answer has masks and no candidates.
 
     mask_ids  the mask token of each place of a group, [k]
+    nodes     [B, n] of the next draft
     """
 
-    ahead = True
-
-    def __init__(self, mask_ids: list[int], device, runtime: str = "eager"):
+    def __init__(self, mask_ids: list[int], device):
         k = len(mask_ids)
         self.mask_ids = torch.tensor(mask_ids, dtype=torch.long, device=device)
-        self.parents = torch.tensor(tree_parents(k), dtype=torch.long, device=device)
-        place = torch.arange(k * (k + 2), device=device) % (k + 1)
+        self.tree = Tree(torch.tensor(tree_parents(k), dtype=torch.long, device=device), k)
+        self.max_nodes, self.max_depth = k * (k + 2), k
+        place = torch.arange(self.max_nodes, device=device) % (k + 1)
         self.probe = place < k
-        self.masks = self.mask_ids[place.clamp(max=k - 1)]  # [n], as all rows' at first
+        self.masks = self.mask_ids[place.clamp(max=k - 1)]  # [n]
         self.candidates = torch.arange(1, k + 1, device=device) * (k + 1) - 1  # nodes c_1 .. c_k
         self.group = torch.arange(1, k + 1, device=device)  # rows of group 0
-        self.runtime = make_runtime(runtime, self._next_nodes, self.mask_ids.device)
-        self.seen = None  # (shape, type) of a step's logits
 
-    def shapes(self):
-        return [DraftShape(len(self.parents), self.parents, len(self.mask_ids))]
+    def reserve(self, num_slots, capacity, sampler):
+        self.nodes = self.nodes_of(self.mask_ids.new_full((num_slots, len(self.mask_ids)), -1))
 
-    @torch.inference_mode()
-    def warm(self, capacity):
-        if self.seen is not None:
-            shape, dtype = self.seen
-            logits = self.mask_ids.new_zeros(shape, dtype=dtype)
-            self.runtime(logits, self.mask_ids.new_zeros(len(logits)))
-
-    def start(self, prefill, max_lengths, sampler):
-        shape = len(prefill.next_token), len(self.mask_ids)
-        self.nodes = self.nodes_of(self.mask_ids.new_full(shape, -1))
+    def start(self, prompt):
+        nothing = self.mask_ids.new_full((len(prompt.slots), len(self.mask_ids)), -1)
+        self.nodes[prompt.slots] = self.nodes_of(nothing)
 
     def propose(self):
-        return Draft(self.nodes, self.parents, len(self.mask_ids), probe=self.probe)
+        return Draft(self.nodes, self.tree, probe=self.probe)
 
     def observe(self, step):
-        self.seen = step.logits.shape, step.logits.dtype
-        self.nodes = self.runtime(step.logits, step.count)
+        self.nodes = self._next_nodes(step.logits, step.count)
 
     def nodes_of(self, tokens: Tensor) -> Tensor:
         """All nodes [B, n] with candidates [B, k]; -1 = none."""

@@ -7,8 +7,10 @@ Run:    python -m model.space.inference_space --model-path AntMan/vicuna-v1.3-7b
         --mask-id 32002
 """
 
-from model.common.args import at_least
+from model.common.args import at_least, target_name
 from model.common.eval import main
+
+PUBLISHED_MASKS = {"vicuna-v1.3-7b-space": [32002]}  # its config.json names none
 
 
 def add_args(parser):
@@ -30,8 +32,9 @@ def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
     from model.space.drafter import SpaceDrafter, read_masks
 
-    masks = read_masks(target.model.config, args.mask_id, args.mask_num)
-    return SpaceDrafter(masks, target.device, args.runtime)
+    mask_ids = args.mask_id or PUBLISHED_MASKS.get(target_name(args.model_path))
+    masks = read_masks(target.model.config, mask_ids, args.mask_num)
+    return SpaceDrafter(masks, target.device)
 
 
 if __name__ == "__main__":

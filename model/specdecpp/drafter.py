@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from model.common.contract.drafter import Drafter, DraftShape, EmptyDrafter, Needs
+from model.common.contract.drafter import Drafter
+from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
+from model.common.target.draft_model import load_draft_model
 from model.specdecpp.heads import grown_head, load_head
-from model.sps.drafter import SHORTEST, SpSDrafter, load_draft_model
+from model.sps.drafter import SpSDrafter
 
 
 class SpecDecPPDrafter(SpSDrafter):
-    """A draft model's chain that an acceptance head ends, per row.
+    """A draft model's chain that an acceptance head ends, per slot.
 
     The state that candidate s is drawn from has read candidate s - 1, so with it the head scores
     candidates 1 .. s - 1. Whether the draft ends after candidate s is decided by these alone, and
@@ -21,12 +23,8 @@ class SpecDecPPDrafter(SpSDrafter):
                model's device (heads.AcceptanceHead.accepted)
     threshold  the draft ends where 1 - the product of these probabilities is above it
     bounds     candidates of a draft: at least, at most
-    eos_ids    a row's draft ends with one of these, whatever the bounds
+    eos_ids    a slot's draft ends with one of these, whatever the bounds
     """
-
-    # not used of a prompt: the hooks that hear states are set by the first forward that asks for
-    # them, which may not be a compiled one
-    reads = Needs(hidden=("last",))
 
     def __init__(self, draft, target, head, threshold: float, bounds, eos_ids=()):
         self.fewest, most = bounds
@@ -35,49 +33,33 @@ class SpecDecPPDrafter(SpSDrafter):
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draft.device)
         self.reads_per_step = most - 1  # nothing is asked after the last candidate
 
-    def shapes(self):
-        widths, width = [], SHORTEST
-        while not widths or width < 2 * self.num_draft:  # up to the first that holds num_draft
-            widths.append(width)
-            width *= 2
-        return [DraftShape(width) for width in widths]
-
-    def start(self, prefill, max_lengths, sampler):
-        super().start(prefill, max_lengths, sampler)
-        self.running = (prefill.count > 0).to(self.draft.device)
-
     def propose(self):
-        self.survival = torch.ones(len(self.running), device=self.draft.device)
+        num_slots = len(self.draft.committed)
+        self.survival = torch.ones(num_slots, device=self.draft.model.device)
         return super().propose()
 
-    def _read(self, unread, node):
-        logits, hidden = self.draft.read(unread, None, None, self.committed + node, ("last",))
-        if 0 < node < self.num_draft - 1:  # the first state is a committed token's
-            self.survival = self.survival * self.head(hidden["last"][:, -1])
-        return logits[:, -1]
+    def _read(self, node, token):
+        if node == 0:
+            return self.draft.catch_up()
+        logits, hidden = self.draft.read(token.unsqueeze(1), ("last",))
+        if node < self.num_draft - 1:
+            self.survival = self.survival * self.head(hidden["last"])
+        return logits
 
-    def _goes_on(self, node, token, sure):
-        if node == self.num_draft - 1:
-            return None
-        goes_on = self.running & ~torch.isin(token, self.eos_ids)
+    def _goes_on(self, node, logits, token, law):
+        goes_on = ~torch.isin(token, self.eos_ids)
         if node + 1 >= self.fewest:
             goes_on &= 1 - self.survival <= self.threshold
         return goes_on
 
-    def observe(self, step):
-        super().observe(step)
-        self.running = (step.count > 0).to(self.draft.device)
-
 
 def build_drafter(args, target) -> Drafter:
-    """What the command line asks for; a head that is missing or does not fit is refused."""
+    """What the command line asks for; a head that does not fit is refused."""
     if args.schedule == "none":
         return EmptyDrafter()
     if args.schedule != "ada":
         draft = load_draft_model(args, target)
         return SpSDrafter(draft, target, args.schedule, args.num_draft, 0.0)
-    if not args.head_path:
-        raise BadInput("--schedule ada needs --head-path")
     if args.bound[0] > args.bound[1]:
         raise BadInput("--bound {} {}: the first is above the second".format(*args.bound))
     draft = load_draft_model(args, target)

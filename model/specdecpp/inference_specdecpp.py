@@ -5,18 +5,24 @@ Run:    python -m model.specdecpp.inference_specdecpp --model-path meta-llama/Ll
         --drafter-path meta-llama/Llama-2-7b-chat-hf --head-path hacky/acchead-llama2-chat-7bx70b
 """
 
-from model.common.args import add_draft_scale, at_least, between
+from model.common.args import add_draft_scale, add_weights, at_least, between, mini_weights
 from model.common.eval import main
+
+TARGET = "llama-2-70b-chat-hf"  # of the published head
+DRAFTS = {"mini": mini_weights("sps"), TARGET: "meta-llama/Llama-2-7b-chat-hf"}
+HEADS = {"mini": mini_weights("specdecpp"), TARGET: "hacky/acchead-llama2-chat-7bx70b"}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--drafter-path", required=True, help="draft model: directory or hub id")
-    parser.add_argument(
-        "--drafter-device", help="where the draft model sits (default: the target's)"
+    add_weights(
+        parser, "--drafter-path", "draft model", DRAFTS, lambda args: args.schedule != "none"
     )
+    parser.add_argument("--drafter-device", help="of the draft model (default: the target's)")
     add_draft_scale(parser)
-    parser.add_argument("--head-path", help="acceptance head of schedule ada: directory or hub id")
+    add_weights(
+        parser, "--head-path", "acceptance head of ada", HEADS, lambda args: args.schedule == "ada"
+    )
     parser.add_argument(
         "--schedule",
         choices=("constant", "heuristic", "ada", "none"),

@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.contract.drafter import Draft, EmptyDrafter, Needs
+from model.common.contract.drafter import Needs
+from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
-from model.common.loop.decode import generate, pad_right
+from model.common.loop.decode import generate
 from model.common.loop.sampling import Sampler, draw, seed_of, warp
+from model.common.loop.source import pad_right
+from model.common.target.draft_model import load_draft_model
 from model.common.target.model import Target
-from model.sps.drafter import load_draft_model
 
 PROPOSAL = 1  # of the seeds of a record: its answer's is 0
 
@@ -92,9 +94,9 @@ def logits_along(model: Target, prefixes: list[list[int]], answers: list[list[in
     ids = pad_right(prefixes, model.device).clamp(max=last_id)
     tokens = pad_right(answers, model.device).clamp(max=last_id)  # [B, T]
     lengths = [len(prefix) for prefix in prefixes]
-    capacity = max(lengths) + tokens.shape[1] + 1
-    first = model.prefill(ids, lengths, capacity, Needs()).logits
-    later, _ = model.forward(tokens[:, 0], Draft.chain(tokens[:, 1:]), max(lengths) + 1)
+    model.reserve(len(lengths), max(lengths) + tokens.shape[1])
+    first = model.prefill(list(range(len(lengths))), ids, lengths, Needs()).logits
+    later, _ = model.read(tokens, None, None, max(lengths))
     return torch.cat([first.unsqueeze(1), later[:, :-1]], 1)
 
 

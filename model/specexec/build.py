@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from model.common.contract.drafter import Drafter, EmptyDrafter
-from model.common.errors import BadInput
+import copy
+
+from model.common.contract.drafter import Drafter
+from model.common.contract.sequence import EmptyDrafter
+from model.common.target.draft_model import load_draft_model
 from model.common.target.model import Target
-from model.sps.drafter import load_draft_model
 
 
 def load_draft(args, target: Target) -> Target | None:
     """The draft model, None where nothing is drafted."""
     if args.gen_type == "zero":
         return None
-    if args.drafter_path is None:
-        raise BadInput(f"--gen-type {args.gen_type} needs --drafter-path")
+    if args.gen_type == "specexec" and args.runtime == "cudagraph":
+        args = copy.copy(args)
+        args.runtime = "eager"  # hardly two passes are alike: each would be recorded anew
     return load_draft_model(args, target)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.common.args import at_least, between
+from model.common.args import add_weights, at_least, between
 from model.common.errors import BadInput
+from model.sps.inference_sps import DRAFTS as PATHS
 
 SHAPE = ("max_num_beams", "max_beam_len")
 GROWTH = ("max_budget", "max_branch_width", "min_log_prob", "decay")
 DRAFTS = ("drafter_path", "drafter_device", "draft_temperature")
 READ_BY = {
     "specexec": (*DRAFTS, *SHAPE, *GROWTH),
-    "specinfer": (*DRAFTS, *SHAPE, "replacement"),
+    "specinfer": (*DRAFTS, *SHAPE, "draws", "replacement"),
     "zero": (),
 }
 NODES = 128  # of a draft, where no flag says otherwise
@@ -26,6 +27,7 @@ class Shape:
     beam_len      passes of the draft model, hence most tokens of a path
     budget        nodes of a draft
     branch_width  successors of a node that are looked at
+    best          specinfer: nothing is drawn
     """
 
     num_beams: int
@@ -36,6 +38,7 @@ class Shape:
     decay: float = 0.95
     temperature: float = 1.0
     replacement: bool = False
+    best: bool = False
 
 
 def add_tree_flags(parser, listed=lambda kind: kind):
@@ -45,9 +48,11 @@ def add_tree_flags(parser, listed=lambda kind: kind):
         "--gen-type",
         choices=tuple(READ_BY),
         default="specexec",
-        help="specexec: the best tree; specinfer: sampled chains; zero: no draft",
+        help="specexec: the best tree; specinfer: several chains; zero: no draft",
     )
-    add("--drafter-path", help="draft model: directory or hub id (all but zero)")
+    add_weights(
+        parser, "--drafter-path", "draft model", PATHS, lambda args: args.gen_type != "zero"
+    )
     add("--drafter-device", help="where the draft model sits (default: the target's)")
     count = listed(at_least(1))
     add(
@@ -67,8 +72,19 @@ def add_tree_flags(parser, listed=lambda kind: kind):
         help="passes of the draft model, bound of a draft's depth (default: 32, specinfer: 16)",
     )
     add(
+        "--draft-temperature",
+        type=between(1e-2, 100),
+        help="of the draft model's distributions (default: 1, whatever --temperature is)",
+    )
+    _add_growth(add, listed)
+    _add_draws(add)
+
+
+def _add_growth(add, listed):
+    """SpecExec's own flags, but for the budget."""
+    add(
         "--max-branch-width",
-        type=count,
+        type=listed(at_least(1)),
         help="specexec: successors of a node looked at (default: 32)",
     )
     add(
@@ -81,12 +97,17 @@ def add_tree_flags(parser, listed=lambda kind: kind):
         type=between(1e-3, 1),
         help="specexec: factor on a path's probability per token (default: 0.95)",
     )
+
+
+def _add_draws(add):
+    """SpecInfer's own flags."""
     add(
-        "--draft-temperature",
-        type=between(1e-2, 100),
-        help="of the draft model's distributions (default: 1, whatever --temperature is)",
+        "--draws",
+        choices=("sample", "best"),
+        help="specinfer: draw the chains at every temperature of the target, as published, or take "
+        "the draft model's best ones (default: sample)",
     )
-    add("--replacement", action="store_true", help="specinfer: first tokens may repeat")
+    add("--replacement", action="store_true", help="specinfer: drawn first tokens may repeat")
 
 
 def between_nodes(text: str) -> int:
@@ -109,7 +130,12 @@ def shape_of(args, num_ids: int) -> Shape | None:
         beams, length = given["max_num_beams"] or 8, given["max_beam_len"] or 16
         if beams > num_ids:
             raise BadInput(f"--max-num-beams {beams}: both models know {num_ids} tokens")
-        return Shape(beams, length, beams * length, replacement=args.replacement, **common)
+        best = args.draws == "best"
+        for name in ("draft_temperature", "replacement") if best else ():
+            if getattr(args, name):
+                raise BadInput(f"--{name.replace('_', '-')} says nothing to --draws best")
+        common |= {"replacement": args.replacement, "best": best}
+        return Shape(beams, length, beams * length, **common)
     budget, width = given["max_budget"] or NODES, given["max_branch_width"]
     beams = given["max_num_beams"] or min(128, budget)
     if beams > budget:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.contract.drafter import Draft, Drafter, DraftShape
+from model.common.contract.drafter import Draft, Drafter
+from model.common.contract.trees import Tree
 from model.common.loop.ranking import best_id, top_ids
 from model.common.loop.sampling import draw
 from model.specexec.flags import Shape
@@ -34,94 +35,85 @@ class SpecInferDrafter(Drafter):
     """SpecInfer's tree (arXiv 2305.09781) as in arXiv 2406.02532: num_beams chains of beam_len.
 
     The chains' first tokens are drawn without replacement unless `replacement`, the later ones
-    independently. Every node carries the law it was drawn from, so multi-round acceptance is exact.
-    At temperature 0 nothing is drawn: the best first tokens, each continued by the best ones.
+    independently, at every temperature of the target. When sampling, every node carries the law it
+    was drawn from, so multi-round acceptance is exact; at temperature 0 nodes are point guesses.
+    With `best` nothing is drawn: the best first tokens, each continued by the best ones.
     """
 
     def __init__(self, reader: TreeReader, shape: Shape):
         self.reader, self.shape = reader, shape
-        self.trees: dict[int, tuple] = {}  # levels -> (parents, columns) of the nodes
+        self.max_nodes = shape.num_beams * shape.beam_len
+        self.max_depth = None if shape.num_beams == 1 else shape.beam_len
+        self.trees: dict[int, Tree] = {}  # by their number of levels
 
-    def start(self, prefill, max_lengths, sampler):
+    def reserve(self, num_slots, capacity, sampler):
         self.sampler = sampler
-        self.reader.start(prefill, max_lengths, self._tree(self.shape.beam_len)[0].shape[0])
+        self.reader.reserve(num_slots, capacity, self.max_nodes)
 
-    def shapes(self):
-        parents = self._tree(self.shape.beam_len)[0]
-        if self.shape.num_beams == 1:
-            return [DraftShape(len(parents))]
-        return [DraftShape(len(parents), parents, self.shape.beam_len)]
-
-    def warm(self, capacity):
-        self.reader.draft.warm(capacity + self.shape.budget)
-
-    def _tree(self, num_levels: int) -> tuple[Tensor, Tensor]:
-        """(parents, draft model's columns) of the nodes, level by level; the last is never read."""
-        if num_levels not in self.trees:
-            beams, device = self.shape.num_beams, self.reader.device
-            nodes = torch.arange(beams * num_levels, device=device)
-            columns = nodes.masked_fill(nodes >= beams * (num_levels - 1), -1)
-            columns = columns.to(self.reader.draft.device).unsqueeze(0)
-            self.trees[num_levels] = ((nodes - beams).clamp(min=-1), columns)
-        return self.trees[num_levels]
+    def start(self, prompt):
+        self.reader.start(prompt)
 
     def propose(self):
         reader, beams = self.reader, self.shape.num_beams
-        self.num_levels = min(self.shape.beam_len, max(reader.room))
-        if self.num_levels and reader.static_shapes:
-            self.num_levels = self.shape.beam_len
-        batch = len(reader.room)
-        if self.num_levels == 0:
-            return Draft.chain(torch.empty(batch, 0, dtype=torch.long, device=reader.device))
-        room = reader.rooms().unsqueeze(1)
-        tokens, laws = [], []
-        for level in range(self.num_levels):
-            if level == 0:
-                chosen, law = self._first(reader.catch_up())
-            else:
-                parents = torch.full_like(chosen, -1)
-                if level > 1:
-                    parents = (level - 2) * beams + torch.arange(beams, device=chosen.device)
-                    parents = parents.expand_as(chosen)
-                logits = reader.read(chosen, parents, torch.full_like(chosen, level - 1))
-                chosen, law = self._next(logits, level)
-            chosen = chosen.masked_fill(room <= level, -1)
-            tokens.append(chosen)
+        device, num_levels = reader.draft_device, min(self.shape.beam_len, max(reader.room))
+        room = torch.tensor(reader.room, device=device).unsqueeze(1)
+        if num_levels == 0:
+            return Draft(torch.empty(len(room), 0, dtype=torch.long, device=reader.device))
+        logits, tokens, laws = reader.catch_up(), [], []
+        if not self.shape.best:
+            num = reader.vocab_size + num_levels * beams
+            self.uniforms = self.sampler.spread(num).to(device)
+        for level in range(num_levels):
+            if level > 0:
+                above = tokens[-1]
+                parents = self._columns(level - 2).expand_as(above)
+                logits = reader.read(above, parents, torch.full_like(above, level - 1))
+            chosen, law = self._choose(logits, level)
+            tokens.append(chosen.masked_fill(room <= level, -1))
             laws.append(law)
         return self._as_draft(tokens, laws)
 
-    def _law(self, logits: Tensor) -> Tensor:
-        """Probabilities over the target's vocabulary."""
+    def _columns(self, level: int) -> Tensor:
+        """The draft model's columns of a level's nodes, [beams]; -1 = the root."""
+        beams = torch.arange(self.shape.num_beams, device=self.reader.draft_device)
+        return (level * self.shape.num_beams + beams).clamp(min=-1)
+
+    def _choose(self, logits: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """Choose a level's tokens from logits [B, V] after the root, [B, beams, V] after nodes.
+
+        Returns (tokens [B, beams], the laws that they were drawn from [B, beams, V] or None).
+        """
+        beams, vocab_size = self.shape.num_beams, self.reader.vocab_size
+        if self.shape.best:
+            return (top_ids(logits, beams) if level == 0 else best_id(logits)), None
         law = (logits.float() / self.shape.temperature).softmax(-1)
-        return torch.nn.functional.pad(law, (0, self.reader.vocab_size - law.shape[-1]))
-
-    def _uniforms(self, first: int, num: int) -> Tensor:
-        """This step's own uniforms [B, num], after its first ones: vocabulary, then nodes."""
-        return self.sampler.spread(first + num)[:, first:].to(self.reader.draft.device)
-
-    def _first(self, logits: Tensor):
-        beams = self.shape.num_beams
-        if self.sampler.greedy:
-            return top_ids(logits, min(beams, logits.shape[-1])), None
-        law = self._law(logits)
-        if self.shape.replacement:
-            wide = law.unsqueeze(1).expand(-1, beams, -1)
-            return draw(wide, self._uniforms(law.shape[-1], beams)), wide
-        return without_replacement(law, self._uniforms(0, law.shape[-1]), beams)
-
-    def _next(self, logits: Tensor, level: int):
-        if self.sampler.greedy:
-            return best_id(logits), None
-        law, beams = self._law(logits), self.shape.num_beams
-        return draw(law, self._uniforms(law.shape[-1] + level * beams, beams)), law
+        law = torch.nn.functional.pad(law, (0, vocab_size - law.shape[-1]))
+        if level == 0 and not self.shape.replacement:
+            return without_replacement(law, self.uniforms[:, :vocab_size], beams)
+        if level == 0:
+            law = law.unsqueeze(1).expand(-1, beams, -1)
+        first = vocab_size + level * beams
+        return draw(law, self.uniforms[:, first : first + beams]), law
 
     def _as_draft(self, tokens: list[Tensor], laws: list) -> Draft:
-        nodes = torch.cat(tokens, 1).to(self.reader.device)
-        probs = None if laws[0] is None else torch.cat(laws, 1).to(self.reader.device)
+        nodes, probs = torch.cat(tokens, 1).to(self.reader.device), None
+        if not (self.shape.best or self.sampler.greedy):
+            probs = torch.cat(laws, 1).to(self.reader.device)
         if self.shape.num_beams == 1:
-            return Draft.chain(nodes, probs)
-        return Draft(nodes, self._tree(self.num_levels)[0], self.num_levels, probs)
+            return Draft(nodes, probs=probs)
+        return Draft(nodes, self._tree(len(tokens)), probs)
+
+    def _tree(self, num_levels: int) -> Tree:
+        """Level by level: node i goes on from node i - beams."""
+        if num_levels not in self.trees:
+            beams = self.shape.num_beams
+            parents = torch.arange(-beams, beams * (num_levels - 1), device=self.reader.device)
+            self.trees[num_levels] = Tree(parents.clamp(min=-1), num_levels)
+        return self.trees[num_levels]
 
     def observe(self, step):
-        columns = self._tree(max(self.num_levels, 1))[1]
+        columns = torch.arange(self.max_nodes, device=self.reader.draft_device).unsqueeze(0)
         self.reader.observe(step, columns)
+
+    def end(self, slots):
+        self.reader.end(slots)

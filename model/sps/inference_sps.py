@@ -5,13 +5,15 @@ Run:    python -m model.sps.inference_sps --model-path lmsys/vicuna-7b-v1.3 --dr
         double7/vicuna-68m
 """
 
-from model.common.args import add_draft_scale, at_least, between
+from model.common.args import add_draft_scale, add_weights, at_least, between, mini_weights
 from model.common.eval import main
+
+DRAFTS = {"mini": mini_weights("sps"), "vicuna-7b-v1.3": "double7/vicuna-68m"}
 
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--drafter-path", required=True, help="draft model: directory or hub id")
+    add_weights(parser, "--drafter-path", "draft model", DRAFTS)
     parser.add_argument(
         "--drafter-device", help="where the draft model sits (default: the target's)"
     )
@@ -33,7 +35,8 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
-    from model.sps.drafter import SpSDrafter, load_draft_model
+    from model.common.target.draft_model import load_draft_model
+    from model.sps.drafter import SpSDrafter
 
     draft = load_draft_model(args, target)
     return SpSDrafter(draft, target, args.schedule, args.num_draft, args.confidence)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from model.common.errors import BadInput
 from model.common.loop.clock import now
-from model.common.loop.decode import check_lengths
+from model.common.loop.source import check_length
 from model.common.loop.turns import StopRules, Turn
+from model.common.target.attention import own_attention
 
 
 def check(args) -> None:
@@ -23,15 +26,14 @@ def check(args) -> None:
 
 
 class _Stops:
-    """A stopping criterion for stop strings; its first call tells when the first token stood."""
+    """A stopping criterion for stop strings; its calls tell when every token stood."""
 
     def __init__(self, device, stop: StopRules, num_prompt: int):
-        self.device, self.first = device, None
+        self.device, self.times = device, []
         self.stop, self.num_prompt = stop, num_prompt
 
     def __call__(self, ids, scores, **_):
-        if self.first is None:
-            self.first = now(self.device)
+        self.times.append(now(self.device) if not self.times else time.perf_counter())
         ends = False
         if self.stop.strings:
             new = ids[0, self.num_prompt :].tolist()
@@ -47,46 +49,48 @@ def _sampling_options(sampler) -> dict:
 
 
 @torch.inference_mode()
-def generate(
-    target, drafter, prompts, sampler, seeds, stop: StopRules, max_new_tokens, typical=None
-):
-    """decode.generate's signature over model.generate; phases are not known, a token is a step."""
-    from transformers import GenerationConfig, StoppingCriteriaList
+def run(target, source, sampler, stop: StopRules) -> None:
+    """Answer all that a decode.Source gives; phases are not known, a token is a step."""
+    from transformers import GenerationConfig
 
-    model, device = target.model, target.device
     # the loop knows neither the model's penalties nor its sampling defaults, so generate() must not
-    model.generation_config = GenerationConfig(eos_token_id=sorted(stop.eos_ids) or None)
-    target.model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-    turns = []
-    for ids, seed in zip(prompts, seeds):
-        limit = check_lengths(target, [ids], [max_new_tokens])[0]
-        inputs = torch.tensor([ids], device=device)
-        torch.manual_seed(seed)
-        stops = _Stops(device, stop, len(ids))
-        begin = now(device)
-        output = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=limit,
-            eos_token_id=sorted(stop.eos_ids) or None,
-            pad_token_id=min(stop.eos_ids, default=0),
-            stopping_criteria=StoppingCriteriaList([stops]),
-            **_sampling_options(sampler),
-        )
-        end = now(device)
-        new = output[0, len(ids) :].tolist()
-        kept, reason = stop.cut(new, len(new), limit)
-        steps = kept - 1
-        turns.append(
-            Turn(
-                output_ids=new[:kept],
-                finish_reason=reason or "length",
-                prefill_s=(stops.first or end) - begin,
-                wall_s=end - begin,
-                accept_lengths=[1] * steps,
-                drafted=[0] * steps,
-                depth=[0] * steps,
-                phase_s={},
-            )
-        )
-    return turns
+    target.model.generation_config = GenerationConfig(eos_token_id=sorted(stop.eos_ids) or None)
+    own_attention(target.model)
+    while (request := source.take(0)) is not None:
+        source.done(request, answer(target, request, sampler, stop))
+
+
+def answer(target, request, sampler, stop: StopRules) -> Turn:
+    """One answer by model.generate()."""
+    from transformers import StoppingCriteriaList
+
+    device, ids = target.device, request.ids
+    limit = check_length(target, ids, request.limit)
+    inputs = torch.tensor([ids], device=device)
+    torch.manual_seed(request.seed)
+    stops = _Stops(device, stop, len(ids))
+    unix, begin = time.time(), now(device)
+    output = target.model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=limit,
+        eos_token_id=sorted(stop.eos_ids) or None,
+        pad_token_id=min(stop.eos_ids, default=0),
+        stopping_criteria=StoppingCriteriaList([stops]),
+        **_sampling_options(sampler),
+    )
+    end = now(device)
+    new = output[0, len(ids) :].tolist()
+    kept, reason = stop.cut(new, len(new), limit)
+    steps = kept - 1
+    return Turn(
+        output_ids=new[:kept],
+        finish_reason=reason or "length",
+        prefill_s=(stops.times[0] if stops.times else end) - begin,
+        wall_s=end - begin,
+        accept_lengths=[1] * steps,
+        drafted=[0] * steps,
+        depth=[0] * steps,
+        begin_s=unix,
+        step_end_s=[stamp - begin for stamp in stops.times[1 : steps + 1]],
+    )

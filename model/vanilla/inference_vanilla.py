@@ -21,7 +21,7 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target: it never guesses."""
-    from model.common.contract.drafter import EmptyDrafter
+    from model.common.contract.sequence import EmptyDrafter
 
     return EmptyDrafter()
 
@@ -30,10 +30,10 @@ def engine(args):
     """transformers' generate in place of the loop, when asked for."""
     if args.engine == "loop":
         return None
-    from model.vanilla.hf_engine import check, generate
+    from model.vanilla.hf_engine import check, run
 
     check(args)
-    return generate
+    return run
 
 
 if __name__ == "__main__":

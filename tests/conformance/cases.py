@@ -16,7 +16,7 @@ from pathlib import Path
 import conftest
 import torch
 from conftest import FAMILIES, make_model
-from test_methods import METHODS, TINY_FLAGS, TINY_LAYERS
+from tiny_methods import METHODS, TINY_FLAGS, TINY_LAYERS
 
 from model.common import args as arguments
 from model.common.loop.decode import generate
@@ -40,6 +40,8 @@ SHAPE = {
     "tie_word_embeddings": False,
 }
 CHAIN = ["--draft", "chain"]
+SPECINFER = ["--drafter-path", "", "--gen-type", "specinfer"]
+SPECINFER += ["--max-num-beams", "3", "--max-beam-len", "4"]
 # further ways to run a method, beside its defaults: {method: {name: flags}}; the path of a draft
 # model is filled in
 VARIANTS = {
@@ -47,10 +49,8 @@ VARIANTS = {
     "sd2": {"chain": lambda paths: ["--drafter-path", "", "--exits", "1,2,3", *CHAIN]},
     "samd": {"recycling": lambda paths: ["--auxiliary", "recycling"]},
     "specexec": {
-        "specinfer": lambda paths: [
-            *["--drafter-path", "", "--gen-type", "specinfer"],
-            *["--max-num-beams", "3", "--max-beam-len", "4"],
-        ]
+        "specinfer": lambda paths: SPECINFER,
+        "best": lambda paths: [*SPECINFER, "--draws", "best"],
     },
     "sps": {
         "confidence": lambda paths: [*TINY_FLAGS["sps"](paths), "--schedule", "confidence"],
@@ -61,7 +61,7 @@ VARIANTS = {
 def make_prompts(num: int = 4) -> list[list[int]]:
     """Ragged prompts with token 0 in them, and ids that the tokenizer does not know."""
     generator = torch.Generator().manual_seed(0)
-    lengths = [5, 19, 11, 2, 30, 7][:num]
+    lengths = [5, 19, 11, 2, 30, 7, 13, 3, 24][:num]
     return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
@@ -225,20 +225,15 @@ class Case:
         return script.build(args, self.target)
 
     def decode(self, prompts, limit=LENGTH, batch=None, stop=None, drafter=None, **sampling):
-        """Turns of all prompts, decoded `batch` at a time (default: together).
+        """Turns of all prompts in `batch` slots (default: one each), which are filled again.
 
         sampling: sampler (default: greedy) and seeds, one a prompt.
         """
-        batch, turns = batch or len(prompts), []
         sampler = sampling.get("sampler") or Sampler()
         seeds = sampling.get("seeds") or list(range(len(prompts)))
         drafter, stop = drafter or self.drafter, stop or StopRules()
-        for begin in range(0, len(prompts), batch):
-            part = slice(begin, begin + batch)
-            turns += generate(
-                self.target, drafter, prompts[part], sampler, seeds[part], stop, limit
-            )
-        return turns
+        given = self.target, drafter, prompts, sampler, seeds, stop, limit
+        return generate(*given, num_slots=batch)
 
 
 @functools.cache

@@ -6,12 +6,14 @@ each, the checks that have to turn red and the case in which.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
 
 from conformance import greedy, law, runs
 from model.common.contract.drafter import Draft
+from model.common.contract.sequence import PerSequence
 from model.common.loop import verify
 from model.common.loop.sampling import TARGET, Sampler, draw
 from model.common.loop.turns import StopRules
@@ -19,7 +21,7 @@ from model.common.prompts.conversation import Conversation
 from model.common.prompts.prompter import Prompter
 from model.common.target.cache import KVCache
 from model.common.target.model import Target
-from model.nasd.drafter import NASDRow, NGramStore
+from model.nasd.drafter import NASDSequence, NGramStore
 from model.sps.drafter import SpSDrafter
 
 # --- acceptance rules ---
@@ -120,7 +122,7 @@ def peeking_stop(patch):
         index = last.unsqueeze(2).expand(-1, -1, draft.probs.shape[2])
         chance = draft.probs.gather(1, index).squeeze(1).gather(1, token.clamp(min=0))
         tokens.scatter_(1, last, torch.where(chance < 0.5, -1, token))
-        return Draft.chain(tokens, draft.probs)
+        return Draft(tokens, probs=draft.probs)
 
     patch.setattr(SpSDrafter, "propose", peeking)
 
@@ -152,40 +154,40 @@ def forgotten_limit(patch):
 
 def shifted_cache(patch):
     """Committed rows are taken one row too early."""
-    commit = KVCache.commit
+    keep = KVCache.keep
 
     def shifted(self, path, count):
         if path is not None:
             path = torch.where(path > 0, path - 1, path)
-        commit(self, path, count)
+        keep(self, path, count)
 
-    patch.setattr(KVCache, "commit", shifted)
+    patch.setattr(KVCache, "keep", shifted)
 
 
 def stale_rows(patch):
     """A path's rows stay where they were drafted: refused ones stand in their places."""
-    commit = KVCache.commit
-    patch.setattr(KVCache, "commit", lambda self, path, count: commit(self, None, count))
+    keep = KVCache.keep
+    patch.setattr(KVCache, "keep", lambda self, path, count: keep(self, None, count))
 
 
 def batch_keeps_the_longest(patch):
     """Every row of a batch keeps as many cache rows as the one that accepted most."""
-    commit = KVCache.commit
+    keep = KVCache.keep
 
     def longest(self, path, count):
-        commit(self, path, torch.where(count > 0, count.max(), count))
+        keep(self, path, torch.where(count > 0, count.max(), count))
 
-    patch.setattr(KVCache, "commit", longest)
+    patch.setattr(KVCache, "keep", longest)
 
 
 def read_wrapped(patch, change):
-    """Have the target's read() see change(known, depths) of every tree."""
+    """Have the target's read() see change(ancestors, depths) of every tree."""
     read = Target.read
 
-    def changed(self, tokens, known, depths, *more, **named):
-        if known is not None:
-            known, depths = change(known, depths)
-        return read(self, tokens, known, depths, *more, **named)
+    def changed(self, tokens, ancestors, depths, *more, **named):
+        if ancestors is not None:
+            ancestors, depths = change(ancestors, depths)
+        return read(self, tokens, ancestors, depths, *more, **named)
 
     patch.setattr(Target, "read", changed)
 
@@ -211,13 +213,36 @@ def positions_off_by_one(patch):
 
 def leaking_drafter(patch):
     """A cold method keeps its n-grams from question to question."""
-    start = NASDRow.start
+    start = NASDSequence.start
 
     def leaking(self, ids):
         self.shared = getattr(self, "store", None) or NGramStore(self.n, self.min_context)
         start(self, ids)
 
-    patch.setattr(NASDRow, "start", leaking)
+    patch.setattr(NASDSequence, "start", leaking)
+
+
+def wrong_slot(patch):
+    """A prompt begins in the first slots, whichever it was given."""
+    start = PerSequence.start
+
+    def first(self, prompt):
+        start(self, dataclasses.replace(prompt, slots=list(range(len(prompt.slots)))))
+
+    patch.setattr(PerSequence, "start", first)
+
+
+def stale_slot(patch):
+    """A slot is not emptied for its next sequence: the new prompt stands behind the old rows."""
+    rewind = KVCache.rewind
+
+    def kept(self, lengths, slots=None):
+        if slots is None or len(slots) == self.num_slots:
+            rewind(self, lengths, slots)
+        else:
+            rewind(self, lengths.to(self.device).clamp(min=1), slots)
+
+    patch.setattr(KVCache, "rewind", kept)
 
 
 def forgotten_answer(patch):
@@ -231,7 +256,7 @@ def forgotten_answer(patch):
 def seeds_by_order(patch):
     """What is drawn depends on how many questions the process has answered."""
     calls = itertools.count()
-    patch.setattr(Conversation, "seed", lambda self, seed, index, turn: next(calls))
+    patch.setattr(Conversation, "seed", lambda self, seed, turn: next(calls))
 
 
 # --- what has to turn red ---
@@ -266,6 +291,9 @@ EXPECTED = [  # (defect, check, method, variant)
     (seen_siblings, greedy.check_exact, "recycling", ""),
     (positions_off_by_one, greedy.check_logits, "medusa", ""),
     (positions_off_by_one, greedy.check_exact, "recycling", ""),
+    (wrong_slot, greedy.check_refilled, "pld", ""),
+    (wrong_slot, greedy.check_refilled, "nasd", ""),
+    (stale_slot, greedy.check_refilled, "vanilla", ""),
     (leaking_drafter, greedy.check_memory, "nasd", ""),
     (leaking_drafter, runs.check_order, "nasd", ""),
     (forgotten_answer, runs.check_two_turns, "vanilla", ""),

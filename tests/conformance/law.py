@@ -18,9 +18,8 @@ import functools
 
 import pytest
 import torch
-from laws import detectable
+from laws import detectable, transformers_probs
 from scipy import stats
-from test_sampling import transformers_probs
 
 from conformance.cases import CASES, VOCAB, Case, World
 from model.common.loop import verify
@@ -82,7 +81,8 @@ def baseline_words(world: World) -> list[tuple]:
     positions = []
     for row in range(NUM_GUESSED):
         sampler = Sampler(*SETTINGS)
-        sampler.start([seed_of(0, row, 0, 0)], LENGTH + 1, torch.device("cpu"))
+        sampler.reserve(1, torch.device("cpu"))
+        sampler.begin([0], [seed_of(0, row, 0, 0)], [LENGTH + 1])
         positions.append(sampler.table[TARGET, 0, :LENGTH])
     uniforms, words = torch.stack(positions), [()] * NUM_GUESSED
     for place in range(LENGTH):

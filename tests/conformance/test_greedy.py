@@ -1,7 +1,7 @@
 """Greedy decoding of every method, check by check (greedy.py says what each holds)."""
 
 import pytest
-from test_methods import METHODS
+from tiny_methods import METHODS
 
 from conformance.cases import CASES, PROMPTS, VOCAB, case, world_of
 from conformance.greedy import CHECKS, check_exact, rounded

@@ -1,163 +1,120 @@
 """The contract between the decoding loop and a method: Draft, Step, Drafter.
 
-A method only guesses: it proposes a tree of candidate tokens and learns from what the target said
-about every row of it. The loop (decode.py) times, accepts, counts and judges.
-
-Row 0 of a step is the root, the last committed token, whose successor is asked for; node i of the
-draft is row i + 1. A chain [a, b] is parents [-1, 0]; two candidates for the next token are parents
-[-1, -1].
+A method only guesses: it proposes candidates and learns from what the target said of them. The loop
+(loop/decode.py) times, accepts, counts and judges. It has B slots, each decoding one sequence at a
+time. Row 0 of a step is the root, the last committed token; node i of the draft is row i + 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-_chains: dict[int, Tensor] = {}  # id -> all that chain_parents() has made
-
-
-@cache
-def chain_parents(num_nodes: int, device: torch.device) -> Tensor:
-    """Parents of a chain, [-1, 0, 1, ...]; one object per length, so that `is` tells a chain."""
-    parents = torch.arange(-1, num_nodes - 1, device=device)
-    _chains[id(parents)] = parents
-    return parents
+from model.common.contract.trees import Tree, chain_tree
 
 
 @dataclass
 class Draft:
-    """A tree of candidates for the tokens after the last committed one.
+    """Candidates for the tokens after the root of each slot.
 
-    tokens   [B, n] long. -1 is an inert row: it attends as its parents say, never matches, is not
-             counted
-    parents  [n] (one static tree for all rows and steps: pass the same tensor) or [B, n] long;
-             index of the node it continues, -1 = the root. Parents stand before their children.
-    depth    host int, bound on the deepest node that can be committed; where shapes are static, one
-             for all drafts of as many nodes
-    probs    [B, n, V] or None: the distribution each node was sampled from, given the siblings
-             before it (rejection rules); None = the nodes are point guesses (token matching)
-    probe    [n] bool or None: rows the target reads and that are never committed
-    layout   what tree.layout() keeps here
+    tokens [B, n] long; -1 is an inert row: the target reads it, nothing matches it
+    tree   which node continues which (trees.py); None = a chain
+    probs  [B, n, V]: the distribution each node was sampled from, given the siblings before it
+           (rejection rules); None = point guesses (token matching)
+    probe  [n] bool or None: rows the target reads and that are never committed
     """
 
     tokens: Tensor
-    parents: Tensor
-    depth: int
+    tree: Tree | None = None
     probs: Tensor | None = None
     probe: Tensor | None = None
-    layout: tuple | None = None
 
-    @classmethod
-    def chain(cls, tokens: Tensor, probs: Tensor | None = None) -> Draft:
-        """One path: tokens [B, n], each continuing the one before. n = 0 is the empty draft."""
-        num_nodes = tokens.shape[1]
-        return cls(tokens, chain_parents(num_nodes, tokens.device), num_nodes, probs)
+    @property
+    def depth(self) -> int:
+        """Bound on the nodes that a step can commit."""
+        return self.tokens.shape[1] if self.tree is None else self.tree.depth
 
     @property
     def is_chain(self) -> bool:
-        """Whether every accepted path is a prefix of the rows, so that no cache row has to move."""
-        return id(self.parents) in _chains and self.probe is None
+        """Whether every accepted path is 0, 1, 2, ..., so that no row of the cache has to move."""
+        return self.tree is None and self.probe is None
 
+    @property
+    def layout(self) -> Tree:
+        """The tree, also of a chain."""
+        return self.tree or chain_tree(self.tokens.shape[1], self.tokens.device)
 
-class DraftShape(NamedTuple):
-    """What a compiled or captured step depends on: nodes, parents as a Draft has them (None = a
-    chain), and of a tree the depth."""
+    @property
+    def candidates(self) -> Tensor:
+        """tokens with probe rows made inert, [B, n]."""
+        return self.tokens if self.probe is None else self.tokens.masked_fill(self.probe, -1)
 
-    num_nodes: int
-    parents: Tensor | None = None
-    depth: int = 0
-
-    def draft(self, batch: int, device) -> Draft:
-        """A draft of this shape for so many sequences, whose tokens mean nothing."""
-        tokens = torch.zeros(batch, self.num_nodes, dtype=torch.long, device=device)
-        return Draft.chain(tokens) if self.parents is None else Draft(tokens, *self[1:])
+    def padded(self, num_nodes: int, depth: int) -> Draft:
+        """The same with inert rows up to num_nodes; depth: another bound of a tree's paths."""
+        more, tree = num_nodes - self.tokens.shape[1], self.tree
+        tree = tree and tree.padded(num_nodes, depth)
+        probs = None if self.probs is None else pad(self.probs, (0, 0, 0, more))
+        probe = None if self.probe is None else pad(self.probe, (0, more))
+        return Draft(pad(self.tokens, (0, more), value=-1), tree, probs, probe)
 
 
 @dataclass
 class Step:
-    """What the target said about the rows of one forward, and what was committed.
+    """What the target said about the rows that it read, and what was committed.
 
-    A prefill is a Step too: tokens and path are the right-padded prompt, count its lengths, logits
-    None. The last step of an answer is observed as well; its max_committed is 0 where no sequence
-    goes on.
+    A prompt is a Step too, without logits: its path is 0 .. P-1, its new_tokens are its ids shifted
+    by one, with the first generated one (next_token) last.
 
-    Tensors of a step are contiguous, so that what is compiled for one fits all.
-
-    tokens      [B, 1+n]   root first; inert nodes are -1
-    logits      [B, 1+n, V] (None for a prefill)
-    hidden      {"last": [B, 1+n, H], layer: [B, 1+n, H], ...}, only what Drafter.needs asks for
-    path        [B, 1+depth] committed rows, root first, -1 padded; all -1 for a finished sequence
-    count       [B]        tokens committed by this step, the bonus included; 0 for a finished
-                           sequence
-    next_token  [B]        the new root
-    new_tokens  [B, 1+depth] successor of each committed row; -1 beyond count
-    host_ids    the committed ids as lists, read from the device once per step by the loop; None
-                where the drafter runs ahead of them
-    max_committed  host int: the longest unfinished sequence's committed length, root included
-    prompt_topk [B, P, k]  best k ids after every prompt position (prefill, when asked for)
+    slots       [S] ints: whose row i of every tensor is; all B in a decoding step
+    tokens      [S, r]     the rows read, root first; -1 = inert
+    path        [S, m]     committed rows, padded with -1; all -1 for an idle slot
+    count       [S]        tokens committed, the bonus included (a prompt: its length); 0 = idle
+    new_tokens  [S, m]     successor of each committed row, padded with -1
+    next_token  [S]        the new root
+    host_ids    [S] lists: the committed ids, cut at the stop; a prompt: all its ids; [] = idle
+    max_committed  int: length of the longest sequence that goes on, root included; 0 = none
+    logits      [S, r, V], None for a prompt
+    hidden      {"last" or layer: [S, r, H]}: what Drafter.needs asks for
+    topk        [S, P, k] of a prompt: best k ids after every position, where asked for
+    continues   [S] bools of a prompt: it goes on with the question that its slot had before
+    max_lengths [S] ints of a prompt: most tokens that the sequence can have, prompt included
     """
 
+    slots: list[int]
     tokens: Tensor
-    logits: Tensor | None
-    hidden: dict
     path: Tensor
     count: Tensor
-    next_token: Tensor
     new_tokens: Tensor
+    next_token: Tensor
     host_ids: list[list[int]]
     max_committed: int
-    prompt_topk: Tensor | None = None
+    logits: Tensor | None = None
+    hidden: dict | None = None
+    topk: Tensor | None = None
+    continues: list[bool] | None = None
+    max_lengths: list[int] | None = None
 
+    def committed(self, name) -> Tensor:
+        """Hidden states of the committed rows, [S, m, H]; row 0's where path is -1."""
+        states = self.hidden[name]
+        rows = self.path.clamp(min=0).to(states.device).unsqueeze(-1)
+        return states.gather(1, rows.expand(-1, -1, states.shape[-1]))
 
-class LoopStep(Step):
-    """A Step whose padded tensors are made when a drafter asks for them."""
-
-    def __init__(
-        self, root, draft, logits, hidden, accepted, next_token, host_ids, max_committed: int
-    ):
-        self.root, self.draft, self.accepted = root, draft, accepted
-        self.logits, self.hidden, self.count = logits, hidden, accepted.count
-        self.next_token, self.host_ids, self.max_committed = next_token, host_ids, max_committed
-        self.prompt_topk = None
-
-    @cached_property
-    def tokens(self):
-        return torch.cat([self.root.unsqueeze(1), self.draft.tokens], 1)
-
-    @property
-    def path(self):
-        return self.accepted.path
-
-    @property
-    def new_tokens(self):
-        return self.accepted.tokens
-
-
-def committed_rows(states: Tensor, path: Tensor) -> Tensor:
-    """Rows path [B, m] of a step's states [B, 1+n, H], [B, m, H]; row 0 where path is -1."""
-    rows = path.clamp(min=0).to(states.device).unsqueeze(-1)
-    return states.gather(1, rows.expand(-1, -1, states.shape[-1]))
-
-
-def end_of_prompt(states: Tensor, count: Tensor, num_nodes: int) -> Tensor:
-    """A prefill's states [B, P, H] as those of a step that committed one row: its last is row 0 of
-    [B, 1+n, H]. count [B] of the prefill."""
-    rows = states.new_zeros(states.shape[0], 1 + num_nodes, states.shape[2])
-    last = (count - 1).clamp(min=0).to(states.device)
-    rows[:, 0] = states[torch.arange(len(rows), device=states.device), last]
-    return rows
+    def last(self, name) -> Tensor:
+        """Hidden state of the last committed row, [S, H]: the new root's parent."""
+        states = self.hidden[name]
+        row = self.path.gather(1, (self.count - 1).clamp(min=0).unsqueeze(1)).clamp(min=0)
+        return states[torch.arange(len(states), device=states.device), row[:, 0].to(states.device)]
 
 
 @dataclass(frozen=True)
 class Needs:
     """What a drafter reads of the target; nothing else is computed.
 
-    hidden       names of hidden states: "last" (after the final norm) or i (the input of decoder
-                 layer i)
+    hidden       names of hidden states: "last" (after the final norm), i (input of decoder layer i)
     prompt_topk  best k next ids after every prompt position
     """
 
@@ -166,56 +123,35 @@ class Needs:
 
 
 class Drafter:
-    """One method for B sequences. It never measures time, decodes text or decides acceptance.
+    """One method for B slots. It never measures time, decodes text or decides acceptance.
 
-    reads_per_step  device-to-host copies of one propose(), at most; more than 0 is declared here
-    ahead           observe() and propose() ask the host for nothing that a step has said: where the
-                    device is asynchronous, steps come before their ids have arrived, with host_ids
-                    None and in max_committed a bound, up to 1 + the draft's depth above the truth
+    max_nodes       most nodes of a draft; max_depth: on a path of its trees, None = only chains
+    reads_per_step  device-to-host copies of one round, at most
     """
 
     needs = Needs()
+    max_nodes = 0
+    max_depth: int | None = None
     reads_per_step = 0
-    ahead = False
 
-    def start(self, prefill: Step, max_lengths: list[int], sampler) -> None:
-        """Forget the previous sequences; max_lengths bound prompt + answer of each (tokens)."""
+    def reserve(self, num_slots: int, capacity: int, sampler) -> None:
+        """Make room for B slots of about `capacity` tokens each; all are empty."""
 
-    def shapes(self) -> list[DraftShape]:
-        """Of the drafts to compile or capture ahead, beside those of the steps so far."""
-        return []
-
-    def warm(self, capacity: int) -> None:
-        """Compile or capture its own models' shapes for a run of this many columns."""
-
-    def facts(self) -> dict:
-        """What a report should say of the method beside its row, read when a run ends.
-
-        Sizes in bytes, times in seconds, by name: {"datastore_bytes": 123, "build_s": 4.5}.
-        """
-        return {}
-
-    def forget(self) -> None:
-        """Drop what earlier questions taught (--state warm); called when a run begins."""
+    def start(self, prompt: Step) -> None:
+        """Sequences begin in prompt.slots, whose earlier ones are over; the other slots go on."""
 
     def propose(self) -> Draft:
-        """Guess what follows the root of each sequence."""
-        raise NotImplementedError
+        """Guess what follows the root of each of the B slots; idle ones get any rows."""
 
     def observe(self, step: Step) -> None:
         """Learn from a step: all rows' logits and hidden states, and what was committed."""
 
+    def end(self, slots: list[int]) -> None:
+        """The sequences of these slots are over; the slots are idle until the next start()."""
 
-class EmptyDrafter(Drafter):
-    """Guesses nothing: with it the loop is the autoregressive baseline."""
+    def forget(self) -> None:
+        """Drop what earlier questions taught (--state warm); called when a run begins."""
 
-    ahead = True
-
-    def shapes(self):
-        return [DraftShape(0)]
-
-    def start(self, prefill, max_lengths, sampler):
-        self.draft = Draft.chain(prefill.tokens.new_empty(prefill.tokens.shape[0], 0))
-
-    def propose(self):
-        return self.draft
+    def facts(self) -> dict:
+        """What a report should say of it beside its row: {"datastore_bytes": 123}."""
+        return {}

@@ -1,14 +1,13 @@
-"""Methods that work on the token lists of one sequence, lifted to B sequences."""
+"""Methods that work on the token lists of one sequence, lifted to B slots; and the empty draft."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from model.common.contract.drafter import Draft, Drafter, DraftShape
-from model.common.target.devices import ids_on
+from model.common.contract.drafter import Draft, Drafter
+from model.common.contract.trees import Tree
 
 
 @dataclass
@@ -21,7 +20,7 @@ class Guess:
 
 
 class SequenceDrafter:
-    """A method that works on the token lists of one sequence; PerSequence lifts it to B."""
+    """A method that works on the token lists of one sequence; PerSequence lifts it to B slots."""
 
     def start(self, ids: list[int]) -> None:
         """A new sequence: the prompt's ids and the first generated one."""
@@ -35,65 +34,74 @@ class SequenceDrafter:
 
 
 class PerSequence(Drafter):
-    """Lifts one-sequence drafters to a batch: one object per row, one copy to the device per step.
+    """One SequenceDrafter a slot, one copy to the device a step.
 
-    make     builds one row's drafter; called again when a larger batch comes
-    pad_to   nodes per non-empty draft, for runtimes that want static shapes; None = as they are
-    facts    a function for Drafter.facts()
-    deepest  of the nodes of trees, where shapes are static; None = drafts are chains
+    make       builds the drafter of one slot
+    max_nodes  of a draft; max_depth: of its trees, None = drafts are chains
+    facts      a function for Drafter.facts()
     """
 
-    def __init__(self, make, pad_to: int | None = None, facts=dict, deepest: int | None = None):
-        self.make, self.pad_to, self.facts, self.deepest = make, pad_to, facts, deepest
-        self.rows: list[SequenceDrafter] = []
+    def __init__(self, make, max_nodes: int, max_depth: int | None = None, facts=dict):
+        self.make, self.facts = make, facts
+        self.max_nodes, self.max_depth = max_nodes, max_depth
 
-    def shapes(self):
-        if not self.pad_to:
-            return []
-        if self.deepest is None:
-            return [DraftShape(0), DraftShape(self.pad_to)]
-        return [DraftShape(0), DraftShape(self.pad_to, self.any_parents(self.pad_to), self.deepest)]
+    def reserve(self, num_slots, capacity, sampler):
+        self.sequences: list[SequenceDrafter] = [self.make() for _ in range(num_slots)]
+        self.running = [False] * num_slots
 
-    def any_parents(self, num_nodes: int) -> Tensor:
-        """Parents [B, n] that stand for any tree per row, to compile or capture its shape."""
-        return torch.full((len(self.active), num_nodes), -1, device=self.device)
+    def start(self, prompt):
+        self.device = prompt.tokens.device
+        for slot, ids in zip(prompt.slots, prompt.host_ids):
+            self.sequences[slot].start(ids)
+            self.running[slot] = True
 
-    def start(self, prefill, max_lengths, sampler):
-        self.device = prefill.tokens.device
-        while len(self.rows) < len(prefill.host_ids):
-            self.rows.append(self.make())
-        self.active = self.rows[: len(prefill.host_ids)]
-        for row, ids in zip(self.active, prefill.host_ids):
-            row.start(ids)
+    def end(self, slots):
+        for slot in slots:
+            self.running[slot] = False
+
+    def guesses(self) -> list:
+        """What each sequence proposes; nothing where the slot is idle."""
+        pairs = zip(self.sequences, self.running)
+        return [sequence.propose() if runs else [] for sequence, runs in pairs]
 
     def propose(self):
-        guesses = [self._as_guess(row.propose()) for row in self.active]
-        num_nodes = max(len(guess.tokens) for guess in guesses)
-        if num_nodes and self.pad_to:
-            num_nodes = max(num_nodes, self.pad_to)
-        tokens = [guess.tokens + [-1] * (num_nodes - len(guess.tokens)) for guess in guesses]
-        tokens = ids_on(self.device, tokens)
-        if all(guess.parents is None for guess in guesses):
-            return Draft.chain(tokens)
-        parents = [self._padded_parents(guess, num_nodes) for guess in guesses]
-        parents = ids_on(self.device, parents)
-        deepest = self.deepest if self.pad_to else None
-        return Draft(tokens, parents, deepest or max(guess.depth for guess in guesses))
+        return draft_of(self.guesses(), self.device)
 
     def observe(self, step):
-        for row, ids in zip(self.active, step.host_ids):
+        for sequence, ids in zip(self.sequences, step.host_ids):
             if ids:
-                row.observe(ids)
+                sequence.observe(ids)
 
-    @staticmethod
-    def _as_guess(proposal) -> Guess:
-        if isinstance(proposal, Guess):
-            return proposal
-        return Guess(proposal, None, len(proposal))
 
-    @staticmethod
-    def _padded_parents(guess: Guess, num_nodes: int) -> list[int]:
-        parents = guess.parents
-        if parents is None:
-            parents = list(range(-1, len(guess.tokens) - 1))
-        return parents + [-1] * (num_nodes - len(parents))
+def draft_of(guesses: list, device) -> Draft:
+    """One Draft of the slots' Guesses or chains (lists of ids), shorter ones ending in inert nodes.
+
+    >>> draft_of([[5, 6], [7]], "cpu").tokens.tolist()
+    [[5, 6], [7, -1]]
+    """
+    guesses = [g if isinstance(g, Guess) else Guess(g, None, len(g)) for g in guesses]
+    width = max(len(guess.tokens) for guess in guesses)
+    tokens = [guess.tokens + [-1] * (width - len(guess.tokens)) for guess in guesses]
+    tokens = torch.tensor(tokens, dtype=torch.long, device=device)
+    if all(guess.parents is None for guess in guesses):
+        return Draft(tokens)
+    parents = [
+        list(range(-1, len(guess.tokens) - 1)) if guess.parents is None else guess.parents
+        for guess in guesses
+    ]
+    parents = [line + [-1] * (width - len(line)) for line in parents]
+    parents = torch.tensor(parents, dtype=torch.long, device=device)
+    return Draft(tokens, Tree(parents, max(guess.depth for guess in guesses)))
+
+
+class EmptyDrafter(Drafter):
+    """Guesses nothing: with it the loop is the autoregressive baseline."""
+
+    def reserve(self, num_slots, capacity, sampler):
+        self.num_slots = num_slots
+
+    def start(self, prompt):
+        self.draft = Draft(prompt.tokens.new_empty(self.num_slots, 0))
+
+    def propose(self):
+        return self.draft

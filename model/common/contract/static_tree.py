@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from model.common.contract.drafter import DraftShape
+from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 
 
@@ -59,6 +59,7 @@ class StaticTree:
     ranks [n]        last rank of each path
     depths           of every node, host list; the root is 0 and not listed
     levels           host slices of the nodes of depth 1, 2, ...
+    tree             the same as a draft wants it
     """
 
     def __init__(self, paths: list[tuple[int, ...]], device):
@@ -69,6 +70,7 @@ class StaticTree:
         self.ranks = torch.tensor([path[-1] for path in paths], device=device)
         self.depths = [len(path) for path in paths]
         self.depth = self.depths[-1]
+        self.tree = Tree(self.parents, self.depth)
         self.levels = []
         for depth in range(1, self.depth + 1):
             first = self.depths.index(depth)
@@ -76,11 +78,6 @@ class StaticTree:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    @property
-    def shape(self) -> DraftShape:
-        """Of a draft of all its nodes."""
-        return DraftShape(len(self), self.parents, self.depth)
 
     @cached_property
     def num_children(self) -> list[int]:

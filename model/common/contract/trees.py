@@ -1,5 +1,4 @@
-"""Draft trees: from parents to ancestors, depths, attention masks, paths and what is accepted of
-them, all as tensor operations.
+"""Draft trees: from parents to ancestors, depths and paths, as tensor operations.
 
 Rows are numbered with the root first: node i is row i + 1 and parent -1 is row 0.
 Example: parents [-1, 0, -1] (a chain of two and a rival of its first) has
@@ -10,18 +9,55 @@ Example: parents [-1, 0, -1] (a chain of two and a rival of its first) has
 
 from __future__ import annotations
 
+from functools import cached_property, lru_cache
+
 import torch
 from torch import Tensor
-
-from model.common.contract.drafter import Draft
-
-_static: dict[int, tuple] = {}  # id of a static tree's parents -> (parents, layout)
+from torch.nn.functional import pad
 
 
-def parent_rows(parents: Tensor) -> Tensor:
-    """Row of each row's parent, [.., 1+n]; the root is its own."""
-    root = parents.new_zeros(parents.shape[:-1] + (1,))
-    return torch.cat([root, parents + 1], dim=-1)
+class Tree:
+    """Which node continues which. What follows from it is worked out once per object.
+
+    parents  [1, n] (one tree for all slots) or [B, n] long; -1 = the root. Parents stand before
+             their children
+    depth    host int, bound on the deepest node that can be committed
+    """
+
+    def __init__(self, parents: Tensor, depth: int):
+        self.parents = parents if parents.dim() == 2 else parents.unsqueeze(0)
+        self.depth = depth
+        self._padded: dict = {}
+
+    @cached_property
+    def parent_rows(self) -> Tensor:
+        """Row of each row's parent, [1 or B, 1+n]; the root is its own."""
+        return pad(self.parents + 1, (1, 0))
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[1 or B, 1+n, 1+n] bool: row i is, or descends from, row j."""
+        return ancestors(self.parents)
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """[1 or B, 1+n], the root's is 0."""
+        return self.ancestors.sum(-1) - 1
+
+    def padded(self, num_nodes: int, depth: int) -> Tree:
+        """The same with further nodes, children of the root, and another bound of the depth."""
+        if (num_nodes, depth) == (self.parents.shape[1], self.depth):
+            return self
+        if (num_nodes, depth) not in self._padded:
+            parents = pad(self.parents, (0, num_nodes - self.parents.shape[1]), value=-1)
+            self._padded[num_nodes, depth] = Tree(parents, depth)
+        return self._padded[num_nodes, depth]
+
+
+@lru_cache(maxsize=512)
+def chain_tree(num_nodes: int, device: torch.device) -> Tree:
+    """The tree of a chain: parents [-1, 0, 1, ...]."""
+    return Tree(torch.arange(-1, num_nodes - 1, device=device), num_nodes)
 
 
 def ancestors(parents: Tensor) -> Tensor:
@@ -30,7 +66,7 @@ def ancestors(parents: Tensor) -> Tensor:
     Pointer jumping: after k rounds a row knows 2^k generations, so a tree of depth d takes log2(d)
     rounds.
     """
-    jump = parent_rows(parents)
+    jump = pad(parents + 1, (1, 0))
     num_rows = jump.shape[-1]
     known = torch.eye(num_rows, dtype=torch.bool, device=parents.device)
     known = known.expand(jump.shape[:-1] + (num_rows, num_rows))
@@ -41,39 +77,32 @@ def ancestors(parents: Tensor) -> Tensor:
     return known
 
 
-def layout(draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
-    """(parent rows [.., 1+n], ancestors [.., 1+n, 1+n], depths [.., 1+n]) of a draft.
+def best_nodes(tokens: Tensor, scores: Tensor, parents: Tensor, num: int):
+    """The nodes with the best scores, in their order: (tokens, parents [B, num], kept [B, num]).
 
-    A static tree (1-D parents) is worked out once per tensor object, so drafters pass the same one;
-    any other once per draft: the forward and the acceptance rule both ask.
+    tokens, scores, parents [B, size]: parents before children, no child above its parent, so that
+    a kept node's parent is kept (ties go to the earlier node). kept: their places among the size.
     """
-    parents = draft.parents
-    is_static = parents.dim() == 1
-    found = _static.get(id(parents)) if is_static else draft.layout
-    if found is not None and found[0] is parents:
-        return found[1]
-    known = ancestors(parents)
-    result = (parent_rows(parents), known, known.sum(-1) - 1)
-    if not is_static:
-        draft.layout = (parents, result)
-        return result
-    if len(_static) >= 256:
-        _static.clear()
-    _static[id(parents)] = (parents, result)
-    return result
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    kept = order[:, :num].sort(dim=1).values
+    place = torch.full_like(tokens, -1)
+    place.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
+    above = parents.gather(1, kept)
+    parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
+    return tokens.gather(1, kept), parents, kept
 
 
-def path_to(row: Tensor, known: Tensor, depths: Tensor, depth: int) -> Tensor:
+def path_to(row: Tensor, ancestors: Tensor, depths: Tensor, depth: int) -> Tensor:
     """Rows from the root to `row` [B], as [B, 1+depth] padded with -1."""
     batch = row.shape[0]
-    num_rows = known.shape[-1]
-    known = known.expand(batch, num_rows, num_rows)
-    line = known.gather(1, row.view(batch, 1, 1).expand(batch, 1, num_rows)).squeeze(1)
+    num_rows = ancestors.shape[-1]
+    ancestors = ancestors.expand(batch, num_rows, num_rows)
+    line = ancestors.gather(1, row.view(batch, 1, 1).expand(batch, 1, num_rows)).squeeze(1)
     place = torch.where(line, depths.expand(batch, num_rows), depth + 1).clamp(max=depth + 1)
     path = torch.full((batch, depth + 2), -1, dtype=torch.long, device=row.device)
     rows = torch.arange(num_rows, device=row.device).expand(batch, num_rows)
     path = path.scatter(1, place, rows)[:, : depth + 1]
-    return path.clone(memory_format=torch.contiguous_format)  # one row's own strides vary, too
+    return path
 
 
 class Accepted:
@@ -126,10 +155,12 @@ def _pad(values: Tensor, count: Tensor) -> Tensor:
     return values.masked_fill(beyond, -1)
 
 
-def deepest(match: Tensor, known: Tensor, depths: Tensor, score: Tensor | None = None) -> Tensor:
+def deepest(
+    match: Tensor, ancestors: Tensor, depths: Tensor, score: Tensor | None = None
+) -> Tensor:
     """The deepest row [B] whose whole line matches, match [B, n]; ties: score, then first."""
     good = torch.cat([match.new_ones(match.shape[0], 1), match], dim=1)
-    line = ~(known & ~good.unsqueeze(1)).any(-1)  # [B, 1+n]
+    line = ~(ancestors & ~good.unsqueeze(1)).any(-1)  # [B, 1+n]
     rank = torch.where(line, depths + 1, 0)
     if score is not None:
         highest = rank == rank.max(1, keepdim=True).values
@@ -138,13 +169,13 @@ def deepest(match: Tensor, known: Tensor, depths: Tensor, score: Tensor | None =
 
 
 def line_to(
-    row: Tensor, bonus: Tensor, tokens: Tensor, known: Tensor, depths: Tensor, depth: int
+    row: Tensor, bonus: Tensor, tokens: Tensor, ancestors: Tensor, depths: Tensor, depth: int
 ) -> Accepted:
     """What is committed where a walk ends on `row` [B].
 
     The successor of a row is the node after it, tokens [B, n]; of the last one bonus [B].
     """
-    path = path_to(row, known, depths, depth)
+    path = path_to(row, ancestors, depths, depth)
     count = (path >= 0).sum(1)
     root = tokens.new_full((row.shape[0], 1), -1)
     rows = torch.cat([root, tokens], dim=1)

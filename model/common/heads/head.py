@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.target.attention import additive, grouped_attention, split_attention
-from model.common.target.cache import KVCache
-from model.common.target.cached import CachedModel
+from model.common.target.attention import additive, grouped_attention, rows_mask, write
+from model.common.target.cache import CachedModel
+from model.common.target.runtime import Runtime, make_runtime
 
 
 def llama_config(fields: dict, path: str = "config.json"):
@@ -58,128 +58,99 @@ class RowAttention(nn.Module):
         )
         return *apply_rotary_pos_emb(query, key, *rotary), value
 
-    def forward(self, rows: Tensor, rotary, mask: Tensor | None, past) -> Tensor:
-        """rows [B, r, input size] -> [B, r, H].
+    def forward(self, rows: Tensor, rotary, mask: Tensor, place: tuple | None) -> Tensor:
+        """rows [S, r, input size] -> [S, r, H]; mask additive [S, 1, r, width].
 
-        past: a KVCache, mask [B, 1, r, view]; TreeRows, mask as of its attend(); None = no past.
+        place: (columns [S, r], slots [S] or None) of the rows in the layer's cache, None = no cache
+        and the rows read each other.
         """
         query, key, value = self.project(rows, rotary)
-        if isinstance(past, TreeRows):
-            out = past.attend(query, key, value, mask, self.scaling)
-        else:
-            if past is not None:
-                key, value = past.update(key, value, 0)
-            out, _ = grouped_attention(self, query, key, value, mask, self.scaling)
+        if place is not None:
+            key, value = write(self.kv, key, value, *place, mask.shape[-1])
+        out = grouped_attention(query, key, value, mask, self.scaling)
         return self.o_proj(out.flatten(2))
 
 
-class TreeRows:
-    """A tree's rows behind the committed ones, while one call drafts it.
-
-    Their keys and values stand beside the cache, so that the call writes the cache once (see
-    KVCache.moves), and are gone with it.
-    """
-
-    def __init__(self, cache: KVCache, dtype: torch.dtype):
-        keys, values = (part[:, :, : cache.view] for part in cache.layers[0])
-        columns = torch.arange(cache.view, device=keys.device)
-        committed = columns < cache.length.unsqueeze(-1)
-        self.past = keys, values, additive(committed.unsqueeze(1), dtype)
-        self.own: tuple[Tensor, Tensor] | None = None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float):
-        """Attention of further rows, [B, H, r, D] -> [B, r, H, D].
-
-        mask: additive [.., 1, r, w], over the rows so far and these.
-        """
-        if self.own is not None:
-            key, value = (torch.cat(both, 2) for both in zip(self.own, (key, value)))
-        self.own = key, value
-        return split_attention(query, [self.past, (key, value, mask)], scaling)
-
-
 class CachedHead(CachedModel):
-    """A module with one attention layer that reads rows after the rows it has read before.
+    """A module with RowAttention layers that reads rows behind what its slots have committed.
 
-    module   forward(inputs, rotary, mask, past) -> tensors [B, r, ..], of inputs [B, r, ..]
-    config   LlamaConfig of the layer, for RoPE
+    module   forward(inputs, rotary, mask, place) -> states [S, r, H], of a tuple of inputs
+             [S, r, ..] whose last is floating; mask and place go to its RowAttention layers
+    config   LlamaConfig of its layers, for RoPE and the cache
     """
 
-    def __init__(self, module: nn.Module, config, device, dtype, runtime: str):
+    def __init__(self, module: nn.Module, config, device, dtype, runtime: Runtime):
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-        super().__init__([torch.device(device)], dtype, runtime)
-        self.module = module
+        device = torch.device(device)
+        layers = [
+            (part, config.num_key_value_heads, config.head_dim, config.head_dim, dtype, device)
+            for part in module.modules()
+            if isinstance(part, RowAttention)
+        ]
+        super().__init__(layers, device, dtype, runtime)
+        self.module, self.config = module, config
         self.rotary = LlamaRotaryEmbedding(config).to(device)
+        self.forward = runtime.compiled(module.forward)
+        self.step = runtime.captured(self._rows)
 
-    def read_step(
-        self, inputs: tuple, num_rows: int, committed: int, longest: int, before, then, extras=()
-    ) -> tuple:
-        """Read the committed rows of a step, [B, num_rows], and commit them, in one call.
+    def read(
+        self,
+        inputs: tuple,
+        longest: int,
+        offset: int = 0,
+        ancestors: Tensor | None = None,
+        depths: Tensor | None = None,
+    ):
+        """The module's states [B, r, H] of rows behind the committed ones, which stay as they are.
 
-        inputs     three tensors, which `before` makes the rows of:
-                   before(*inputs, *extras) -> (three tensors [B, r, ..] or None, count, extras of
-                   `then`)
-        count      [B] of the rows that are kept; 0 = a finished sequence, which goes to column 0
-        then       what is made of the module's output, then(output, *extras) -> tensors; None = the
-                   output itself
-        committed  host int, rows of the longest sequence in cache.length
-        longest    host int, rows that no unfinished sequence exceeds afterwards
+        Nothing is committed: the cache's advance() keeps the first rows, keep() a path of them.
+
+        inputs     tensors [B, r, ..]
+        longest    host int, the longest running sequence's rows in the cache
+        offset     columns that earlier reads of the same draft have taken
+        ancestors  [.., r, w]: which of the w columns behind the committed ones each row reads, None
+                   = a chain. A block whose rows all read each other: torch.ones(1, r, r)
+        depths     [.., r] positions of the rows behind the committed ones; None, None = a chain
         """
-        place = self.columns(committed + num_rows, committed)
-        out = self.runtime(*inputs, *place, before, then, *extras)
-        if self.cache.batch > 1:  # one that has just ended may be longer
-            self.cache.length.clamp_(max=longest)
-        return out
+        width = self.width(longest + offset + inputs[0].shape[1])
+        return self.step(width, offset, ancestors, depths, None, *inputs)
 
-    def tree(self) -> TreeRows:
-        """The rows of a tree behind the committed ones, for read_below()."""
-        return TreeRows(self.cache, self.dtype)
+    def read_prompt(self, slots: list[int], inputs: tuple, lengths: Tensor):
+        """Read right-padded prompts [S, P, ..] into these slots, which are emptied.
 
-    def read_below(self, inputs: tuple, mask: Tensor, depth: int, rows: TreeRows) -> tuple:
-        """The module's output for further rows [B, r] of a tree; part of what `then` does.
-
-        mask   additive [.., 1, r, w], over the tree's rows so far and these
-        depth  their positions are committed rows + depth
+        lengths [S]: of each prompt so many rows stay. Returns the state [S, H] of the last of them.
         """
-        positions = (self.cache.length + depth).unsqueeze(1).expand_as(inputs[0])
-        return self.module(inputs, self.rotary(inputs[2], positions), mask, rows)
-
-    def read_prompt(self, first: Tensor, last: Tensor, lengths: Tensor, capacity: int) -> None:
-        """Read right-padded prompts into the emptied cache, in chunks.
-
-        first, last [B, P, ..]: what a step's rows are made of; of each the first `lengths` [B] rows
-        stay. No output is wanted: the module is asked for that of one row a chunk.
-        """
-        num_rows = first.shape[1]
-        self.reserve(len(lengths), max(capacity, num_rows))
-        self.cache.reset()
-        pick = torch.zeros_like(lengths, device=self.device)
+        num_rows = inputs[0].shape[1]
+        owner = torch.tensor(slots, device=self.device)
+        some = None if len(slots) == self.cache.num_slots else owner
+        self.make_room(num_rows)
+        self.cache.clear(slots)
+        last, found = (lengths - 1).clamp(min=0), None
         for begin in range(0, num_rows, PROMPT_CHUNK):
-            end = min(begin + PROMPT_CHUNK, num_rows)
-            self.cache.length.fill_(begin)
-            rows = first[:, begin:end], pick, last[:, begin:end]
-            self._rows(*rows, self.view(end), self.known_start(begin), None, None)
-        self.cache.length.copy_(lengths)
+            chunk = tuple(part[:, begin : begin + PROMPT_CHUNK] for part in inputs)
+            size = chunk[0].shape[1]
+            self.cache.rewind(torch.full_like(owner, begin), slots)
+            with self.runtime.prompts():
+                out = self._rows(self.width(begin + size), 0, None, None, some, *chunk)
+            states = row_of(out, (last - begin).clamp(0, size - 1))
+            here = (last >= begin).unsqueeze(1)
+            found = states if found is None else torch.where(here, states, found)
+        self.cache.rewind(lengths, slots)
+        return found
 
-    @torch.inference_mode()
-    def warm(self, capacity: int, inputs: tuple, before, then, extras: tuple = ()) -> None:
-        """Compile or capture a read_step() in all buckets up to `capacity` columns."""
-        self.make_room(capacity)  # a cache that grew later would have to be compiled for again
-        for view in self.views(capacity):
-            self.cache.length.zero_()
-            self.runtime(*inputs, view, None, before, then, *extras)
+    def _rows(self, width, offset, ancestors, depths, slots, *inputs):
+        length = self.cache.length if slots is None else self.cache.length[slots]
+        columns = self.columns(inputs[0].shape[1], offset, slots)
+        positions = columns if depths is None else length.unsqueeze(1) + depths
+        mask = additive(rows_mask(length, columns, positions, ancestors, width), self.dtype)
+        rotary = self.rotary(inputs[-1], positions)
+        return self.forward(inputs, rotary, mask, (columns, slots))
 
-    def _rows(self, first, pick, last, view, start, before, then, *extras):
-        count = None
-        if before is not None:
-            (first, pick, last), count, extras = before(first, pick, last, *extras)
-        positions = self.place(first.shape[1], view, start)
-        mask = self.mask(positions, None, None, start)
-        out = self.module((first, pick, last), self.rotary(last, positions), mask, self.cache)
-        if count is not None:
-            self.cache.length.add_(count).mul_(count > 0)
-        return out if then is None else then(out, *extras)
+
+def row_of(rows: Tensor, place: Tensor) -> Tensor:
+    """Row place[b] of each sequence, [B, r, H] -> [B, H]."""
+    return rows[torch.arange(len(rows), device=rows.device), place]
 
 
 def shared_module(module: nn.Module, device) -> nn.Module:
@@ -189,6 +160,12 @@ def shared_module(module: nn.Module, device) -> nn.Module:
     if next(module.parameters()).device == torch.device(device):
         return module
     return copy.deepcopy(module).to(device)
+
+
+def runtime_for(module: nn.Module, target) -> Runtime:
+    """The target's runtime; one of the same kind where a head sits on another device."""
+    device, runtime = next(module.parameters()).device, target.runtime
+    return runtime if device == target.device else make_runtime(runtime.name, device)
 
 
 def head_fields(config) -> dict:

@@ -72,10 +72,11 @@ def seed_of(seed: int, question_id: int, choice: int, turn: int) -> int:
 
 
 class Sampler:
-    """Warping settings and the position-indexed uniforms of the sequences being decoded.
+    """Warping settings and the position-indexed uniforms of the sequences in B slots.
 
-    temperature 0 is greedy: nothing is drawn. seeds: one per row (seed_of). length: positions per
-    row.
+    temperature 0 is greedy: nothing is drawn of the target, and there is no table.
+    table     [purpose, B, length] uniforms of the positions; position 0 is the prompt's token
+    position  [B] the next position; last [B] the last one of the table
     """
 
     def __init__(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0):
@@ -85,26 +86,29 @@ class Sampler:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def start(self, seeds: list[int], length: int, device) -> None:
-        """Fill the table of uniforms, [purpose, B, length]; position 0 is the prefill's token."""
-        if self.greedy:
-            return
-        rows = [
-            torch.rand(
-                2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-            )
-            for seed in seeds
-        ]
-        self.table = torch.stack(rows, dim=1).to(device)
-        self.seeds = torch.tensor(seeds, device=device)
-        self.position = torch.zeros(len(seeds), dtype=torch.long, device=device)
+    def reserve(self, num_slots: int, device) -> None:
+        """Make room for B slots."""
+        self.table = torch.zeros(2, num_slots, 1, dtype=torch.float64, device=device)
+        self.seeds = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.position, self.last = self.seeds.clone(), self.seeds.clone()
+
+    def begin(self, slots: list[int], seeds: list[int], lengths: list[int]) -> None:
+        """Sequences of so many positions begin in these slots; seeds: of seed_of()."""
+        missing = max(lengths) - self.table.shape[-1]
+        if missing > 0 and not self.greedy:
+            self.table = torch.nn.functional.pad(self.table, (0, missing))
+        for slot, seed, length in zip(slots, seeds, lengths):
+            self.seeds[slot], self.position[slot], self.last[slot] = seed, 0, length - 1
+            if not self.greedy:
+                generator = torch.Generator().manual_seed(seed)
+                uniforms = torch.rand(2, length, dtype=torch.float64, generator=generator)
+                self.table[:, slot, :length] = uniforms.to(self.table.device)
 
     def uniform(self, num: int, purpose: int, first: int = 0) -> Tensor:
         """Uniforms [B, num] of the positions from the next one + first on."""
-        columns = self.position.unsqueeze(1) + torch.arange(
-            first, first + num, device=self.position.device
-        )
-        return self.table[purpose].gather(1, columns.clamp(max=self.table.shape[-1] - 1))
+        ahead = torch.arange(first, first + num, device=self.position.device)
+        columns = self.position.unsqueeze(1) + ahead
+        return self.table[purpose].gather(1, torch.minimum(columns, self.last.unsqueeze(1)))
 
     def spread(self, num: int) -> Tensor:
         """[B, num] further uniforms of the next position, for a drafter that needs many a step.
@@ -115,14 +119,16 @@ class Sampler:
 
     def advance(self, count: Tensor) -> None:
         """Move on by the committed tokens, count [B]."""
-        if not self.greedy:
-            self.position = self.position + count
+        self.position = self.position + count
 
     def warp(self, logits: Tensor) -> Tensor:
         return warp(logits, self.temperature, self.top_k, self.top_p)
 
-    def first_token(self, logits: Tensor) -> Tensor:
-        """The prefill's token, [B] from [B, V]."""
+    def first_tokens(self, slots: list[int], logits: Tensor) -> Tensor:
+        """The prompts' own tokens [S] from logits [S, V]; moves on by one."""
         if self.greedy:
-            return best_id(logits)
-        return draw(self.warp(logits), self.uniform(1, TARGET).squeeze(1))
+            tokens = best_id(logits)
+        else:
+            tokens = draw(self.warp(logits), self.uniform(1, TARGET)[slots].squeeze(1))
+        self.position[slots] += 1
+        return tokens

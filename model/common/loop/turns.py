@@ -1,12 +1,8 @@
-"""The host's side of B answers being written: ids, stop rules, what every step cost."""
+"""The host's side of an answer being written: stop rules, ids, what every step cost."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-
-from model.common.loop.clock import now
-from model.common.target.runtime import compilations
 
 
 @dataclass
@@ -16,7 +12,11 @@ class Turn:
     accept_lengths  tokens committed by each step, bonus included, after the stop cut
     drafted         candidate nodes of each step (inert and probe rows not counted); depth their
                     bound
-    wall_s          prefill + steps, the device synchronised at both ends
+    prefill_s       until the prompt's own token stands, the device synchronised at both ends
+    wall_s          prefill + steps, likewise
+    begin_s         Unix time when the prefill began
+    step_end_s      end of each step, counted from there
+    slot            which of the loop's slots decoded it
     recompiled      graphs compiled or captured within wall_s; 0 where the warm-up met every shape
     """
 
@@ -29,6 +29,9 @@ class Turn:
     depth: list[int] = field(default_factory=list)
     phase_s: dict[str, list[float]] = field(default_factory=dict)
     recompiled: int = 0
+    begin_s: float = 0.0
+    step_end_s: list[float] = field(default_factory=list)
+    slot: int = 0
 
 
 @dataclass
@@ -66,43 +69,32 @@ class StopRules:
         return any(text in tail for text in self.strings)
 
 
-class Rows:
-    """Host-side state of the B answers being written."""
+class Sequence:
+    """A source.Request in its slot: the answer so far, and when it ends."""
 
-    def __init__(self, prompts, limits, stop: StopRules):
-        self.prompts, self.limits, self.stop = prompts, limits, stop
-        self.max_lengths = [len(ids) + limit for ids, limit in zip(prompts, limits)]
-        self.turns = [Turn() for _ in prompts]
-        self.lengths = [len(ids) for ids in prompts]  # committed
-        self.longest = max(self.lengths)  # of the unfinished ones, after every measure()
-        self.alive = [True] * len(prompts)
-        self.compiled = compilations()
+    def __init__(self, request, slot: int, limit: int, stop: StopRules, begin, compiled):
+        self.request, self.slot, self.limit, self.stop = request, slot, limit, stop
+        self.begin, self.compiled = begin, compiled  # perf_counter(), compilations()
+        self.turn = Turn(slot=slot)
+        self.length = len(request.ids)  # committed
+        self.first_step = 0  # of the loop's clock
 
-    def add(self, row: int, ids: list[int]) -> int:
-        """Append committed ids, cut at the stop; returns how many were kept."""
-        turn = self.turns[row]
+    @property
+    def max_length(self) -> int:
+        """Most tokens that it can have, prompt included."""
+        return len(self.request.ids) + self.limit
+
+    @property
+    def ended(self) -> bool:
+        """Whether its answer is whole."""
+        return bool(self.turn.finish_reason)
+
+    def add(self, ids: list[int]) -> list[int]:
+        """Append committed ids, cut at the stop; returns those that were kept."""
+        turn = self.turn
         turn.output_ids.extend(ids)
-        kept, reason = self.stop.cut(turn.output_ids, len(ids), self.limits[row])
+        kept, turn.finish_reason = self.stop.cut(turn.output_ids, len(ids), self.limit)
         if kept < len(ids):
             del turn.output_ids[kept - len(ids) :]
-        self.lengths[row] += kept
-        if reason:
-            turn.finish_reason = reason
-            self.alive[row] = False
-        return kept
-
-    def finish(self, running: list[bool], begin: float, device) -> None:
-        """Wall time of the rows that have just ended; the last one waits for the device."""
-        end = time.perf_counter() if any(self.alive) else now(device)
-        for turn, before, after in zip(self.turns, running, self.alive):
-            if before and not after:
-                turn.wall_s = end - begin
-                turn.recompiled = compilations() - self.compiled
-
-    def measure(self) -> None:
-        """Note the committed length of the longest unfinished sequence."""
-        if len(self.lengths) == 1:
-            self.longest = self.lengths[0] * self.alive[0]
-        else:
-            lengths = zip(self.lengths, self.alive)
-            self.longest = max([length for length, alive in lengths if alive], default=0)
+        self.length += kept
+        return ids[:kept]

@@ -13,7 +13,7 @@ One uniform decides a position: after a refusal with probability 1 - a, (u - a) 
 again and independent of the refusal, so it serves the next sibling and at last the draw from the
 residual.
 
-logits [B, 1+n, V]; uniforms [B, 1+depth], float64; nodes and rows as in tree.py.
+logits [B, 1+n, V]; uniforms [B, 1+depth], float64; nodes and rows as in contract/trees.py.
 """
 
 from __future__ import annotations
@@ -42,17 +42,10 @@ def choose(sampler, draft: Draft, typical: tuple[float, float] | None = None):
     return lambda logits: rule(logits, draft, sampler.warp, uniforms)
 
 
-def candidates_of(draft: Draft) -> Tensor:
-    """Node tokens [B, n] with probe rows made inert."""
-    if draft.probe is None:
-        return draft.tokens
-    return draft.tokens.masked_fill(draft.probe, -1)
-
-
 def _tree_result(draft: Draft, row: Tensor, bonus: Tensor) -> Accepted:
     """The path to `row` [B]: its own tokens shifted by one, then the bonus [B]."""
-    _, known, depths = tree.layout(draft)
-    return tree.line_to(row, bonus, draft.tokens, known, depths, draft.depth)
+    shape = draft.layout
+    return tree.line_to(row, bonus, draft.tokens, shape.ancestors, shape.depths, draft.depth)
 
 
 def greedy(logits: Tensor, draft: Draft) -> Accepted:
@@ -60,31 +53,20 @@ def greedy(logits: Tensor, draft: Draft) -> Accepted:
     best = best_id(logits)  # [B, 1+n]
     if draft.is_chain:
         return greedy_chain(best, draft.tokens)
-    return greedy_tree(best, candidates_of(draft), *tree.layout(draft), draft.depth)
+    match = draft.candidates == best.gather(1, _parents(draft))
+    row = tree.deepest(match, draft.layout.ancestors, draft.layout.depths)
+    return _tree_result(draft, row, best.gather(1, row.unsqueeze(1)).squeeze(1))
 
 
 def greedy_chain(best: Tensor, tokens: Tensor) -> Accepted:
     """greedy() of a chain of tokens [B, n], from the target's best ids [B, 1+n]."""
-    if not tokens.shape[1]:
-        return Accepted(torch.ones_like(best[:, 0]), best)
     match = tokens == best[:, :-1]
     return Accepted(1 + match.cumprod(1).sum(1), best)
 
 
-def greedy_tree(
-    best: Tensor, tokens: Tensor, parents: Tensor, known: Tensor, depths: Tensor, depth: int
-) -> Accepted:
-    """greedy() of a tree from the target's best ids [B, 1+n], candidates [B, n] and their
-    tree.layout()."""
-    match = tokens == best.gather(1, parents[..., 1:].expand(tokens.shape))
-    row = tree.deepest(match, known, depths)
-    bonus = best.gather(1, row.unsqueeze(1)).squeeze(1)
-    return tree.line_to(row, bonus, tokens, known, depths, depth)
-
-
 def _parents(draft: Draft) -> Tensor:
     """Parent row of every node, [B, n]."""
-    return tree.layout(draft)[0][..., 1:].expand(draft.tokens.shape)
+    return draft.layout.parent_rows[:, 1:].expand(draft.tokens.shape)
 
 
 def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepted:
@@ -95,7 +77,7 @@ def token_matching(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Acce
     the forward.
     """
     batch = draft.tokens.shape[0]
-    tokens, parents = candidates_of(draft), _parents(draft)
+    tokens, parents = draft.candidates, _parents(draft)
     rows = torch.arange(batch, device=logits.device)
     row = torch.zeros_like(rows)
     here = torch.zeros(batch, 1 + tokens.shape[1], dtype=torch.bool, device=logits.device)
@@ -169,7 +151,7 @@ def multi_round(logits: Tensor, draft: Draft, warp, uniforms: Tensor) -> Accepte
     One pass over the nodes in order: parents stand before children, siblings in the order of their
     draws.
     """
-    tokens, parents = candidates_of(draft), _parents(draft)
+    tokens, parents = draft.candidates, _parents(draft)
     rows = torch.arange(tokens.shape[0], device=logits.device)
     row, level = torch.zeros_like(rows), torch.zeros_like(rows)
     target, uniform = warp(logits[:, 0]), uniforms[:, 0]
@@ -205,13 +187,13 @@ def typical_acceptance(
     ).log_softmax(-1)
     entropy = -(logp.exp() * (logp.exp() + 1e-5).log()).sum(-1)  # [B, 1+n]
     threshold = (delta * (-entropy).exp()).clamp(max=epsilon)
-    parents, tokens = _parents(draft), candidates_of(draft)
+    parents, tokens = _parents(draft), draft.candidates
     at = logp.gather(1, parents.unsqueeze(-1).expand(-1, -1, logp.shape[-1]))
     node_logp = at.gather(2, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # [B, n]
     match = (node_logp.exp() > threshold.gather(1, parents)) & (tokens >= 0)
-    _, known, depths = tree.layout(draft)
+    ancestors = draft.layout.ancestors
     own = torch.cat([node_logp.new_zeros(node_logp.shape[0], 1), node_logp], dim=1)
-    score = (known * own.unsqueeze(1)).sum(-1)
-    row = tree.deepest(match, known, depths, score)
+    score = (ancestors * own.unsqueeze(1)).sum(-1)
+    row = tree.deepest(match, ancestors, draft.layout.depths, score)
     bonus = best_id(logits).gather(1, row.unsqueeze(1)).squeeze(1)
     return _tree_result(draft, row, bonus)

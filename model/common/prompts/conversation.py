@@ -9,12 +9,15 @@ from model.common.errors import BadInput
 
 
 class Conversation:
-    """One question being answered: its turns, the answers in later prompts, the results."""
+    """One question being answered: its turns, the answers in later prompts, the results.
 
-    def __init__(self, question: dict, history: list[str] | None):
-        self.id, self.turns, self.history = question["question_id"], question["turns"], history
+    index  which of the answers (--num-choices) to the question it is
+    """
+
+    def __init__(self, question: dict, history: list[str] | None, index: int = 0):
+        self.question, self.history, self.index = question, history, index
+        self.turns = question["turns"]
         self.texts, self.results, self.prompt_tokens = [], [], []
-        self.prompt: list[int] = []  # ids of the turn being answered
         self.error: str | None = None
 
     @property
@@ -22,11 +25,11 @@ class Conversation:
         """Answers to the turns so far: from --history where given, else the run's own."""
         return self.history[: len(self.texts)] if self.history else self.texts
 
-    def seed(self, seed: int, index: int, turn: int) -> int:
+    def seed(self, seed: int, turn: int) -> int:
         """Of the uniforms of one turn."""
         from model.common.loop.sampling import seed_of
 
-        return seed_of(seed, self.id, index, turn)
+        return seed_of(seed, self.question["question_id"], self.index, turn)
 
     def add(self, result, text: str) -> None:
         """Keep a decoded turn."""

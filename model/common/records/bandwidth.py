@@ -13,7 +13,7 @@ Measured once a run, outside every timed region, and written into the meta file:
         kv              [{layers, bytes_per_token (of all these layers), window or None}]
         no_bound        why there is none, in place of all these
 
-evaluation/roofline.py makes the bound of them.
+evaluation/speedup/roofline.py makes the bound of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
 from model.common.loop.clock import Clock, now
 
@@ -72,7 +71,7 @@ def step_reads(target, streamed: bool = False) -> dict:
 def _no_bound(target, streamed: bool) -> str | None:
     if streamed:
         return "the layers are streamed to the device (--offload)"
-    num_devices = len(set(target.layer_devices))
+    num_devices = len({device for *_, device in target.layers})
     if num_devices > 1:
         return f"the layers are spread over {num_devices} devices"
     counts = [getattr(target.config, name, None) for name in EXPERTS]
@@ -107,21 +106,17 @@ def _place(tensor) -> tuple:
 
 
 def _cache_reads(target) -> list[dict]:
-    """The cache's bytes per token, by window of the layers' attention; reads one token for it."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=target.device)
-    target.prefill(token, [1], 1, Needs())
-    cache, num_layers = target.cache, target.config.num_hidden_layers
-    per_layer = cache.storage[0].nbytes // (len(cache.storage[0]) * cache.capacity)
-    kinds = list(target.kinds)[:1] * num_layers
+    """The cache's bytes per token, by window of the layers' attention."""
+    kinds = list(target.kinds)[:1] * len(target.layers)
     if len(target.kinds) > 1:
         kinds = target.config.layer_types
-    counts: dict[int | None, int] = {}
-    for kind in kinds:
-        window = target.kinds[kind]
-        counts[window] = counts.get(window, 0) + 1
+    counts: dict[int | None, list[int]] = {}
+    for kind, (_, heads, key_size, value_size, dtype, _) in zip(kinds, target.layers):
+        num_bytes = heads * (key_size + value_size) * dtype.itemsize
+        counts.setdefault(target.kinds[kind], []).append(num_bytes)
     return [
-        {"layers": count, "bytes_per_token": count * per_layer, "window": window}
-        for window, count in counts.items()
+        {"layers": len(sizes), "bytes_per_token": sum(sizes), "window": window}
+        for window, sizes in counts.items()
     ]
 
 
@@ -187,14 +182,14 @@ def _rate(operation, buffer) -> float:
     """GB/s of an operation that moves the buffer's bytes, the best of several."""
     clock = Clock(buffer.device)
     begin = time.perf_counter()
-    while len(clock.ends) < MIN_REPETITIONS or (
-        len(clock.ends) < MAX_REPETITIONS and time.perf_counter() - begin < LONGEST_S
+    while len(clock.steps) < MIN_REPETITIONS or (
+        len(clock.steps) < MAX_REPETITIONS and time.perf_counter() - begin < LONGEST_S
     ):
         clock.mark("verify")
         operation()
         clock.end_step()
     now(buffer.device)
-    return round(buffer.nbytes / min(clock.seconds()["verify"]) / 1e9, 2)
+    return round(buffer.nbytes / min(clock.seconds(0)["verify"]) / 1e9, 2)
 
 
 def _cache_bytes() -> int:

@@ -3,25 +3,26 @@
 A line of NAME.jsonl is one question in Spec-Bench's format with per-step facts added:
 
     question_id, category, answer_id, model_id, tstamp
-    choices[{index, turns, decoding_steps, new_tokens, wall_time, accept_lengths,
-    Spec-Bench's
-             output_ids, prompt_tokens, finish_reason, prefill_s, batch, recompiled,     per turn
-             drafted, depth, draft_s, verify_s, commit_s}]                               per turn
-                                                            and step
+    choices[{
+        index, turns, decoding_steps, new_tokens, wall_time, accept_lengths,       Spec-Bench's
+        output_ids, prompt_tokens, finish_reason, prefill_s, begin_s, slot, recompiled,  per turn
+        drafted, depth, step_end_s, draft_s, verify_s, commit_s}]          per turn and step
     error   one line, where the question failed
 
 A step is one target forward after the prefill. An accept length is what a step commits, the bonus
 included and after the stop cut, so the baseline's is 1.00; the prefill's own token is in no accept
 length, hence new_tokens = 1 + sum(accept lengths of the turn), EOS included. wall_time = prefill +
-steps in seconds, the device synchronised at both ends, tokenising and detokenising outside; with
-several sequences in a batch it ends when the sequence does, and `batch` names those that were
-decoded together. `recompiled` counts the graphs that were compiled or captured within wall_time:
-0 where the warm-up met every shape.
+steps in seconds, the device synchronised at both ends, tokenising and detokenising outside. begin_s
+is the Unix time when the prefill began, step_end_s when every step ended, in seconds from there.
+With --batch-size B there are B slots, each of which takes the next question when its answer has
+ended: a wall_time then holds the other slots' prefills and the harness' work for them. `recompiled`
+counts the graphs that were compiled or captured within wall_time: 0 where the warm-up met every
+shape.
 
 The meta file's run_s is of the last process that answered, or of one worker of several: `decode`
 seconds within wall_times (--paired: of both files), `harness` all others between the first question
 and the last. runtime_ran is what --runtime came to: eager, where graphs could not be captured.
-roofline.py says what step_reads and environment.bandwidth are.
+bandwidth.py says what step_reads and environment.bandwidth are.
 """
 
 from __future__ import annotations
@@ -40,10 +41,8 @@ SCHEMA = 1
 MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts")  # of a meta, never compared
 
 
-def choice_record(
-    index: int, texts: list[str], turns: list, prompts: list[int], batches: list
-) -> dict:
-    """One element of `choices`; turns are decode.Turn, prompts their lengths in tokens."""
+def choice_record(index: int, texts: list[str], turns: list, prompts: list[int]) -> dict:
+    """One element of `choices`; turns are turns.Turn, prompts their lengths in tokens."""
     phases = {
         f"{phase}_s": [[round(t, 7) for t in turn.phase_s[phase]] for turn in turns]
         for phase in ("draft", "verify", "commit")
@@ -60,10 +59,12 @@ def choice_record(
         "prompt_tokens": prompts,
         "finish_reason": [turn.finish_reason for turn in turns],
         "prefill_s": [round(turn.prefill_s, 7) for turn in turns],
-        "batch": batches,
+        "begin_s": [round(turn.begin_s, 6) for turn in turns],
+        "slot": [turn.slot for turn in turns],
         "recompiled": [turn.recompiled for turn in turns],
         "drafted": [turn.drafted for turn in turns],
         "depth": [turn.depth for turn in turns],
+        "step_end_s": [[round(s, 7) for s in turn.step_end_s] for turn in turns],
         **phases,
     }
 

@@ -1,181 +1,146 @@
-"""Keys and values of all layers in one preallocated tensor.
+"""Keys and values of all layers of a model, for B slots.
 
-A step writes its rows after the committed ones; committing a path is one gather over the whole
-tensor, and none where the path is a prefix of the rows. Where shapes are static the next forward
-moves them together with its own rows. Views have bucketed lengths so that shapes repeat.
+A step writes its rows behind the committed ones; committing a path is one gather a storage, and
+none where the path is a prefix of the rows. Only this file writes `length`.
 """
 
 from __future__ import annotations
 
-import collections
-
 import torch
 from torch import Tensor
 
-from model.common.errors import BadInput
-from model.common.target.devices import on
+BUCKET = 256  # columns: capacities are multiples of it
 
 
 class KVCache:
-    """What a transformers model sees as past_key_values: it calls update() once per layer.
+    """Storage for the layers of attention_modules(), each of which is given its own as module.kv.
 
-    length   [B] committed rows per sequence, on the device
-    slots    [B, r] where the forward in progress writes
-    view     how many columns it attends to
-    moves    [2, B, m] or None: columns (from, to) of rows that it moves with them
-    pending  moves that are still to be made before the cache is read
+    length   [B] committed rows of each slot, on `device`
+    storage  [layers, B, heads, capacity + 1, D] of layers that are alike, keys and values apart;
+             the spare column keeps attended widths below the size: where both are equal,
+             torch.compile makes a graph of its own
     """
 
-    def __init__(self, layer_devices: list, batch: int, capacity: int):
-        self.batch, self.capacity = batch, capacity
-        self.layer_devices = layer_devices
-        self.storage: list[Tensor] = []  # one per device, [layers there, 2, B, H, capacity, D]
-        self.layers: list[tuple] = []  # keys and values of every layer, views of the storage
-        self.length = torch.zeros(batch, dtype=torch.long, device=layer_devices[0])
-        self.slots, self.view, self.moves = None, 0, None
-        self.pending: Tensor | None = None
-        self.no_moves: dict = {}  # m -> moves of nothing
+    def __init__(self, layers: list[tuple], num_slots: int, capacity: int, device):
+        self.num_slots, self.device = num_slots, torch.device(device)
+        self.capacity = -(-capacity // BUCKET) * BUCKET
+        self.length = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.modules: list[list] = []  # of each pair of storages
+        groups: dict[tuple, list] = {}
+        for module, *kind in layers:
+            groups.setdefault(tuple(kind), []).append(module)
+        self.storage: list[tuple[Tensor, Tensor]] = []
+        for (heads, key_size, value_size, dtype, where), modules in groups.items():
+            shape = (len(modules), num_slots, heads, self.capacity + 1)
+            sizes = (key_size, value_size)
+            pair = [torch.zeros(*shape, size, dtype=dtype, device=where) for size in sizes]
+            self.storage.append(tuple(pair))
+            self.modules.append(modules)
+        self.hand_out()
 
-    def _allocate(self, key: Tensor, value: Tensor, layer: int) -> None:
-        if key.shape != value.shape:
-            raise BadInput(
-                f"layer {layer}: keys {tuple(key.shape)} and values {tuple(value.shape)} differ in "
-                "shape; such attention is not supported"
-            )
-        counts = collections.Counter(self.layer_devices)
-        _, heads, _, dim = key.shape
-        shape = (2, self.batch, heads, self.capacity, dim)
-        self.storage = [
-            torch.zeros((count, *shape), dtype=key.dtype, device=device)
-            for device, count in counts.items()
-        ]
-        self._view_layers()
+    def hand_out(self) -> None:
+        """Give every module its own; another target of the same model may have given it others."""
+        for (keys, values), modules in zip(self.storage, self.modules):
+            for module, *own in zip(modules, keys, values):
+                module.kv = tuple(own)
 
-    def _view_layers(self) -> None:
-        """Give every layer views of its own; made once, so that a compiler takes them for inputs.
-
-        It keeps a single write to an input in place. Of a tensor that all layers write to, one
-        after another, it makes a copy before the first and copies it back after the last.
-        """
-        left = dict(zip(dict.fromkeys(self.layer_devices), map(iter, self.storage)))
-        self.layers = [tuple(next(left[device]).unbind(0)) for device in self.layer_devices]
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
-        """Write rows [B, H, r, D] at their slots; return the layer's viewed keys and values."""
-        if not self.storage:
-            self._allocate(key, value, layer)
-        keys, values = self.layers[layer]
-        slots = on(key.device, self.slots)
-        if self.moves is not None:
-            origin, slots = self._joined(slots)
-            key = torch.cat([self._rows_at(keys, origin), key], 2)
-            value = torch.cat([self._rows_at(values, origin), value], 2)
-        if self.batch == 1:
-            keys.index_copy_(2, slots[0], key)
-            values.index_copy_(2, slots[0], value)
+    def rewind(self, lengths: Tensor, slots: list[int] | None = None) -> None:
+        """Set the committed lengths, [B] or those of some slots."""
+        lengths = lengths.to(self.device)
+        if slots is None:
+            self.length.copy_(lengths)
         else:
-            batch = torch.arange(self.batch, device=key.device).view(-1, 1, 1)
-            heads = torch.arange(key.shape[1], device=key.device).view(1, -1, 1)
-            place = (batch, heads, slots.unsqueeze(1))
-            keys.index_put_(place, key)
-            values.index_put_(place, value)
-        return keys[:, :, : self.view], values[:, :, : self.view]
+            self.length[slots] = lengths
 
-    def _joined(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns that rows come from [B, m], and all that are written, theirs first [B, m+r]."""
-        origin, place = on(slots.device, self.moves)
-        return origin, torch.cat([place, slots], 1)
+    def advance(self, count) -> None:
+        """The next rows stay: an int or [B]."""
+        self.length += count
 
-    def _rows_at(self, layer: Tensor, columns: Tensor) -> Tensor:
-        """Rows [B, H, m, D] of a layer's keys or values in columns [B, m]."""
-        if self.batch == 1:
-            return layer.index_select(2, columns[0])
-        index = columns[:, None, :, None].expand(-1, layer.shape[1], -1, layer.shape[3])
-        return layer.gather(2, index)
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Unused by what we compute (masks and positions are given), but asked for."""
-        return 0
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        return self.view, 0
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        return [False] * len(self.layer_devices)
-
-    def commit(self, path: Tensor | None, count: Tensor) -> None:
+    def keep(self, path: Tensor | None, count: Tensor) -> None:
         """Keep the rows of path [B, m] (-1 padded) behind the committed ones; count [B] of them.
 
-        path None: it is 0, 1, 2, ..., whose rows stand where they belong.
+        path None: it is 0, 1, 2, ..., whose rows stand where they belong. Path [0, 3, 5] at length
+        10 copies column 13 -> 11 and 15 -> 12.
         """
         if path is not None:
             first = self.length.unsqueeze(1)
             target = first + torch.arange(path.shape[1], device=path.device)
-            source = torch.where(path >= 0, first + path, target)
-            self._move(source, target)
-        self.length.add_(count)
+            self.move(torch.where(path >= 0, first + path, target), target)
+        self.advance(count)
 
-    def due(self, num: int) -> Tensor:
-        """Moves [2, B, num] for the next forward to make: the pending ones, or of nothing."""
-        moves = self.pending
-        if moves is None or moves.shape[2] != num:
-            self.settle()
-            if num not in self.no_moves:
-                self.no_moves[num] = self.length.new_zeros(2, self.batch, num)
-            return self.no_moves[num]
-        self.pending = None
-        return moves
-
-    def settle(self) -> None:
-        """Make the pending moves now."""
-        moves, self.pending = self.pending, None
-        if moves is not None:
-            self._move(*moves)
-
-    def _move(self, source: Tensor, target: Tensor) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         """Copy the rows in columns source [B, m] of all layers to columns target [B, m]."""
-        for storage in self.storage:
-            self._move_in(storage, on(storage.device, source), on(storage.device, target))
+        for pair in self.storage:
+            for tensor in pair:
+                _move(tensor, source.to(tensor.device), target.to(tensor.device))
 
-    def _move_in(self, storage: Tensor, source: Tensor, target: Tensor) -> None:
-        if self.batch == 1:
-            storage.index_copy_(4, target[0], storage.index_select(4, source[0]))
-            return
-        rows = torch.arange(self.batch, device=storage.device).unsqueeze(1)
-        by_slot = storage.permute(2, 4, 0, 1, 3, 5)  # [B, capacity, ...]
-        by_slot[rows, target] = by_slot[rows, source]
-
-    def reset(self) -> None:
-        """Forget everything; zeroed, because a NaN behind the mask would leak through 0 * NaN."""
-        self.length.zero_()
-        self.pending = None
-        for storage in self.storage:
-            storage.zero_()
+    def clear(self, slots: list[int]) -> None:
+        """Empty some slots. Zeroed: a NaN behind the mask would leak through 0 * NaN."""
+        self.length[slots] = 0
+        for pair in self.storage:
+            for tensor in pair:
+                if len(slots) == self.num_slots:
+                    tensor.zero_()
+                else:
+                    tensor[:, slots] = 0
 
     def grow(self, capacity: int) -> None:
         """Make room for at least `capacity` columns, keeping what is there."""
-        old, self.capacity = self.capacity, capacity
-        for i, storage in enumerate(self.storage):
-            grown = storage.new_zeros((*storage.shape[:4], capacity, storage.shape[5]))
-            grown[..., :old, :] = storage
-            self.storage[i] = grown
-        if self.storage:
-            self._view_layers()
+        self.capacity = -(-capacity // BUCKET) * BUCKET
+        self.storage = [
+            tuple(
+                torch.nn.functional.pad(tensor, (0, 0, 0, self.capacity + 1 - tensor.shape[3]))
+                for tensor in pair
+            )
+            for pair in self.storage
+        ]
+        self.hand_out()
 
 
-def moves_of(length: Tensor, path: Tensor) -> Tensor:
-    """Columns [2, B, depth] (from, to) of rows path [B, 1+depth], root first, -1 padded, behind
-    `length` [B] committed ones.
+def _move(storage: Tensor, source: Tensor, target: Tensor) -> None:
+    if storage.shape[1] == 1:
+        storage.index_copy_(3, target[0], storage.index_select(3, source[0]))
+        return
+    slots = torch.arange(storage.shape[1], device=storage.device).unsqueeze(1)
+    by_slot = storage.permute(1, 3, 0, 2, 4)  # [B, capacity, ...]
+    by_slot[slots, target] = by_slot[slots, source]
 
-    The root stands where it belongs, and is its own origin where a path has ended: no other row
-    that the next forward writes goes there.
+
+class CachedModel:
+    """A model that reads rows behind what its slots have committed.
+
+    runtime  a runtime.Runtime; layers: as KVCache takes them
     """
-    inner = path[:, 1:]
-    ended = inner < 0
-    ahead = torch.arange(1, path.shape[1], device=path.device).expand_as(inner)
-    moves = torch.stack([inner.masked_fill(ended, 0), ahead.masked_fill(ended, 0)])
-    return length.unsqueeze(1) + moves
+
+    def __init__(self, layers: list[tuple], device, dtype: torch.dtype, runtime):
+        self.layers, self.device, self.dtype = layers, torch.device(device), dtype
+        self.runtime = runtime
+        self.cache: KVCache | None = None
+
+    @torch.inference_mode()
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        """Have an empty cache of at least this size; one that is there already is kept."""
+        cache = self.cache
+        if cache is None or cache.num_slots != num_slots or cache.capacity < capacity:
+            self.cache = None  # free before allocating
+            self.cache = KVCache(self.layers, num_slots, capacity, self.device)
+            self.runtime.forget()
+        else:
+            cache.hand_out()
+            cache.clear(list(range(num_slots)))
+
+    def make_room(self, needed: int) -> None:
+        """Grow the cache to at least `needed` columns."""
+        if needed > self.cache.capacity:
+            self.cache.grow(needed)
+            self.runtime.forget()
+
+    def width(self, needed: int) -> int:
+        """Columns to attend to when `needed` are in use, for which room is made."""
+        self.make_room(needed)
+        return min(self.runtime.width(needed), self.cache.capacity)
+
+    def columns(self, num_rows: int, offset=0, slots: Tensor | None = None) -> Tensor:
+        """Columns [S, r] of rows `offset` behind the committed ones; slots [S], None = all B."""
+        length = self.cache.length if slots is None else self.cache.length[slots]
+        return length.unsqueeze(1) + torch.arange(num_rows, device=self.device) + offset

@@ -61,27 +61,16 @@ def torch_device(name: str) -> torch.device:
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def attention_name(config) -> str:
-    """Grouped SDPA, or eager attention where soft caps or sinks rule SDPA out."""
-    from model.common.target.attention import GROUPED
-
-    text = config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None) or text.model_type in ("gpt_oss",):
-        return "eager"
-    return GROUPED
-
-
 def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
     """transformers' AutoModelForCausalLM; every failure is one line of BadInput."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from model.common.target.attention import register
+    from model.common.target.attention import NAME, register
 
     check_model_path(path)
     where = torch_device(device)
     register()
     try:
-        config = AutoConfig.from_pretrained(path)
         place = {"": where} if num_gpus == 1 else "auto"
         if num_gpus > 1:
             limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
@@ -90,7 +79,7 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             dtype=getattr(torch, dtype),
-            attn_implementation=attention_name(config),
+            attn_implementation=NAME,
             device_map=place,
             max_memory=limits if num_gpus > 1 else None,
         )

@@ -1,8 +1,7 @@
 """The target (and any draft model): transformers' own class behind one forward over tree rows.
 
-The model class is unmodified; it is given a 4-D mask, explicit positions and our cache. The runtime
-decides how a step's forward is run: eager, torch.compile, or captured in CUDA graphs. A prefill is
-always eager.
+The model class is unmodified; it is given a 4-D mask, explicit positions and where its rows go in
+our cache. A prompt is never recorded as a graph.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.common.contract import trees as tree
-from model.common.contract.drafter import Draft, Needs
-from model.common.loop.acceptance import StaticGreedy
+from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.loop.ranking import top_ids
-from model.common.target.attention import mask_kinds
-from model.common.target.cached import CachedModel
+from model.common.target.attention import additive, attention_modules, mask_kinds, rows_mask
+from model.common.target.cache import CachedModel
+from model.common.target.runtime import make_runtime
 
-PREFILL_CHUNK = 2048  # rows per prefill forward
+PREFILL_CHUNK = 2048  # rows per prompt forward
 
 
 class Prefilled(NamedTuple):
-    """logits [B, V] after each prompt; hidden {name: [B, P, H]}; topk [B, P, k] or None."""
+    """logits [S, V] after each prompt; hidden {name: [S, P, H]}; topk [S, P, k] or None."""
 
     logits: Tensor
     hidden: dict
@@ -31,25 +29,27 @@ class Prefilled(NamedTuple):
 
 
 class Target(CachedModel):
-    """A causal language model that reads chains and trees of rows after a cached prefix.
+    """A causal language model that reads chains and trees of rows behind a cached prefix.
 
-    twin: a twin.Twin where it is a small model at a large one's size.
+    twin  a twin.Twin where it is a small model at a large one's size
     """
 
     def __init__(self, model, runtime: str = "eager", twin=None):
         torch.backends.cuda.enable_cudnn_sdp(False)  # takes up to 0.4 s for every new shape
         self.model, self.twin = model.eval(), twin
         self.config = model.config.get_text_config()
-        devices = [model.device] * self.config.num_hidden_layers
-        if getattr(model, "hf_device_map", None):
-            devices = [next(layer.parameters()).device for layer in model.get_decoder().layers]
-        super().__init__(devices, model.dtype, runtime)
+        layers = attention_modules(model)
+        super().__init__(layers, model.device, model.dtype, make_runtime(runtime, model.device))
         self.vocab_size = self.config.vocab_size
         self.kinds = mask_kinds(self.config)
-        self.static_batch = 1  # sequences per step where shapes are static
-        self.runs_ahead = self.static_shapes and self.device.type == "cuda"  # see decode._Loop
-        self.acceptance = StaticGreedy(self) if self.static_shapes else None
-        self.greedy = False  # whether steps so far had the acceptance in their calls
+        for layer in decoder_layers(model, [module for module, *_ in layers]):
+            layer.forward = self.runtime.compiled(layer.forward)
+        self.step = self.runtime.captured(self._rows)
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether a new row count or width costs a recording."""
+        return self.runtime.static
 
     def facts(self) -> dict:
         """What a report should say of how it is run, as Drafter.facts()."""
@@ -75,204 +75,134 @@ class Target(CachedModel):
         """Positions the model was built for, None = unbounded."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def idle_rows(self, batch: int) -> int:
-        """Rows to fill a batch up with, so that a static runtime sees one batch size."""
-        return max(self.static_batch - batch, 0) if self.static_shapes else 0
-
     @torch.inference_mode()
-    def prefill(self, ids: Tensor, lengths: list[int], capacity: int, needs: Needs) -> Prefilled:
-        """Read right-padded prompts ids [B, P] into an emptied cache of `capacity` columns."""
-        batch, longest = ids.shape
-        self.reserve(batch, max(capacity, longest))
-        cache = self.cache
-        cache.reset()
-        logits = ids.new_empty(0)
-        pieces, best = [], []
+    def prefill(self, slots: list[int], ids: Tensor, lengths: list[int], needs: Needs) -> Prefilled:
+        """Read right-padded prompts ids [S, P] into these slots, which are emptied."""
+        longest, cache = ids.shape[1], self.cache
+        owner = torch.tensor(slots, device=self.device)
+        some = None if len(slots) == cache.num_slots else owner
+        self.make_room(longest)
+        cache.clear(slots)
+        logits, pieces, best = None, [], []
         for begin in range(0, longest, PREFILL_CHUNK):
             chunk = ids[:, begin : begin + PREFILL_CHUNK]
             end = begin + chunk.shape[1]
-            cache.length.fill_(begin)
+            cache.rewind(torch.full_like(owner, begin), slots)
             last = [n - 1 - begin if begin < n <= end else 0 for n in lengths]
-            rows = "all" if needs.prompt_topk else torch.tensor(last, device=self.device)
-            scores, hidden = self._rows(
-                end,
-                None,
-                chunk,
-                None,
-                None,
-                None,
-                rows if needs.prompt_topk else rows.unique(),
-                needs.hidden,
-            )
+            last = torch.tensor(last, device=self.device)
+            keep = None if needs.prompt_topk else last.unique()
+            width = self.width(end)
+            with self.runtime.prompts():
+                scores, hidden = self._rows(width, chunk, None, None, 0, needs.hidden, some, keep)
             if needs.prompt_topk:
                 best.append(top_ids(scores, needs.prompt_topk))
-                picked = torch.tensor(last, device=self.device)
-            else:
-                picked = torch.searchsorted(rows.unique(), rows)
-            scores = scores[torch.arange(batch, device=self.device), picked]
+            picked = last if keep is None else torch.searchsorted(keep, last)
+            scores = scores[torch.arange(len(slots), device=self.device), picked]
             here = torch.tensor([begin < n <= end for n in lengths], device=self.device)
-            logits = scores if begin == 0 else torch.where(here.unsqueeze(1), scores, logits)
+            logits = scores if logits is None else torch.where(here.unsqueeze(1), scores, logits)
             pieces.append(hidden)
-        cache.length.copy_(torch.tensor(lengths))
+        cache.rewind(torch.tensor(lengths), slots)
         joined = {name: torch.cat([piece[name] for piece in pieces], 1) for name in needs.hidden}
         return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
 
-    def forward(
-        self,
-        root: Tensor,
-        draft: Draft,
-        max_committed: int,
-        hidden: tuple = (),
-        greedy: bool = False,
-        alive: Tensor | None = None,
-    ):
-        """Read root [B] and the draft's rows after the cached prefix.
+    @torch.inference_mode()
+    def rehearse(self, drafter: Drafter, prompt: list[int]) -> list[list[int]]:
+        """Show the runtime forwards of all shapes; prompts whose answers show a drafter's the same.
 
-        max_committed: host int, the longest sequence's length with its root.
-        greedy: the same call holds the `acceptance`, for the rows alive [B] bool, None = all.
-        Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}), and behind them what the
-        acceptance is called with; with CUDA graphs they are overwritten by the next forward of the
-        same shape.
+        Where shapes are static: every width of a draft at every attended width up to the cache's
+        capacity, with the drafter's hidden states and, for a paired baseline, without. Under
+        compile one row and two.
         """
-        self.greedy, then, extras, moves = greedy, None, (), None
-        layout = None if draft.is_chain else tree.layout(draft)
-        if greedy:
-            then, extras = self.acceptance.within(draft, layout, root, alive)
-            if layout:
-                moves = self.cache.due(draft.depth)
-        _, known, depths = layout or (None, None, None)
-        place = known, depths, max_committed + draft.tokens.shape[1], hidden
-        return self.read(draft.tokens, *place, 0, root, then, extras, moves)
+        runtime, cache, ends = self.runtime, self.cache, []
+        max_nodes, hidden = drafter.max_nodes, {(), drafter.needs.hidden}
+        if runtime.name == "eager":
+            return []
+        widths = {0, 1} | {runtime.num_nodes(nodes, max_nodes) for nodes in range(max_nodes + 1)}
+        needed = 1
+        while needed <= cache.capacity:
+            for num_nodes in sorted(widths):
+                root = torch.zeros(cache.num_slots, dtype=torch.long, device=self.device)
+                draft = Draft(root.new_zeros(cache.num_slots, num_nodes))
+                for names in hidden:
+                    self.forward(root, draft, max(needed - num_nodes, 1), names)
+            ends.append(needed)
+            needed = self.width(needed) + 1 if runtime.static else cache.capacity + 1
+        repeated = prompt * -(-cache.capacity // len(prompt))
+        return [repeated[:end] for end in ends if runtime.static and end + 64 < cache.capacity]
+
+    def padded(self, draft: Draft, drafter: Drafter) -> Draft:
+        """The draft at one of the shapes that a static runtime knows; as it is elsewhere."""
+        if not self.runtime.static:
+            return draft
+        num_nodes = self.runtime.num_nodes(draft.tokens.shape[1], drafter.max_nodes)
+        return draft.padded(num_nodes, drafter.max_depth if draft.tree else num_nodes)
+
+    def forward(self, root: Tensor, draft: Draft, longest: int, hidden: tuple = ()):
+        """Read root [B] and the draft's rows behind the committed ones.
+
+        longest: host int, the longest running sequence's committed length, root included.
+        Returns (logits [B, 1+n, V], hidden {name: [B, 1+n, H]}); with CUDA graphs they are
+        overwritten by the next forward of the same shape.
+        """
+        tokens = torch.cat([root.unsqueeze(1), draft.tokens.clamp(min=0)], 1)
+        tree = draft.layout if self.runtime.static else draft.tree  # so that one graph serves both
+        if tree is None:
+            return self.read(tokens, None, None, longest - 1, hidden=hidden)
+        ancestors = tree.ancestors.expand(len(tokens), -1, -1)
+        depths = tree.depths.expand(len(tokens), -1)
+        return self.read(tokens, ancestors, depths, longest - 1, hidden=hidden)
 
     def read(
         self,
         tokens: Tensor,
-        known,
-        depths,
-        needed: int,
+        ancestors: Tensor | None,
+        depths: Tensor | None,
+        longest: int,
+        offset: int = 0,
         hidden: tuple = (),
-        offset: int | Tensor = 0,
-        root: Tensor | None = None,
-        then=None,
-        extras: tuple = (),
-        moves: Tensor | None = None,
     ):
-        """Forward of rows [B, r] with ancestors and depths (None = a chain) in `needed` columns.
+        """Logits and hidden states of rows [B, r] behind the committed ones.
 
-        In inference mode, which is the caller's: entering it costs as much as the rest of this.
-        offset: columns between the committed ones and these rows, written by earlier reads of the
-        same tree (models without sliding attention); known is then [.., r, w], w at least offset +
-        r. Where shapes are static it may be a tensor [], so that one graph serves all of them.
-        root: [B], read before the tokens, of which -1 is an inert row.
-        then: what is made of the output in the same compiled or captured call,
-        then(logits, states, root, tokens, *extras) -> tensors; None = the output itself.
-        moves: of the cache, made by the same call.
+        ancestors [.., r, w]: which of the w columns behind the committed ones each row reads;
+        depths [.., r]: its position behind them; None, None = a chain
+        longest  host int, the longest running sequence's rows in the cache
+        offset   columns that earlier reads of the same tree have taken (models without sliding
+                 attention); w is then at least offset + r
         """
-        if self.cache.pending is not None:
-            self.cache.settle()
-        committed = None
-        if not self.runtime.static_shapes:
-            committed = needed - tokens.shape[1] - offset - (root is not None)
-        view, start = self.columns(needed, committed)
-        rows = root, tokens, known, depths, moves
-        return self.runtime(view, *rows, "all", hidden, start, offset, then, *extras)
+        width = self.width(longest + offset + tokens.shape[1])
+        return self.step(width, tokens, ancestors, depths, offset, hidden)
 
-    def reader(self, num_columns: int, then):
-        """A function that reads the next rows of chains, where shapes are static:
-        read(tokens [B, r], *extras).
-
-        As read() does, with one view for all, of so many columns.
-        """
-        runtime, (view, start) = self.runtime, self.columns(num_columns, None)
-
-        def read(tokens, *extras):
-            return runtime(view, None, tokens, None, None, None, "all", (), start, 0, then, *extras)
-
-        return read
-
-    @torch.inference_mode()
-    def warm(self, capacity: int, shapes=(), hidden: tuple = ()) -> None:
-        """Compile or capture every shape seen so far, and `shapes`, in all buckets that they need.
-
-        capacity: the longest sequence; shapes: Drafter.shapes(). Without this a compilation would
-        fall into a timed step.
-        """
-        batch = self.cache.batch
-        kinds = self._kinds(batch)
-        widths = [first[2].shape[1] for first in kinds] + [shape.num_nodes for shape in shapes]
-        capacity += 1 + max(widths, default=0)
-        self.make_room(capacity)  # a cache that grew later would have to be compiled for again
-        self.cache.pending = None
-        met = {
-            _shape_of(nodes, known, moves)
-            for _, root, nodes, known, _, moves, *_ in kinds
-            if root is not None
-        }
-        for shape in shapes:
-            draft = shape.draft(batch, self.device)
-            known = None if draft.is_chain else tree.layout(draft)[1]
-            moves = None if known is None or not self.greedy else self.cache.due(draft.depth)
-            if _shape_of(draft.tokens, known, moves) not in met:
-                self.cache.length.zero_()
-                self.forward(draft.tokens.new_zeros(batch), draft, 1, hidden, self.greedy)
-        for first in self._kinds(batch):
-            _, root, nodes, known, depths, moves, *others = first
-            if moves is not None:  # those of the first call may be of a longer cache
-                moves = self.cache.due(moves.shape[2])
-            for view in self.views(capacity):
-                self.cache.length.zero_()
-                self.runtime(view, root, nodes, known, depths, moves, *others)
-
-    def _kinds(self, batch: int) -> list[tuple]:
-        """Arguments of one call of every kind of step of so many sequences, whatever its view."""
-        kinds = {key[1:]: first for key, first in self.runtime.firsts.items()}
-        return [first for first in kinds.values() if first[2].shape[0] == batch]
-
-    def _rows(
-        self,
-        view,
-        root,
-        nodes,
-        known,
-        depths,
-        moves,
-        keep,
-        hidden,
-        start=None,
-        offset=0,
-        then=None,
-        *extras,
-    ):
-        """The forward itself. keep: "all" rows' logits, or a tensor of row indices.
-
-        start: the committed length where the host knows it (one sequence, eager), else None.
-        """
-        self.cache.moves, tokens = moves, nodes
-        if root is not None:
-            tokens = torch.cat([root.unsqueeze(1), tokens.clamp(min=0)], 1)
-        positions = self.place(tokens.shape[1], view, start, offset)
-        if depths is not None:
-            positions = self.cache.length.unsqueeze(1) + depths
-        if self.context is not None and (start is None or start + tokens.shape[1] > self.context):
-            positions = positions.clamp(max=self.context - 1)  # rows that cannot be committed
+    def _rows(self, width, tokens, ancestors, depths, offset, hidden, slots=None, keep=None):
+        """The forward itself. slots [S] or None = all; keep: rows whose logits are wanted."""
+        length = self.cache.length if slots is None else self.cache.length[slots]
+        columns = self.columns(tokens.shape[1], offset, slots)
+        positions = columns if depths is None else length.unsqueeze(1) + depths
+        if self.context is not None:  # rows beyond it cannot be committed
+            positions = positions.clamp(max=self.context - 1)
         masks = {
-            kind: self.mask(positions, known, window, start) for kind, window in self.kinds.items()
+            kind: additive(
+                rows_mask(length, columns, positions, ancestors, width, window), self.dtype
+            )
+            for kind, window in self.kinds.items()
         }
         out = self.model(
             input_ids=tokens,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=0 if isinstance(keep, str) else keep,
+            use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
             output_hidden_states=bool(hidden),
+            cache_columns=columns,
+            cache_slots=slots,
         )
         states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
-        if then is None:
-            return out.logits, states
-        return then(out.logits, states, root, nodes, *extras)
+        return out.logits, states
 
 
-def _shape_of(tokens: Tensor, known: Tensor | None, moves: Tensor | None) -> tuple:
-    """What two drafts of one kind have in common: how many nodes, whose tree, how deep."""
-    return tokens.shape, known is None or known.dim(), moves is None or moves.shape
+def decoder_layers(model, attentions: list) -> list:
+    """The modules that stand in a list of layers and contain the given attention modules."""
+    wanted, layers = set(attentions), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            layers += [layer for layer in module if not wanted.isdisjoint(layer.modules())]
+    return layers

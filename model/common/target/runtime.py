@@ -1,121 +1,164 @@
-"""How a step's forward is run: eager, compiled (frozen: weights and all), or as CUDA graphs of
-either.
+"""How forwards are run: eager, compiled layer by layer, or recorded as CUDA graphs.
 
-A forward is a function (tokens, known, depths, view, keep, hidden) -> (logits, states) that reads
-and writes the target's cache. Shapes and the Python arguments select a graph; tensors are data.
+eager      transformers' code as it is
+compile    every layer by torch.compile, with dynamic shapes: one graph of one row, one of more
+           rows serve all layers, row counts and cache lengths
+cudagraph  eager's kernels of a whole step, recorded; shapes are padded so that they repeat
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 
-from model.common.errors import BadInput
-
-CPU = torch.device("cpu")
-
-
-def make_runtime(name: str, forward, device: torch.device = CPU):
-    """The runtime of a name, for a forward on `device`.
-
-    Without CUDA there are no graphs, and what they would have recorded is run, with one line.
-    """
-    from model.common.target.compiled import Compiled, Frozen  # which are Eager's children
-
-    if name == "compile":
-        return Compiled(forward, device.type == "cpu")
-    if name == "frozen":
-        if device.type != "cpu":
-            raise BadInput(f"--runtime frozen: weights are packed for a CPU, not for {device}")
-        return Frozen(forward)
-    runtime = Eager(forward)
-    if name.endswith("graph"):
-        if name == "compile-graph":
-            runtime = Compiled(forward, device.type == "cpu")
-        if device.type == "cuda" and torch.cuda.is_available():
-            return Graphs(runtime, CudaCapture(device), name)
-        say(f"--runtime {name}: no CUDA device, running {runtime.name}")
-    return runtime
-
-
-said: set[str] = set()
-
-
-def say(line: str) -> None:
-    """On stderr, once: target, drafter and acceptance have runtimes of their own."""
-    if line not in said:
-        said.add(line)
-        print(line, file=sys.stderr)
+EAGER_BUCKET = 64  # columns: attended widths are multiples of it
+STATIC_BUCKET = 256  # columns: recorded widths are powers of two from it
+_made = {"graphs": 0}  # compiled or captured by this process
+told: set[str] = set()
 
 
 def compilations() -> int:
     """Graphs that this process has compiled or captured so far, of target and drafters alike."""
-    dynamo = sys.modules.get("torch._dynamo.utils")  # absent where nothing was compiled
-    compiled = dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
-    return compiled + Graphs.captured
+    return _made["graphs"]
 
 
-class Eager:
-    """Calls the forward as it is.
+def tell_once(line: str) -> None:
+    """A line on stderr, once: target, drafter and heads have runtimes of their own."""
+    if line not in told:
+        told.add(line)
+        print(line, file=sys.stderr)
 
-    static_shapes: a new shape costs a compilation or capture; overwrites: a call's results stand
-    until the next call of its graph; firsts: arguments of the first call of every graph so far, by
-    what selects it, an entry for each argument.
+
+def make_runtime(name: str, device: torch.device) -> Runtime:
+    """The runtime of a name; without CUDA there are no graphs, which one line says."""
+    if name == "compile":
+        return Compiled(device)
+    if name == "cudagraph":
+        if device.type == "cuda":
+            return CudaGraphs(device)
+        tell_once("--runtime cudagraph: no CUDA device, running eager")
+    return Runtime(device)
+
+
+class Runtime:
+    """Eager: functions are called as they are. Others override what they do differently.
+
+    static  every new shape costs a recording, so the loop pads drafts to a few widths
     """
 
     name = "eager"
-    static_shapes = overwrites = False
+    static = False
 
-    def __init__(self, forward):
-        self.forward = forward
-        self.firsts: dict[tuple, tuple] = {}
+    def __init__(self, device: torch.device):
+        self.device = device
 
-    def __call__(self, *arguments):
-        return self.forward(*arguments)
+    def compiled(self, function):
+        """A function of tensors (or a module's forward), compiled where this runtime compiles."""
+        return function
+
+    def captured(self, function):
+        """A function of tensors and hashable arguments, recorded where this runtime records.
+
+        What a recorded function returns stands until its next call.
+        """
+        return function
+
+    def prompts(self):
+        """A context for reading prompts, which are eager in every runtime: their shapes vary."""
+        return nullcontext()
+
+    def width(self, needed: int) -> int:
+        """Columns to attend to when `needed` are in use."""
+        return -(-needed // EAGER_BUCKET) * EAGER_BUCKET
+
+    def num_nodes(self, num_nodes: int, max_nodes: int) -> int:
+        """Nodes that a draft is padded to."""
+        return num_nodes
 
     def forget(self) -> None:
-        """The cache was replaced."""
+        """A cache was replaced: recordings hold addresses of the old one."""
 
 
-class Graphs(Eager):
-    """Replays one captured graph per (shapes, Python arguments) from static input buffers.
+class Compiled(Runtime):
+    """torch.compile with dynamic shapes; on a CPU with Inductor's C++ wrapper."""
+
+    name = "compile"
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.options = {"cpp_wrapper": True} if device.type == "cpu" else {}
+        torch.compiler.config.recompile_limit = 64  # layers of a model may differ
+
+    def compiled(self, function):
+        def traced(*arguments, **named):
+            if torch.compiler.is_compiling():
+                _count_graph()
+            return function(*arguments, **named)
+
+        return torch.compile(traced, dynamic=True, options=self.options)
+
+    def prompts(self):
+        return torch.compiler.set_stance("force_eager")
+
+
+@torch.compiler.assume_constant_result
+def _count_graph() -> int:
+    """Called when a graph is traced, and never by the compiled code."""
+    _made["graphs"] += 1
+    return 0
+
+
+class CudaGraphs(Runtime):
+    """One recorded CUDA graph for every set of shapes and other arguments of a function."""
+
+    name = "cudagraph"
+    static = True
+
+    def __init__(self, device, capture=None):
+        super().__init__(device)
+        self.capture = capture or CudaCapture(device)
+        self.recordings: list[Recorded] = []
+
+    def captured(self, function):
+        self.recordings.append(Recorded(function, self.capture))
+        return self.recordings[-1]
+
+    def width(self, needed):
+        return max(STATIC_BUCKET, 1 << (needed - 1).bit_length())
+
+    def num_nodes(self, num_nodes, max_nodes):
+        """0, 4, 8, 16, ... or max_nodes."""
+        if num_nodes == 0:
+            return 0
+        return max(num_nodes, min(max(4, 1 << (num_nodes - 1).bit_length()), max_nodes))
+
+    def forget(self):
+        for recorded in self.recordings:
+            recorded.graphs.clear()
+
+
+class Recorded:
+    """A function that is replayed from static input buffers.
 
     capture(function) runs the function once, records it and returns (replay, the run's result); the
-    result's tensors are rewritten in place by every replay. What a forward writes is so written
-    once a call, the first one included. A forward may be a compiled runtime, which that first run
-    compiles. If a capture fails, the runtime says so once and calls the forward from then on.
+    result's tensors are rewritten by every replay. What a function writes is so written once a
+    call, the first one included. If a capture fails, a line says so and the function is called from
+    then on.
     """
 
-    static_shapes = overwrites = True
-    captured = 0  # by all objects of this process
-
-    def __init__(self, forward, capture, name: str = "cudagraph"):
-        super().__init__(forward if isinstance(forward, Eager) else Eager(forward))
-        self.capture, self.name = capture, name
-        self.graphs: dict = {}
+    def __init__(self, function, capture):
+        self.function, self.capture = function, capture
+        self.graphs: dict[tuple, tuple] = {}
         self.broken = False
-
-    def forget(self) -> None:
-        """Graphs hold addresses of the cache: a new cache needs new graphs."""
-        self.graphs.clear()
-        self.forward.forget()
 
     def __call__(self, *arguments):
         if self.broken:
-            return self.forward(*arguments)
-        key = signature(arguments)
+            return self.function(*arguments)
+        key = tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
         if key not in self.graphs:
-            self.firsts[key] = arguments
-            try:
-                self.graphs[key] = self._record(arguments)
-                return self.graphs[key][-1]
-            except RuntimeError as error:
-                first = error.__context__ or error  # leaving a broken capture raises once more
-                reason = str(first).split("\n")[0]
-                say(f"--runtime {self.name}: {reason}; running {self.forward.name}")
-                self.broken, self.name = True, self.forward.name
-                return self.forward(*arguments)
+            return self._record(key, arguments)
         buffers, replay, result = self.graphs[key]
         for buffer, argument in zip(buffers, arguments):
             if isinstance(buffer, torch.Tensor):
@@ -123,16 +166,19 @@ class Graphs(Eager):
         replay()
         return result
 
-    def _record(self, arguments):
+    def _record(self, key, arguments):
         buffers = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
-        replay, result = self.capture(lambda: self.forward(*buffers))
-        Graphs.captured += 1
-        return buffers, replay, result
-
-
-def signature(arguments) -> tuple:
-    """What selects a graph: shapes and types of tensors, and other arguments themselves."""
-    return tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
+        try:
+            replay, result = self.capture(lambda: self.function(*buffers))
+        except RuntimeError as error:
+            first = error.__context__ or error  # leaving a broken capture raises once more
+            reason = str(first).split("\n")[0]
+            tell_once(f"--runtime cudagraph: {reason}; running eager")
+            self.broken = True
+            return self.function(*arguments)
+        _made["graphs"] += 1
+        self.graphs[key] = buffers, replay, result
+        return result
 
 
 class CudaCapture:
@@ -162,7 +208,7 @@ class CudaCapture:
 
 
 def tensors_of(result) -> list[torch.Tensor]:
-    """All tensors of a forward's result: a tensor, or nested tuples and dicts of tensors."""
+    """All tensors of a function's result: a tensor, or nested tuples and dicts of tensors."""
     if isinstance(result, torch.Tensor):
         return [result]
     parts = result.values() if isinstance(result, dict) else result

@@ -22,10 +22,9 @@ class FrozenTarget:
     """
 
     def __init__(self, model):
-        from model.common.target.attention import GROUPED
+        from model.common.target.attention import own_attention
 
-        if model.config._attn_implementation == GROUPED:  # it wants an explicit mask
-            model.set_attn_implementation("sdpa")
+        own_attention(model)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
         self.vocab_size, self.dtype, self.device = self.config.vocab_size, model.dtype, model.device

@@ -1,0 +1,274 @@
+"""Read answer files: one JSON line a question, each field checked as it is read.
+
+Two writers are understood. This project's harness writes token ids, prefill and per-step times,
+and a `.meta.json` beside the file; its counts are verified here (a turn's new_tokens is one token
+of the prefill plus the sum of its accept_lengths). Spec-Bench's scripts write neither, and count
+the prefill's token as a step; their files are read with a warning that says what is unchecked.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluation.answers.fields import Fields
+from evaluation.answers.meta import AnswerError, find_field, read_meta
+
+LATE_S = 1e-3  # by how much a step may end after its turn's wall_time, for the clock's readings
+MT_BENCH_TOPICS = frozenset(
+    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+)
+
+
+@dataclass
+class Choice:
+    """One sampled answer to a question; lists are per turn [T] unless said otherwise."""
+
+    index: int
+    texts: list  # [T] str
+    new_tokens: list  # [T] committed ids, end-of-sequence included
+    wall_s: list  # [T] prefill + steps
+    steps: list  # [T] target forwards after the prefill
+    accept_lengths: list | None  # flat over the turns, one a step
+    output_ids: list | None  # [T][new_tokens]
+    prompt_tokens: list | None
+    finish_reason: list | None
+    prefill_s: list | None
+    stage_s: dict | None  # stage -> seconds, summed over all steps of all turns
+    batch: list | None = None  # [T] id of the turn's batch, in files of fixed batches
+    verify_s: list | None = None  # [T][steps]
+    drafted: list | None = None  # [T][steps] candidates, without inert and probe rows
+    recompiled: list | None = None  # [T] graphs compiled or captured within wall_s
+    begin_s: list | None = None  # [T] Unix time at which the prefill began, one clock a machine
+    step_end_s: list | None = None  # [T][steps] end of every step, in seconds after begin_s
+    slot: list | None = None  # [T] the slot of the loop that decoded the turn
+
+
+@dataclass
+class Question:
+    """One line of an answer file; `choices` is empty where `error` says that it failed."""
+
+    question_id: object
+    category: str
+    error: str | None
+    choices: list
+
+    @property
+    def task(self):
+        """The reported category: the eight MT-Bench topics are one."""
+        return "mt_bench" if self.category in MT_BENCH_TOPICS else self.category
+
+
+@dataclass
+class AnswerFile:
+    """A whole answer file, its questions by id in file order."""
+
+    path: Path
+    sha256: str
+    model_id: str
+    questions: dict
+    meta: dict | None
+    warnings: list = field(default_factory=list)
+
+    @property
+    def lossy(self):
+        """Whether the method's acceptance rule may change the target's output."""
+        return bool(self.meta and self.meta["lossy"])
+
+    @property
+    def twin(self):
+        """'twin of mini at 7b' where the target was a small model at a large one's size, or ""."""
+        size = find_field(self.meta, "scale_to")
+        return f"twin of {find_field(self.meta, 'target')} at {size}" if size else ""
+
+    @property
+    def label(self):
+        """The name to print; a lossy method and a twin are never named without saying so."""
+        marks = ", ".join(filter(None, ("lossy" if self.lossy else "", self.twin)))
+        return f"{self.model_id} ({marks})" if marks else self.model_id
+
+
+def read_lines(path):
+    """(content, [(line number, model_id, Question)], quirks) of the answer file at `path`.
+
+    Every line is parsed by itself; what lines say together (an id twice, times of zero) is not
+    judged here.
+    """
+    try:
+        content = path.read_bytes()
+    except IsADirectoryError:
+        raise AnswerError(f"{path}: a directory; name one .jsonl answer file") from None
+    except OSError as error:
+        raise AnswerError(f"{path}: {error.strerror}") from None
+    rows, quirks = [], set()
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        record = parse_line(line, where, is_last=number == len(lines))
+        rows.append((number, record.get("model_id"), parse_question(record, where, quirks)))
+    if not rows:
+        raise AnswerError(f"{path}: no answers in it (the file is empty)")
+    return content, rows, quirks
+
+
+def read_answers(path):
+    """Read and check the answer file at `path` and the meta file beside it."""
+    path = Path(path)
+    content, rows, quirks = read_lines(path)
+    questions, line_of = {}, {}
+    for number, _, question in rows:
+        question_id = question.question_id
+        where = f"{path}: line {number}"
+        if question_id in questions:
+            first = line_of[question_id]
+            raise AnswerError(f"{where}: question_id {question_id} stands on line {first} already")
+        check_times(question, where)
+        questions[question_id] = question
+        line_of[question_id] = number
+    meta = read_meta(path)
+    model_id = one_model_id(path, [name for _, name, _ in rows], meta)
+    digest = hashlib.sha256(content).hexdigest()
+    return AnswerFile(path, digest, model_id, questions, meta, warnings_for(path, meta, quirks))
+
+
+def check_times(question, where):
+    """Refuse a turn that took no time, or less than its prefill or steps: it has no speed."""
+    for number, choice in enumerate(question.choices):
+        if min(choice.wall_s) <= 0:
+            raise AnswerError(f"{where}: choice {number}: wall_time of {min(choice.wall_s)} s")
+        if choice.prefill_s and any(p > w for p, w in zip(choice.prefill_s, choice.wall_s)):
+            raise AnswerError(f"{where}: choice {number}: prefill_s is longer than wall_time")
+        for ends, wall_s in zip(choice.step_end_s or (), choice.wall_s):
+            if ends and ends[-1] > wall_s + LATE_S:
+                raise AnswerError(f"{where}: choice {number}: step_end_s is later than wall_time")
+
+
+def one_model_id(path, model_ids, meta):
+    """The model_id that all lines and the meta share; the file's stem where no line has one."""
+    names = {name for name in model_ids if name is not None}
+    if meta is not None:
+        names.add(meta["model_id"])
+    if len(names) > 1:
+        listed = ", ".join(sorted(map(str, names)))
+        raise AnswerError(f"{path}: lines (or meta) of several model_ids in one file: {listed}")
+    return str(names.pop()) if names else path.stem
+
+
+def warnings_for(path, meta, quirks):
+    """What could not be checked in this file, a line each."""
+    found = []
+    if "foreign" in quirks:
+        found.append(
+            f"{path}: not written by this project (no token ids, no prefill times): token counts"
+            " are taken on trust and accept_lengths may count the prefill as a step"
+        )
+    if meta is None:
+        found.append(
+            f"{path}: no .meta.json beside it: target, prompts and settings cannot be checked"
+        )
+    if "idxs" in quirks:
+        found.append(f"{path}: steps are read from 'idxs', which some writers count from 0")
+    if "accept_lengths" in quirks:
+        found.append(f"{path}: some questions have no accept_lengths: no mean accepted tokens")
+    if "steps" in quirks:
+        found.append(f"{path}: the number of accept_lengths differs from decoding_steps")
+    return found
+
+
+def refuse_constant(name):
+    """NaN and Infinity are no JSON, and no time or count."""
+    raise ValueError(f"{name} in place of a number")
+
+
+def parse_line(line, where, is_last):
+    """One JSON object from the bytes of a line."""
+    try:
+        record = json.loads(line, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        if is_last:  # a last line without its newline
+            raise AnswerError(f"{where}: half-written last line (the run was cut off)") from None
+        raise AnswerError(f"{where}: broken JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise AnswerError(f"{where}: not a JSON object")
+    return record
+
+
+def parse_question(record, where, quirks):
+    """A Question from a line's object; oddities of other writers are added to `quirks`."""
+    question_id, category = record.get("question_id"), record.get("category")
+    if type(question_id) not in (int, str):
+        raise AnswerError(f"{where}: question_id is missing or neither a number nor a string")
+    if not isinstance(category, str):
+        raise AnswerError(f"{where}: category is missing or no string")
+    error = record.get("error")
+    if error:
+        return Question(question_id, category, str(error).strip() or "failed", [])
+    choices = record.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise AnswerError(f"{where}: question {question_id} has no choices and no error")
+    parsed = [parse_choice(choice, number, where, quirks) for number, choice in enumerate(choices)]
+    if len({choice.index for choice in parsed}) < len(parsed):
+        raise AnswerError(f"{where}: question {question_id} has two choices of the same index")
+    return Question(question_id, category, None, parsed)
+
+
+def parse_choice(record, number, where, quirks):
+    """A Choice from one entry of `choices`, its parts checked against each other."""
+    if not isinstance(record, dict):
+        raise AnswerError(f"{where}: choice {number} is not a JSON object")
+    ours = record.get("output_ids") is not None
+    texts = record.get("turns")
+    if not isinstance(texts, list) or not texts or set(map(type, texts)) != {str}:
+        raise AnswerError(f"{where}: choice {number}: turns is no list of answer texts")
+    fields = Fields(record, f"{where}: choice {number}", len(texts))
+    if not ours:
+        quirks.add("foreign")
+        quirks.update({"idxs"} if "decoding_steps" not in record else ())
+    choice = Choice(
+        index=fields.index(number),
+        texts=texts,
+        new_tokens=fields.counts("new_tokens"),
+        wall_s=fields.seconds("wall_time"),
+        steps=fields.counts("decoding_steps" if "decoding_steps" in record else "idxs"),
+        accept_lengths=fields.accept_lengths(),
+        output_ids=fields.turns("output_ids"),
+        prompt_tokens=fields.counts("prompt_tokens") if "prompt_tokens" in record else None,
+        finish_reason=fields.labels("finish_reason"),
+        prefill_s=fields.seconds("prefill_s") if "prefill_s" in record else None,
+        stage_s=fields.stages(),
+        batch=fields.labels("batch"),
+        verify_s=fields.turns("verify_s"),
+        drafted=fields.step_counts("drafted"),
+        recompiled=fields.counts("recompiled") if "recompiled" in record else None,
+        begin_s=fields.seconds("begin_s") if "begin_s" in record else None,
+        step_end_s=fields.step_ends("step_end_s"),
+        slot=fields.counts("slot") if "slot" in record else None,
+    )
+    if ours:
+        check_counts(choice, f"{where}: choice {number}")
+    elif choice.accept_lengths is None:
+        quirks.add("accept_lengths")
+    elif len(choice.accept_lengths) != sum(choice.steps):
+        quirks.add("steps")
+    return choice
+
+
+def check_counts(choice, where):
+    """Hold our own counts to their definitions: a turn has 1 + sum(accept_lengths) new tokens."""
+    if choice.accept_lengths is None or len(choice.accept_lengths) != sum(choice.steps):
+        raise AnswerError(f"{where}: accept_lengths has not one entry for each decoding step")
+    start = 0
+    for turn, steps in enumerate(choice.steps):
+        accepted = sum(choice.accept_lengths[start : start + steps])
+        start += steps
+        new_tokens = choice.new_tokens[turn]
+        if new_tokens != 1 + accepted:
+            raise AnswerError(
+                f"{where}: turn {turn}: new_tokens is {new_tokens}, but the prefill's token and"
+                f" the accept_lengths make {1 + accepted}"
+            )
+        ids = choice.output_ids[turn]
+        if not isinstance(ids, list) or len(ids) != new_tokens or set(map(type, ids)) != {int}:
+            raise AnswerError(f"{where}: turn {turn}: output_ids is no list of {new_tokens} ids")

@@ -1,0 +1,231 @@
+"""Teacher forcing: what the target itself says about every token of an answer file.
+
+A turn's prompt is rebuilt as the harness rendered it (questions, template, earlier answers or the
+history's), read in one prefill, and the recorded ids are read after it in blocks, so that row i of
+a turn's logits scores its i-th output id. Nothing is drawn and no drafter is needed.
+
+Importing it imports torch, so a tool imports it after its flags are read.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evaluation.answers.meta import AnswerError
+from evaluation.answers.reader import AnswerFile
+from model.common.contract.drafter import Needs
+from model.common.errors import BadInput
+from model.common.prompts.conversation import read_history
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import read_questions
+from model.common.records import writer as record
+from model.common.records.files import model_folder
+from model.common.target.loading import check_model_path, load_target
+from model.common.target.model import Target
+
+BLOCK_ROWS = 256  # rows of logits at a time: 256 x 128k x 4 bytes = 131 MB
+
+
+@contextmanager
+def refusals_of_tools():
+    """Turn the model code's BadInput into the tools' AnswerError."""
+    try:
+        yield
+    except BadInput as error:
+        raise AnswerError(str(error)) from error
+
+
+@dataclass
+class Asked:
+    """What an answer file's target was asked and how it is to be loaded.
+
+    questions: {question_id: question}; history: {question_id: answer texts}, {} = the run's own.
+    """
+
+    model_path: str
+    dtype: str
+    template: str | None
+    questions: dict
+    history: dict
+    scale_to: str | None = None  # of a twin
+
+
+@dataclass
+class ForcedTurn:
+    """A turn and the logits that score it. `blocks` can be walked once, before the next turn.
+
+    blocks  yields [rows, V], in order; together len(output_ids) rows, in the target's dtype
+    """
+
+    question_id: object
+    choice: int
+    turn: int
+    prompt_ids: list
+    output_ids: list
+    blocks: Iterator
+
+
+def find_asked(
+    answers: AnswerFile,
+    model_path=None,
+    dtype=None,
+    template=None,
+    bench_name=None,
+    question_file=None,
+) -> Asked:
+    """What the meta beside `answers` says, a flag that is given (not None) before it.
+
+    Refused in one line: a setting that neither has, other weights, questions or first prompts than
+    the meta's hashes say (the latter two where the file has all its questions).
+    """
+    meta = answers.meta or {}
+    said = meta.get("arguments") or {}
+    model_path = model_path or _path(said.get("model_path"))
+    dtype = dtype or said.get("dtype")
+    for flag, value in (("--model-path", model_path), ("--dtype", dtype)):
+        if value is None:
+            raise AnswerError(f"{answers.path}: no meta says its {flag[2:]}; give {flag}")
+    if question_file is None and bench_name is None:
+        question_file, bench_name = _path(said.get("question_file")), said.get("bench_name")
+    if question_file is None and bench_name is None:
+        raise AnswerError(
+            f"{answers.path}: no meta says its questions; give --bench-name or --question-file"
+        )
+    path = Path(question_file or record.ROOT / "data" / bench_name / "question.jsonl")
+    with refusals_of_tools():
+        check_model_path(model_path)
+        questions = {question["question_id"]: question for question in read_questions(path)}
+        missing = [i for i in answers.questions if i not in questions]
+        if missing:
+            raise AnswerError(f"{path}: no question {missing[0]}, which {answers.path} answers")
+        asked = [questions[i] for i in answers.questions]
+        history_path = _path(said.get("history"))
+        history = read_history(history_path, asked) if history_path else {}
+    template = template or said.get("template")
+    found = Asked(model_path, dtype, template, questions, history, said.get("scale_to"))
+    _check_hashes(answers, found, asked, history_path)
+    return found
+
+
+def _path(said: str | None) -> str | None:
+    """A path of a meta: from here, or from the project's folder, where runs usually start."""
+    if said and not Path(said).exists() and (record.ROOT / said).exists():
+        return str(record.ROOT / said)
+    return said
+
+
+def _check_hashes(answers, found: Asked, asked: list, history_path) -> None:
+    """Hold weights, questions and history to the meta's hashes."""
+    shared = (answers.meta or {}).get("shared", {})
+    hashes = {"weights_sha256": lambda: record.sha256_weights(model_folder(found.model_path))}
+    if history_path:
+        hashes["history_sha256"] = lambda: record.sha256_file(Path(history_path))
+    if (answers.meta or {}).get("num_questions") == len(asked):
+        listed = [[q["question_id"], q["category"], q["turns"]] for q in asked]
+        hashes["questions_sha256"] = lambda: record.sha256_text(json.dumps(listed))
+    for name, compute in hashes.items():
+        if shared.get(name) is not None and compute() != shared[name]:
+            what = {"weights_sha256": found.model_path, "history_sha256": history_path}
+            raise AnswerError(
+                f"{answers.path}: {what.get(name, 'the question file')} is not what it was made"
+                f" with ({name} differs)"
+            )
+
+
+def load_asked(found: Asked, device: str = "auto") -> tuple[Target, Prompter]:
+    """(target, prompter) of an Asked, the target eager."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with refusals_of_tools():
+        prompter = Prompter(load_tokenizer(found.model_path), found.template)
+        target = load_target(
+            found.model_path, found.dtype, device, "eager", scale_to=found.scale_to
+        )
+        return target, prompter
+
+
+def forced_turns(
+    answers: AnswerFile,
+    asked: Asked,
+    target: Target,
+    prompter: Prompter,
+    block_rows: int = BLOCK_ROWS,
+) -> Iterator[ForcedTurn]:
+    """Every turn of the questions that did not fail, in file order.
+
+    Refused in one line: a file without ids, an id outside the vocabulary, first prompts of another
+    hash or a prompt of another length than recorded, a turn that the context cannot hold.
+    """
+    _check_first_prompts(answers, asked, prompter)
+    for question in answers.questions.values():
+        for choice in question.choices:
+            where = f"{answers.path}: question {question.question_id} choice {choice.index}"
+            if choice.output_ids is None:
+                raise AnswerError(f"{where}: no output_ids; only token ids can be scored")
+            turns = asked.questions[question.question_id]["turns"]
+            past = asked.history.get(question.question_id) or choice.texts
+            if len(choice.output_ids) > len(turns):
+                raise AnswerError(f"{where}: more turns than its question has ({len(turns)})")
+            for turn, output_ids in enumerate(choice.output_ids):
+                with refusals_of_tools():
+                    prompt_ids = prompter.render(turns, past[:turn])
+                recorded = choice.prompt_tokens and choice.prompt_tokens[turn]
+                _check_turn(f"{where} turn {turn}", prompt_ids, output_ids, recorded, target)
+                blocks = logit_blocks(target, prompt_ids, output_ids, block_rows)
+                yield ForcedTurn(
+                    question.question_id, choice.index, turn, prompt_ids, output_ids, blocks
+                )
+
+
+def _check_first_prompts(answers, asked: Asked, prompter) -> None:
+    """Hold the first prompts' ids to the meta's hash, where the file has all its questions."""
+    meta = answers.meta or {}
+    expected = meta.get("shared", {}).get("prompts_sha256")
+    if expected is None or meta.get("num_questions") != len(answers.questions):
+        return
+    with refusals_of_tools():
+        prompts = [prompter.render(asked.questions[i]["turns"], []) for i in answers.questions]
+    if record.sha256_text(json.dumps(prompts)) != expected:
+        raise AnswerError(
+            f"{answers.path}: the first prompts are not those it was made with (prompts_sha256"
+            " differs): another template or tokenizer"
+        )
+
+
+def _check_turn(where: str, prompt_ids, output_ids, recorded, target) -> None:
+    """Refuse a turn that cannot be scored as it was made."""
+    if recorded is not None and recorded != len(prompt_ids):
+        raise AnswerError(
+            f"{where}: a prompt of {len(prompt_ids)} tokens, the file says {recorded}:"
+            " another question, template or tokenizer"
+        )
+    if not prompt_ids or not output_ids:
+        raise AnswerError(f"{where}: an empty prompt or answer")
+    if not 0 <= min(output_ids) <= max(output_ids) < target.vocab_size:
+        raise AnswerError(f"{where}: an id outside the target's {target.vocab_size}")
+    total = len(prompt_ids) + len(output_ids)
+    if target.context is not None and total > target.context + 1:
+        raise AnswerError(f"{where}: {total} tokens, the target's context is {target.context}")
+
+
+def logit_blocks(
+    target: Target, prompt_ids: list, output_ids: list, block_rows: int = BLOCK_ROWS
+) -> Iterator[torch.Tensor]:
+    """[rows, V] after the prompt and after each output id but the last; one prefill."""
+    total = len(prompt_ids) + len(output_ids)
+    ids = torch.tensor([prompt_ids], device=target.device)
+    target.reserve(1, total)
+    yield target.prefill([0], ids, [len(prompt_ids)], Needs()).logits
+    for begin in range(0, len(output_ids) - 1, block_rows):
+        read = output_ids[begin : min(begin + block_rows, len(output_ids) - 1)]
+        rows = torch.tensor([read], device=target.device)
+        with torch.inference_mode():
+            logits, _ = target.read(rows, None, None, len(prompt_ids) + begin)
+            target.cache.advance(len(read))
+        yield logits[0]

@@ -1,0 +1,99 @@
+"""Questions on their way through the loop's slots: prompts in, answer records out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from model.common.errors import BadInput, one_line
+from model.common.loop.source import Request, Source, check_length
+from model.common.prompts.conversation import Conversation
+from model.common.records.writer import answer_record, choice_record
+
+
+class QuestionQueue(Source):
+    """The questions of one answer file, in order; a conversation keeps its slot until it is over.
+
+    bench      the eval.Bench: target, prompter, stop rules, arguments
+    record     called with every finished question's record
+    spans      (begin, end) of every answered turn, seconds
+    """
+
+    def __init__(self, bench, questions: list[dict], model_id: str, record):
+        self.bench, self.model_id, self.record = bench, model_id, record
+        self.waiting = deque(
+            Conversation(question, bench.history.get(question["question_id"]), index)
+            for question in questions
+            for index in range(bench.args.num_choices)
+        )
+        self.choices: dict = {question["question_id"]: [] for question in questions}
+        self.open: dict[int, Conversation] = {}  # by slot
+        self.spans: list[tuple[float, float]] = []
+
+    def take(self, slot):
+        while slot in self.open or self.waiting:
+            conversation = self.open.get(slot) or self.waiting.popleft()
+            self.open[slot] = conversation
+            request = self._request(conversation)
+            if request is not None:
+                return request
+            self._close(slot)
+        return None
+
+    def _request(self, conversation: Conversation) -> Request | None:
+        """The next turn's; None where the conversation is over or its prompt cannot be read."""
+        turn = len(conversation.texts)
+        if conversation.error is not None or turn == len(conversation.turns):
+            return None
+        bench = self.bench
+        limit = bench.args.max_new_tokens
+        try:
+            ids = bench.prompter.render(conversation.turns, conversation.past)
+            check_length(bench.target, ids, limit)
+        except Exception as error:  # a template may raise anything; it is this question's error
+            conversation.error = str(error) if isinstance(error, BadInput) else one_line(error)
+            return None
+        conversation.prompt_tokens.append(len(ids))
+        seed = conversation.seed(bench.args.seed, turn)
+        # of an answer that its prompt's own token ended, the drafter may never have been told
+        continues = any(earlier.accept_lengths for earlier in conversation.results)
+        return Request(ids, limit, seed, continues, owner=conversation)
+
+    def done(self, request, turn):
+        conversation = request.owner
+        self.spans.append((turn.begin_s, turn.begin_s + turn.wall_s))
+        conversation.add(turn, self.bench.prompter.text(turn.output_ids, self.bench.stop))
+        if len(conversation.texts) == len(conversation.turns):
+            self._close(turn.slot)
+
+    def decode_s(self) -> float:
+        """Seconds in which at least one turn was being answered."""
+        total, until = 0.0, 0.0
+        for begin, end in sorted(self.spans):
+            total += max(end - max(begin, until), 0.0)
+            until = max(until, end)
+        return total
+
+    def fail(self, reason: str) -> None:
+        """The loop has broken: an error for every question in its slots, or for the next one."""
+        if not self.open:
+            self.open[0] = self.waiting.popleft()
+        for slot in list(self.open):
+            self.open[slot].error = reason
+            self._close(slot)
+
+    def _close(self, slot: int) -> None:
+        """A conversation is over; with a question's last one its record is written."""
+        conversation = self.open.pop(slot)
+        question = conversation.question
+        choices = self.choices[question["question_id"]]
+        choices.append(conversation)
+        if len(choices) < self.bench.args.num_choices:
+            return
+        error = next((c.error for c in choices if c.error is not None), None)
+        choices.sort(key=lambda choice: choice.index)
+        made = (
+            []
+            if error
+            else [choice_record(c.index, c.texts, c.results, c.prompt_tokens) for c in choices]
+        )
+        self.record(answer_record(question, self.model_id, made, error))

@@ -1,0 +1,118 @@
+"""A draft model that follows what B slots commit, two tokens behind.
+
+After a full accept it has not read its own last token, otherwise only the new root is unread. So
+every draft begins by reading the last two committed tokens, which is one shape for all cases.
+Example: 10 tokens are committed, the root included; 8 are in the cache, catch_up() reads the other
+two, and the draft's rows follow from column 10 on. If three more tokens are committed then, the
+cache goes back to 11 rows, and of the draft's rows the first stays.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.common.contract.drafter import Needs, Step
+from model.common.errors import BadInput
+from model.common.target.loading import check_model_path, load_target
+from model.common.target.model import Target
+
+
+class DraftModel:
+    """A draft model beside the B slots of the loop.
+
+    model      the draft model's Target, on any device. Ids that it lacks, of a padded target, are
+               read as its last one: a guess may be wrong
+    committed  [B] host ints: tokens of each slot's sequence, the root included; 0 = idle
+    longest    host int: rows that the longest running slot has in the cache, kept by catch_up() and
+               read(); what Target.read() is to be told
+    """
+
+    def __init__(self, model: Target):
+        self.model = model
+        self.last_id = model.vocab_size - 1
+        self.longest = 0
+
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        """Room for B slots; capacity: tokens of a sequence and the rows of a draft behind it."""
+        self.model.reserve(num_slots, capacity)
+        self.committed = [0] * num_slots
+        self.tails = [[0, 0] for _ in range(num_slots)]  # the last two committed ids
+        self.max_lengths = [0] * num_slots
+
+    def start(self, prompt: Step) -> None:
+        """Read the prompts of prompt.slots; their last tokens stay unread, as their roots."""
+        lengths = [len(ids) - 2 for ids in prompt.host_ids]
+        ids = prompt.tokens.clamp(0, self.last_id).to(self.model.device)
+        self.model.prefill(prompt.slots, ids, lengths, Needs())
+        for slot, ids, most in zip(prompt.slots, prompt.host_ids, prompt.max_lengths):
+            self.committed[slot], self.tails[slot] = len(ids), ids[-2:]
+            self.max_lengths[slot] = most
+
+    def observe(self, step: Step) -> None:
+        """Take over what every slot has committed."""
+        for slot, ids in enumerate(step.host_ids):
+            self.committed[slot] += len(ids)
+            self.tails[slot] = (self.tails[slot] + ids)[-2:]
+
+    def end(self, slots: list[int]) -> None:
+        """These slots are idle from now on: what is read for them goes to column 0 and on."""
+        for slot in slots:
+            self.committed[slot], self.tails[slot] = 0, [0, 0]
+
+    @property
+    def running(self) -> list[bool]:
+        """Which slots have a sequence, [B]."""
+        return [length > 0 for length in self.committed]
+
+    @property
+    def room(self) -> list[int]:
+        """Tokens that each answer can still take of a draft, the bonus left out, [B]; 0 = idle."""
+        pairs = zip(self.max_lengths, self.committed)
+        return [max(most - length - 1, 0) if length else 0 for most, length in pairs]
+
+    def unread(self) -> Tensor:
+        """The last two committed ids of every slot, [B, 2], as the model reads them."""
+        return torch.tensor(self.tails, device=self.model.device).clamp(max=self.last_id)
+
+    def catch_up(self) -> Tensor:
+        """Forget the last draft and read the two unread tokens; logits [B, V] after them."""
+        kept = [max(length - 2, 0) for length in self.committed]
+        self.model.cache.rewind(torch.tensor(kept))
+        self.longest = max(kept)
+        return self.read(self.unread())[0]
+
+    def read(self, tokens: Tensor, hidden: tuple = ()) -> tuple[Tensor, dict]:
+        """Read the next tokens [B, r] of every slot, which stay until the next catch_up().
+
+        Returns (logits [B, V], {name: [B, H]}) after the last of them; hidden: names as in Needs.
+        """
+        tokens = tokens.clamp(0, self.last_id)
+        logits, states = self.model.read(tokens, None, None, self.longest, hidden=hidden)
+        self.model.cache.advance(tokens.shape[1])
+        self.longest += tokens.shape[1]
+        return logits[:, -1], {name: rows[:, -1] for name, rows in states.items()}
+
+
+def load_draft_model(args, target: Target, usual: str | None = None) -> Target:
+    """The draft model in the target's dtype and runtime; one with other token ids is refused.
+
+    usual: size of its twin in this method, see shapes.draft_shape().
+    """
+    from model.common.prompts.prompter import load_tokenizer
+    from model.common.target.twin.shapes import draft_shape
+
+    check_model_path(args.drafter_path)
+    own = load_tokenizer(args.drafter_path).get_vocab()
+    wanted = load_tokenizer(args.model_path).get_vocab()
+    if own != wanted:
+        token = next(t for t in {**wanted, **own} if own.get(t) != wanted.get(t))
+        raise BadInput(
+            f"--drafter-path: the vocabulary of {args.drafter_path} ({len(own)} tokens) is not "
+            f"that of {args.model_path} ({len(wanted)} tokens): {token!r} is {own.get(token)} in "
+            f"the first and {wanted.get(token)} in the second"
+        )
+    device = args.drafter_device or str(target.device)
+    return load_target(
+        args.drafter_path, args.dtype, device, args.runtime, scale_to=draft_shape(args, usual)
+    )

@@ -1,0 +1,165 @@
+"""Answer files and their pairing: what is read, what is refused and with which words."""
+
+import json
+
+import pytest
+from answer_samples import (
+    base_lines,
+    compared,
+    failed,
+    in_slot,
+    meta,
+    method_lines,
+    task,
+    write,
+    write_pair,
+)
+
+from evaluation.answers.meta import AnswerError
+from evaluation.answers.reader import read_answers
+
+
+def test_order_of_lines_does_not_matter(tmp_path):
+    method, base = write_pair(tmp_path)
+    turned = write(tmp_path / "t" / "m.jsonl", method_lines()[::-1], meta("m"))
+    assert compared(turned, base)["tasks"] == compared(method, base)["tasks"]
+
+
+def test_failed_questions_are_left_out_on_both_sides(tmp_path):
+    lines = [method_lines()[0], failed(2, "qa")]
+    method = write(tmp_path / "m.jsonl", lines, meta("m"))
+    base = write(tmp_path / "base.jsonl", base_lines(), meta("base"))
+    result = compared(method, base)
+    assert result["left_out"]["failed_in_method"] == [2] and result["questions"] == 1
+    assert "1 question: 2 (first error: CUDA out of memory second line)" in result["notes"][0]
+    assert task(result, "overall")["base_tokens_per_s"] == pytest.approx(2)
+    write(method, [failed(1, "writing"), failed(2, "qa")])
+    with pytest.raises(AnswerError, match="no question was answered.*first error: CUDA out of"):
+        compared(method, base)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda q: q.update(category="rag"), "category rag, in the baseline qa"),
+        (lambda q: q["choices"].append({**q["choices"][0], "index": 1}), "number of choices"),
+        (lambda q: q["choices"][0].update(prompt_tokens=[12]), "prompt of 12 tokens"),
+    ],
+)
+def test_foreign_question_files_are_refused(tmp_path, change, message):
+    lines = method_lines()
+    change(lines[1])
+    base = write(tmp_path / "base.jsonl", base_lines())
+    with pytest.raises(AnswerError, match=message):
+        compared(write(tmp_path / "m.jsonl", lines), base)
+
+
+def test_history_of_the_baselines_answers_is_the_same_footing(tmp_path):
+    base = write(tmp_path / "b.jsonl", base_lines(), meta("base", history_sha256=None))
+    digest = read_answers(base).sha256
+    method = write(tmp_path / "m.jsonl", method_lines(), meta("m", history_sha256=digest))
+    assert compared(method, base)["allowed"][0]["field"] == "history_sha256"
+    write(method, method_lines(), meta("m", history_sha256="of another file"))
+    with pytest.raises(AnswerError, match="history_sha256"):
+        compared(method, base)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"index": 0', '"index" 0', "line 1: broken JSON"),
+        ('"wall_time": [1.5]', '"wall_time": [NaN]', "line 1: .*NaN"),
+        ('"wall_time": [1.5]', '"wall_time": [-1.5]', "negative"),
+        ('"wall_time": [1.5]', '"wall_time": [0]', "wall_time of 0 s"),
+        ('"wall_time": [1.5]', '"wall_time": [1e999]', "infinite"),
+        ('"wall_time": [1.5]', '"wall_time": [0.4]', "prefill_s is longer"),
+        ('"wall_time": [1.5]', '"wall_time": "1.5"', "no list of 1 turns"),
+        ('"new_tokens": [5]', '"new_tokens": [6]', "new_tokens is 6, but"),
+        ('"decoding_steps": [3]', '"decoding_steps": [2]', "line 1"),
+        ("[7, 8, 9, 10, 11]", "[7, 8]", "no list of 5 ids"),
+        ('"commit_s"', '"commits"', "commit_s is missing"),
+        ('"question_id": 1,', "", "question_id is missing"),
+        ('"model_id": "m"', '"model_id": "n"', "several model_ids"),
+        ('"choices": [{', '"choices": [], "old": [{', "no choices and no"),
+        ('{"question_id": 2', '{"question_id": 1', "line 2: question_id 1 stands on line 1"),
+    ],
+)
+def test_broken_lines_are_refused_with_a_place(tmp_path, old, new, message):
+    path = write(tmp_path / "m.jsonl", method_lines())
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(AnswerError, match=message) as refusal:
+        read_answers(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_no_answer_file_is_refused(tmp_path):
+    path, whole = write(tmp_path / "m.jsonl", method_lines(), meta("m")), tmp_path / "m.meta.json"
+    with pytest.raises(AnswerError, match=f"{tmp_path}: a directory"):
+        read_answers(tmp_path)
+    text = path.read_text()
+    for content, message in (
+        ("", "no answers in it"),
+        (text[:-40], "line 2: half-written last line"),
+        ("[1]\n", "line 1: not a JSON object"),
+    ):
+        path.write_text(content)
+        with pytest.raises(AnswerError, match=f"{path}: {message}"):
+            read_answers(path)
+    path.write_text(text)
+    for content, message in (
+        (json.dumps({**meta("m"), "schema": 2}), "m.meta.json: schema 2"),
+        ("{", "m.meta.json: broken JSON"),
+    ):
+        whole.write_text(content)
+        with pytest.raises(AnswerError, match=message):
+            read_answers(path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, None),
+        ({"begin_s": [1.0, 2.0]}, "begin_s is no list of 1 turns"),
+        ({"begin_s": ["now"]}, "begin_s is no list of times"),
+        ({"begin_s": [-1.0]}, "begin_s holds a negative"),
+        ({"step_end_s": [0.75, 1.0, 1.5]}, "step_end_s is no list of 1 turns"),
+        ({"step_end_s": [0.75]}, "step_end_s is no list of times"),
+        ({"step_end_s": [[0.75, 1.5]]}, "step_end_s .* not one for each decoding step"),
+        ({"step_end_s": [[1.0, 0.75, 1.5]]}, "step_end_s falls"),
+        ({"step_end_s": [[0.75, 1.0, 1.6]]}, "step_end_s is later than wall_time"),
+        ({"slot": ["a"]}, "slot is no list of counts"),
+    ],
+)
+def test_slots_and_step_ends_are_checked(tmp_path, changes, message):
+    lines = method_lines()
+    only = in_slot(lines[0], 1, 1.7e9, [0.75, 1.0, 1.5])["choices"][0]
+    only |= changes
+    path = write(tmp_path / "m.jsonl", lines)
+    if message:
+        with pytest.raises(AnswerError, match=f"line 1: choice 0: {message}"):
+            read_answers(path)
+        return
+    read, old = (question.choices[0] for question in read_answers(path).questions.values())
+    assert (read.begin_s, read.step_end_s) == ([1.7e9], [[0.75, 1.0, 1.5]])
+    assert read.slot == [1] and read.batch is None
+    assert (old.begin_s, old.step_end_s, old.slot, old.batch) == (None, None, None, [0])
+
+
+def test_spec_bench_variants_are_read(tmp_path):
+    lines = method_lines()
+    for record in lines:
+        first = record["choices"][0]
+        for name in list(first):
+            if name not in ("index", "turns", "decoding_steps", "new_tokens", "wall_time"):
+                del first[name]
+        first["idxs"] = first.pop("decoding_steps")
+        first["accept_lengths:"] = [2] * sum(first["idxs"])
+    answers = read_answers(write(tmp_path / "m.jsonl", lines))
+    assert answers.questions[1].choices[0].accept_lengths == [2, 2, 2]
+    assert any("'idxs'" in warning for warning in answers.warnings)
+    for record in lines:
+        del record["choices"][0]["accept_lengths:"]
+    bare = write(tmp_path / "m.jsonl", lines)
+    assert task(compared(bare, bare), "overall")["mean_accepted"] is None

@@ -1,0 +1,120 @@
+"""What the tests of EAGLE's versions share: tiny targets, the three kinds, a check of the cache."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from conftest import SHAPE, make_model, make_prompts
+from eagle_dirs import eagle3_dir, eagle_dir
+from eagle_slow import SlowHead, differing, dynamic_paths, static_paths
+
+from model.common import args as arguments
+from model.common.contract.drafter import Needs
+from model.common.contract.static_tree import StaticTree, read_tree
+from model.common.target.model import Target
+from model.eagle import inference_eagle
+from model.eagle.drafter import StaticEagleDrafter
+from model.eagle.head import load_eagle
+from model.eagle2.drafter import DynamicEagleDrafter
+from model.eagle3.head import load_eagle3
+
+LOOPY = {"vocab_size": 17, "num_hidden_layers": 2}
+DEEP = {**LOOPY, "num_hidden_layers": 8}  # enough for EAGLE-3
+SMALL_TREE = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (0, 1, 0), (0, 1, 1)]
+PUBLISHED_TREE = read_tree("mc_sim_7b_63", Path(inference_eagle.__file__).parent / "trees", 32000)
+SMALL_SIZE, PUBLISHED_SIZE = (14, 3, 4), (59, 5, 10)  # nodes, depth, top k
+SMALL_VOCAB = 11  # of 17 ids
+FAULTS = ("order", "norm", "features", "shift", "position")
+
+
+def config_dir(folder, **shape):
+    """A directory with a config.json that says a target's shape, for eagle_dirs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**SHAPE, **LOOPY, **shape}))
+    return str(folder)
+
+
+def tiny_model(**shape):
+    """A random target whose answers vary."""
+    return make_model(**{**LOOPY, **shape})
+
+
+def loopy_prompts(num=4):
+    return make_prompts(num, vocab_size=17)
+
+
+def parsed(script, method, *flags):
+    """A script's arguments."""
+    parser = arguments.make_parser(method, script.__doc__, script.add_args)
+    return parser.parse_args(["--model-path", "x", *map(str, flags)])
+
+
+class Kind(NamedTuple):
+    """A version of EAGLE: target's shape, how heads are written and read, faults of eagle_slow.
+
+    layout  of a small tree: paths of ranks, or (nodes, depth, top k)
+    """
+
+    version: int
+    shape: dict
+    layout: list | tuple
+    faults: tuple
+
+    @property
+    def load(self):
+        """(folder, target) -> head."""
+        return load_eagle3 if self.version == 3 else load_eagle
+
+    def new_head(self, folder, **changes):
+        """A random head for tiny_model(), EAGLE-3's over 11 of its 17 tokens."""
+        path = config_dir(Path(folder) / "target")
+        if self.version == 3:
+            return eagle3_dir(Path(folder) / "head", path, SMALL_VOCAB, **changes)
+        return eagle_dir(Path(folder) / "head", path, **changes)
+
+    def drafter(self, head, layout=None):
+        layout = layout or self.layout
+        if self.version == 1:
+            return StaticEagleDrafter(head, StaticTree(layout, "cpu"))
+        return DynamicEagleDrafter(head, *layout)
+
+    def slow_steps(self, recording, model, folder, fault=None, layout=None):
+        """(drafts that the slow reference does not draft, drafts)."""
+        layout = layout or self.layout
+        slow = SlowHead(folder, model, self.version, fault)
+        if self.version == 1:
+            return differing(recording, slow, lambda best: static_paths(best, layout))
+        return differing(recording, slow, lambda best: dynamic_paths(best, *layout))
+
+
+KINDS = {
+    "eagle": Kind(1, LOOPY, SMALL_TREE, FAULTS),
+    "eagle2": Kind(2, LOOPY, SMALL_SIZE, FAULTS),
+    "eagle3": Kind(3, DEEP, SMALL_SIZE, (*FAULTS, "normed", "ids")),
+}
+
+
+class FreshCaches:
+    """Compares a head's cache, when a draft is made, with one that reads the sequence at once."""
+
+    def __init__(self, model, fresh_head):
+        self.target, self.fresh, self.checked = Target(model), fresh_head, 0
+        self.target.reserve(1, 256)
+        self.fresh.reserve(1, 256)
+
+    def __call__(self, drafter, one):
+        ids, length = one.ids, len(one.ids) - 1
+        assert drafter.head.cache.length[one.slot] == length
+        needs = Needs(hidden=tuple(self.fresh.needs))
+        found = self.target.prefill([0], torch.tensor([ids[:-1]]), [length], needs)
+        inputs = torch.tensor([ids[1:]]), self.fresh.features(found.hidden)
+        self.fresh.read_prompt([0], inputs, torch.tensor([length]))
+        held = cached(drafter.head, one.slot, length)
+        assert torch.allclose(held, cached(self.fresh, 0, length), atol=1e-4)
+        self.checked += 1
+
+
+def cached(head, slot, num):
+    """Keys and values of a slot's first columns."""
+    return torch.cat([part[:, slot, :, :num] for pair in head.cache.storage for part in pair])

@@ -1,0 +1,397 @@
+"""SpecExec: the tree against its definition, answers against the baseline's, the draft's cache."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_model, make_prompts
+from oracle import decode, facts, outputs
+from recording import Recording
+from replays import Replays
+from specexec_slow import best_paths, every_path, live_paths, next_logits, paths_of, plain
+
+from model.common.contract.drafter import Needs
+from model.common.contract.sequence import EmptyDrafter
+from model.common.errors import BadInput
+from model.common.loop import verify
+from model.common.target.model import Target
+from model.common.target.runtime import CudaGraphs, compilations
+from model.specexec.drafter import SpecExecDrafter
+from model.specexec.flags import Shape
+from model.specexec.reader import TreeReader
+from model.specexec.specinfer import SpecInferDrafter
+
+LIMIT = 30
+FAULTS = {"branch_width": 1, "budget": 30, "beam_len": 1}
+
+
+class Table:
+    """A reader whose laws depend on level and token: [levels, V, V], and [V] after the root."""
+
+    device = draft_device = torch.device("cpu")
+
+    def __init__(self, after_root, after, room=50):
+        self.first, self.after = after_root.log(), after.log()
+        self.room, self.num_columns = [room], 0
+
+    def catch_up(self):
+        self.num_columns = 0
+        return self.first.unsqueeze(0)
+
+    def read(self, tokens, parents, levels):
+        self.num_columns += tokens.shape[1]
+        return self.after[levels.clamp(max=len(self.after) - 1), tokens]
+
+    def laws(self, path):
+        level = min(len(path), len(self.after)) - 1
+        return self.after[level, path[-1]] if path else self.first
+
+
+WORKED = Table(
+    torch.tensor([0.5, 0.25, 0.15, 0.1]),
+    torch.tensor(
+        [[[0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0.9, 0.05, 0.03, 0.02]]]
+    ),
+)
+
+
+def noisy_copy(scale=0.02, **shape):
+    """The target's weights with noise: it is right often, not always."""
+    model = make_model(**shape)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model
+
+
+def contrary():
+    """The target's least likely tokens first."""
+    model = make_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)
+    return model
+
+
+DRAFTS = {
+    "target": make_model,
+    "random": lambda: make_model(seed=1, num_hidden_layers=1),
+    "noisy": noisy_copy,
+    "contrary": contrary,
+    "short context": lambda: noisy_copy(max_position_embeddings=24),
+    "wider": lambda: make_model(seed=1, vocab_size=110),
+    "narrower": lambda: make_model(seed=1, vocab_size=50),
+    "sliding": lambda: make_model("mistral", sliding_window=512),
+}
+
+
+@pytest.fixture(scope="module")
+def target():
+    return Target(make_model())
+
+
+@pytest.fixture(scope="module")
+def drafts():
+    return {name: Target(make()) for name, make in DRAFTS.items()}
+
+
+@pytest.fixture(scope="module")
+def baseline(target):
+    return outputs(decode(target, EmptyDrafter(), make_prompts(4), LIMIT, num_slots=1))
+
+
+def specexec(draft, target, num_beams=8, beam_len=6, budget=24, branch_width=5, **more):
+    shape = Shape(num_beams, beam_len, budget, branch_width, **more)
+    return SpecExecDrafter(TreeReader(draft, target), shape)
+
+
+def scores_of(drafter):
+    return drafter.pool.scores[0][drafter.pool.filled[0]].tolist()
+
+
+# --- the tree ---
+
+
+FOUR = {(0,): -0.7444, (0, 0): -1.1524, (1,): -1.4376, (0, 0, 0): -1.5604}
+EIGHT = FOUR | {(2,): -1.9484, (0,) * 4: -1.9683, (3,): -2.3539, (0,) * 5: -2.3763}
+
+
+@pytest.mark.parametrize("budget, wanted", [(4, FOUR), (8, EIGHT)])
+@pytest.mark.parametrize("beams", [1, 2, 4])
+def test_worked_example(budget, wanted, beams):
+    drafter = SpecExecDrafter(WORKED, Shape(beams, 32, budget, 4))
+    draft = drafter.propose()
+    paths = paths_of(draft)
+    assert dict(zip(paths, [round(score, 4) for score in scores_of(drafter)])) == wanted
+    assert draft.depth == max(map(len, wanted)) and draft.probs is None
+
+
+def test_tokens_per_pass_of_the_worked_example():
+    """2.345 where the target is the draft: 1 + the probability of every path, and as sampled."""
+    drafter = SpecExecDrafter(WORKED, Shape(4, 32, 4, 4, decay=1.0))
+    draft = drafter.propose()
+    assert sorted(paths_of(draft)) == [(0,), (0, 0), (0, 0, 0), (1,)]
+    assert 1 + sum(map(math.exp, scores_of(drafter))) == pytest.approx(2.345)
+    rows = torch.cat([WORKED.first.view(1, 1, -1), WORKED.after[0, draft.tokens]], 1)
+    num = 40000
+    uniforms = torch.rand(num, 1 + draft.depth, generator=torch.Generator().manual_seed(0))
+    draft.tokens = draft.tokens.expand(num, -1)
+    accepted = verify.token_matching(
+        rows.expand(num, -1, -1), draft, lambda logits: logits.softmax(-1), uniforms.double()
+    )
+    count = accepted.count.double()
+    assert abs(count.mean() - 2.345) < 4 * count.std() / num**0.5
+
+
+def random_table(seed, num_ids=4, spread=1.5):
+    """Levels differ: where they do not, paths of the same steps tie."""
+    generator = torch.Generator().manual_seed(seed)
+    laws = (spread * torch.randn(9, num_ids, num_ids, generator=generator)).softmax(-1)
+    return Table(laws[0, 0], laws[1:])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budget", [1, 7, 40])
+def test_wide_passes_find_the_best_nodes_of_all(seed, budget):
+    table = random_table(seed)
+    drafter = SpecExecDrafter(table, Shape(budget, 6, budget, 4))
+    found = dict(zip(paths_of(drafter.propose()), scores_of(drafter)))
+    ranked = every_path(table.laws, 4, 6)
+    best = sorted(ranked, key=lambda path: -ranked[path])[:budget]
+    assert set(found) == set(best)
+    assert all(path[:-1] in found or len(path) == 1 for path in found)
+    assert all(score == pytest.approx(ranked[path], abs=1e-5) for path, score in found.items())
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 9, 12, 2), Shape(3, 4, 30, 4), Shape(2, 50, 64, 3)])
+def test_narrow_passes_against_the_slow_search(shape):
+    for seed in range(6):
+        table = random_table(seed)
+        draft = SpecExecDrafter(table, shape).propose()
+        assert set(paths_of(draft)) == set(best_paths(table.laws, shape, 50))
+
+
+def test_passes_end_when_nothing_better_can_come():
+    table = random_table(0)
+    drafter = SpecExecDrafter(table, Shape(8, 500, 8, 4))
+    assert drafter.propose().tokens.shape[1] == 8
+    assert drafter.passes < 10 and drafter.facts()["draft_passes_per_step"] == drafter.passes
+
+
+def test_ties_keep_parents():
+    """Flat laws and no decay: scores tie between levels and branches, certain tokens even more."""
+    flat = Table(torch.full((4,), 0.25), torch.full((1, 4, 4), 0.25))
+    sure = Table(torch.eye(4)[0], torch.eye(4)[[1, 2, 3, 0]].unsqueeze(0))
+    twins = Table(torch.tensor([0.5, 0.5, 0, 0]), sure.after.exp())
+    for table, budget, wanted in ((flat, 30, 30), (sure, 30, 8), (twins, 5, 5)):
+        draft = SpecExecDrafter(table, Shape(5, 8, budget, 4, decay=1.0)).propose()
+        paths = paths_of(draft)
+        assert len(paths) == len(set(paths)) == draft.tokens.shape[1] == wanted
+        assert (draft.tree.parents[0] < torch.arange(wanted)).all()
+        assert all(table.laws(path[:-1])[path[-1]] > -math.inf for path in paths)
+        assert draft.depth == max(map(len, paths))
+        assert draft.tree.depths.max() == draft.depth
+
+
+def test_least_score_and_room():
+    table = random_table(2)
+    shape = Shape(8, 6, 40, 4, min_log_prob=-2.0)
+    drafter = SpecExecDrafter(table, shape)
+    paths = paths_of(drafter.propose())
+    assert set(paths) == set(best_paths(table.laws, shape, 50)) and 0 < len(paths) < 40
+    assert min(scores_of(drafter)) > -2.0
+    table.room = [2]
+    assert max(map(len, paths_of(drafter.propose()))) == 2
+    nothing = SpecExecDrafter(table, Shape(8, 6, 40, 4, min_log_prob=-0.01)).propose()
+    assert nothing.tokens.shape == (1, 0) and nothing.depth == 0
+
+
+@pytest.mark.parametrize("num_prompts, num_slots", [(1, 1), (3, 3), (3, 2)])
+@pytest.mark.parametrize("size", [(2, 9, 24, 4), (4, 5, 12, 3)])
+def test_drafts_equal_the_slow_search(target, drafts, num_prompts, num_slots, size):
+    """In the first size some of the root's children are read after others."""
+    drafter = specexec(drafts["noisy"], target, *size)
+    rooms = []
+    recording = Recording(drafter, lambda own, one: rooms.append(own.reader.room[one.slot]))
+    decode(target, recording, make_prompts(num_prompts), 14, num_slots=num_slots)
+    model, compared, seen = plain(drafts["noisy"].model), 0, set()
+    for one, room in zip(recording.drafts, rooms):
+        if room == 0:
+            continue
+        wanted, known = slow(model, one.ids, drafter.shape, room)
+        found = live_paths(one.tokens, one.parents)
+        assert len(found) == len(wanted) and same(found, wanted)
+        assert max(map(len, found)) <= room
+        compared += 1
+        seen.add(len(found))
+        for fault, value in FAULTS.items() if compared == 1 else ():
+            shape = Shape(**{**vars(drafter.shape), fault: value})
+            assert not same(found, slow(model, one.ids, shape, room, known)[0]), fault
+    assert compared >= 4 * num_prompts and drafter.shape.budget in seen
+
+
+def slow(model, committed, shape, room, known=None):
+    """(the slow search's nodes, laws it asked for)."""
+    known = {} if known is None else known
+
+    def laws(path):
+        if path not in known:
+            known[path] = next_logits(model, committed + list(path)).log_softmax(-1)
+        return known[path]
+
+    return best_paths(laws, shape, room), known
+
+
+def same(found, wanted):
+    """Equal but for nodes whose scores tie with the last one kept."""
+    bar = min(wanted.values())
+    sure = {path for path, score in wanted.items() if score > bar + 1e-4}
+    return len(found) == len(wanted) and sure <= set(found)
+
+
+# --- answers ---
+
+
+SIZES = {
+    1: {"num_beams": 1, "branch_width": 1},
+    16: {"num_beams": 4, "branch_width": 4},
+    256: {"num_beams": 64, "branch_width": 32},
+}
+
+
+@pytest.mark.parametrize(
+    "name, budget",
+    [
+        *(("noisy", budget) for budget in SIZES),
+        *((name, 16) for name in ("random", "wider", "narrower", "short context")),
+    ],
+)
+def test_greedy_ids_equal_vanilla(target, drafts, baseline, name, budget):
+    limit = LIMIT if budget < 256 else 12
+    drafter = specexec(drafts[name], target, budget=budget, **SIZES[budget])
+    alone = decode(target, drafter, make_prompts(4), limit, num_slots=1)
+    assert outputs(alone) == [ids[:limit] for ids in baseline]
+    for num_slots in (2, 4):
+        turns = decode(target, drafter, make_prompts(4), limit, num_slots=num_slots)
+        assert facts(turns) == facts(alone)
+    if name == "noisy":
+        assert max(n for turn in alone for n in turn.accept_lengths) >= min(3, 1 + budget)
+        assert max(n for turn in alone for n in turn.drafted) == budget
+
+
+def test_a_thousand_nodes(target, drafts, baseline):
+    drafter = specexec(drafts["noisy"], target, 128, 12, 1024, 16)
+    turn = decode(target, drafter, make_prompts(1), 12)[0]
+    assert turn.output_ids == baseline[0][:12]
+    assert turn.drafted[0] == 1024
+
+
+def test_an_oracle_is_accepted_whole_and_its_contrary_never(target, drafts, baseline):
+    prompts = make_prompts(4)
+    turns = decode(target, specexec(drafts["target"], target, 1, 4, 4, 1), prompts, 31)
+    assert [turn.accept_lengths for turn in turns] == [[5] * 6] * 4
+    turns = decode(target, specexec(drafts["contrary"], target, 1, 4, 4, 1), prompts, LIMIT)
+    assert [turn.accept_lengths for turn in turns] == [[1] * (LIMIT - 1)] * 4
+    assert outputs(turns) == baseline
+
+
+def test_sliding_attention_longer_than_the_answer_is_none(target, drafts):
+    turns = decode(target, specexec(drafts["sliding"], target, 1, 4, 4, 1), make_prompts(4), 31)
+    assert [turn.accept_lengths for turn in turns] == [[5] * 6] * 4
+    short = Target(make_model("mistral"))
+    with pytest.raises(BadInput, match="sliding attention of 12 tokens"):
+        decode(target, specexec(short, target), make_prompts(1))
+
+
+@pytest.mark.parametrize("kind", [SpecExecDrafter, SpecInferDrafter])
+def test_padded_drafts_are_accepted_alike(drafts, kind):
+    """A static runtime pads a draft's nodes and paths; what a drafter makes of them is the same."""
+    found = []
+    for static in (False, True):
+        target = Target(make_model())
+        if static:
+            target.runtime = CudaGraphs(target.device, Replays())
+        drafter = kind(TreeReader(drafts["noisy"], target), Shape(4, 5, 20, 3))
+        found.append(facts(decode(target, drafter, make_prompts(3), LIMIT, num_slots=2)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.compiled
+def test_compiled_drafts_meet_no_new_shapes(target, drafts):
+    """One graph for passes of one row, one for more; others of offsets and lengths serve too."""
+    draft = Target(noisy_copy(), "compile")
+    drafter, eager = specexec(draft, target), specexec(drafts["noisy"], target)
+    before = compilations()
+    decode(target, drafter, make_prompts(2), LIMIT)
+    compiled = compilations()
+    assert 1 <= compiled - before <= 3
+    turns = decode(target, drafter, make_prompts(4, seed=1), LIMIT, num_slots=2)
+    assert compilations() == compiled
+    assert facts(turns) == facts(decode(target, eager, make_prompts(4, seed=1), LIMIT))
+
+
+# --- the draft model's cache ---
+
+
+def cached(target, slot, num):
+    """Keys and values of a slot's first columns."""
+    return [storage[:, slot, :, :num] for pair in target.cache.storage for storage in pair]
+
+
+@pytest.mark.parametrize("num_prompts, num_slots", [(1, 1), (4, 4), (4, 2)])
+@pytest.mark.parametrize("size", [{}, {"num_beams": 1, "budget": 3}], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", ["noisy", "target"])
+def test_caches_equal_a_fresh_prefill(target, drafts, name, size, num_prompts, num_slots):
+    """Behind every step, whether or not the last accepted node was ever read."""
+    fresh = {"draft": Target(DRAFTS[name]()), "target": Target(make_model())}
+    for model in fresh.values():
+        model.reserve(1, 64)
+    checked = []
+
+    def check(kind, held, slot, ids):
+        fresh[kind].prefill([0], torch.tensor([ids]), [len(ids)], Needs())
+        for found, wanted in zip(cached(held, slot, len(ids)), cached(fresh[kind], 0, len(ids))):
+            assert torch.allclose(found, wanted, atol=1e-4)
+        checked.append(kind)
+
+    def after_draft(drafter, one):
+        draft = drafter.reader.draft
+        assert draft.committed[one.slot] == len(one.ids)
+        if any(draft.room):  # else nothing was read
+            check("draft", draft.model, one.slot, one.ids)
+        check("target", target, one.slot, one.ids[:-1])
+
+    recording = Recording(specexec(drafts[name], target, **size), after_draft)
+    decode(target, recording, make_prompts(num_prompts), 20, num_slots=num_slots)
+    assert checked.count("draft") >= 3 * num_prompts
+
+
+def test_host_reads_are_counted(target, drafts, monkeypatch):
+    """One a pass, at most as many as declared."""
+    drafter = specexec(drafts["noisy"], target, beam_len=3)
+    reads, copy_out = [], torch.Tensor.tolist
+    propose = drafter.propose
+
+    def counted():
+        before = len(reads)
+        draft = propose()
+        assert len(reads) - before <= drafter.reads_per_step == 3
+        return draft
+
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or copy_out(self))
+    monkeypatch.setattr(drafter, "propose", counted)
+    decode(target, drafter, make_prompts(2), 10)
+    assert reads
+
+
+def test_facts_are_of_running_slots_alone(target, drafts):
+    """Passes a step and the mean lowest score; an idle slot has neither nodes nor a score."""
+    drafter = specexec(drafts["noisy"], target)
+    decode(target, drafter, make_prompts(1), 12)
+    alone = drafter.facts()
+    assert alone["draft_passes_per_step"] > 1 and alone["mean_lowest_score"] < 0
+    drafter.forget()
+    decode(target, drafter, make_prompts(1), 12, num_slots=3)
+    assert drafter.facts() == alone
+    drafter.forget()
+    assert drafter.facts() == {"draft_passes_per_step": 0, "mean_lowest_score": 0}

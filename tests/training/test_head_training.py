@@ -1,0 +1,220 @@
+"""Losses of the EAGLE, EAGLE-3 and Hydra trainers against written-out sums; trained heads load."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_model, save_model
+
+from model.common.contract.sequence import EmptyDrafter
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.prompts.templates import Row
+from model.common.target.loading import load_target
+from model.common.training.features import Features, FrozenTarget
+from model.common.training.flags import make_parser
+from model.common.training.trainer import main
+
+SHAPE = {"vocab_size": 23, "num_hidden_layers": 8}
+METHODS = ("eagle", "eagle3", "hydra")
+
+
+def training(name, *flags, vocab=23):
+    """(HeadTraining of a method, FrozenTarget) on a tiny target, without data."""
+    script = importlib.import_module(f"model.{name}.train")
+    required = ["--model-path", "x", "--data", "x", "--output", "x"]
+    args = make_parser(name, "", script.add_args, script.RECIPE).parse_args([*required, *flags])
+    target = FrozenTarget(make_model(**{**SHAPE, "vocab_size": vocab}))
+    torch.manual_seed(1)
+    counts = torch.arange(vocab).flip(0)
+    data = SimpleNamespace(count_answers=lambda size: counts)
+    (kind,) = [v for k, v in vars(script).items() if k.endswith("Training") and k != "HeadTraining"]
+    return kind(args, target, data), target
+
+
+def batch_of(method, target, num=3):
+    """Rows of random ids whose answers are ragged stretches."""
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for length in (9, 14, 12)[:num]:
+        ids = torch.randint(0, 23, (length,), generator=generator, dtype=torch.int32)
+        rows.append(Row(ids, torch.arange(length) >= length // 2))
+    return Features(target, tuple(method.needs), None, {}).batch("b", rows)
+
+
+def cross_entropy(goal_logits, logits):
+    return -(goal_logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+@pytest.mark.parametrize("cls_weight", [0.0, 0.1, 2.0])
+def test_eagle_loss(cls_weight):
+    """Row i: feature i and token i + 1 in; feature i + 1 and what the target says after it out."""
+    method, target = training("eagle", "--cls-weight", str(cls_weight))
+    method.module.eval()  # no noise
+    batch = batch_of(method, target)
+    features, terms = batch.hidden["last"], []
+    for b in range(3):
+        for i in range(int(batch.lengths[b]) - 2):
+            if not batch.mask[b, i + 2]:
+                continue
+            guess = method.guess(features[b : b + 1, : i + 1], batch.ids[b : b + 1, 1 : i + 2])
+            guess, truth = guess[0, -1], features[b, i + 1]
+            difference = (guess - truth).abs()
+            smooth = torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
+            entropy = cross_entropy(target.lm_head(truth), target.lm_head(guess))
+            terms.append((smooth, entropy))
+    regression, entropy = (torch.stack(values).mean() for values in zip(*terms))
+    loss, metrics = method.loss(batch)
+    assert torch.allclose(loss, regression + cls_weight * entropy, atol=1e-5)
+    assert torch.allclose(metrics["regression"], regression, atol=1e-5)
+    assert torch.allclose(metrics["cross_entropy"], entropy, atol=1e-5)
+
+
+def test_eagle_oracle_and_noise():
+    """The true next features have no regression loss and the target's own entropy."""
+    method, target = training("eagle")
+    batch = batch_of(method, target)
+    method.guess = lambda features, following: batch.hidden["last"][:, 1:]
+    _, metrics = method.loss(batch)
+    assert metrics["regression"] == 0 and metrics["top_1"] == 1
+    rows = batch.labelled(2).roll(1, 1)
+    scores = batch.logits(rows)
+    assert torch.allclose(metrics["cross_entropy"], cross_entropy(scores, scores).mean())
+    noise = method.noisy(torch.zeros(2, 256, 64))
+    assert 0.19 < noise.abs().max() <= 0.2  # 0.1 at 512 tokens, twice that at 256
+    method.module.eval()
+    assert not method.noisy(torch.zeros(2, 256, 64)).any()
+
+
+def slow_unroll(method, target, ids, states, steps):
+    """Outputs [steps][T, H]: each row alone, attention written out over the keys that it sees."""
+    layer, module = method.module.midlayer, method.module
+    attention, length = layer.self_attn, len(ids)
+    groups = attention.q_proj.out_features // attention.k_proj.out_features
+    rows, seen, outputs = module.fuse(states[None]), [], []
+    for step in range(steps):
+        following = torch.tensor([ids[(r + 1 + step) % length] for r in range(length)])
+        both = layer.both(module.embed(following[None]), rows)
+        query, key, value = attention.project(both, method.rows.rotary(rows, step))
+        seen.append((key[0], value[0]))
+        attended = torch.zeros(length, attention.q_proj.out_features)
+        for r in range(length):
+            places = [(0, j) for j in range(r + 1)] + [(s, r) for s in range(1, step + 1)]
+            parts = []
+            for head in range(query.shape[1]):
+                keys = torch.stack([seen[s][0][head // groups, j] for s, j in places])
+                values = torch.stack([seen[s][1][head // groups, j] for s, j in places])
+                weights = (keys @ query[0, head, r] * attention.scaling).softmax(0)
+                parts.append(weights @ values)
+            attended[r] = torch.cat(parts)
+        rows = layer.finish(rows, attention.o_proj(attended)[None])
+        outputs.append(rows[0])
+    return outputs
+
+
+@pytest.mark.parametrize("draft_vocab", [None, 11])
+def test_eagle3_loss(draft_vocab):
+    flags = ["--unroll", "3", "--step-decay", "0.5"]
+    flags += ["--draft-vocab-size", str(draft_vocab)] if draft_vocab else []
+    method, target = training("eagle3", *flags)
+    batch, module = batch_of(method, target), method.module
+    states = torch.cat([batch.hidden[layer] for layer in (2, 4, 5)], -1)
+    kept = torch.arange(draft_vocab or 23)  # the most frequent ids are the small ones
+    assert torch.equal(method.ids, kept)
+    terms = [[], [], []]
+    for b in range(3):
+        length = int(batch.lengths[b])
+        ids = batch.ids[b, :length].tolist()
+        for step, outputs in enumerate(slow_unroll(method, target, ids, states[b, :length], 3)):
+            for r in range(length - 2 - step):
+                says = target.lm_head(batch.hidden["last"][b, r + 1 + step])
+                if batch.mask[b, r + 2 + step] and says.argmax() in kept:
+                    logits = module.lm_head(module.norm(outputs[r]))
+                    terms[step].append(cross_entropy(says[kept], logits))
+    steps = [torch.stack(values).mean() for values in terms]
+    loss, metrics = method.loss(batch)
+    for step, value in enumerate(steps):
+        assert torch.allclose(metrics[f"loss_{step + 1}"], value, atol=1e-5)
+    assert torch.allclose(loss, steps[0] + 0.5 * steps[1] + 0.25 * steps[2], atol=1e-5)
+
+
+def test_eagle3_first_step_is_the_forward_of_inference():
+    method, target = training("eagle3")
+    batch, module = batch_of(method, target, 1), method.module
+    states = torch.cat([batch.hidden[layer] for layer in method.layers], -1)
+    tokens = batch.ids.roll(-1, 1)
+    rows = module.fuse(states)
+    rotary, mask = method.rows.rotary(rows), method.rows.mask(rows)
+    expected = module((tokens, states), rotary, mask, None)
+    found = method._layer(module.embed(tokens), rows, 0, [])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "prefix-mlp"])
+def test_hydra_loss(arch):
+    flags = ["--arch", arch, "--num-heads", "3", "--num-layers", "2", "--lm-weight", "0.3"]
+    method, target = training("hydra", *flags)
+    method.module.eval()
+    batch = batch_of(method, target)
+    features = batch.hidden["last"]
+    following = target.embedding(batch.ids.roll(-1, 1))
+    logits, total = method.module(features, following), 0.0
+    for i in range(3):
+        teacher, own = [], []
+        for b in range(3):
+            for t in range(int(batch.lengths[b]) - 2 - i):
+                if batch.mask[b, t + 2 + i]:
+                    says = target.lm_head(features[b, t + 1 + i])
+                    teacher.append(cross_entropy(says, logits[i][b, t]))
+                    own.append(-logits[i][b, t].log_softmax(-1)[batch.ids[b, t + 2 + i]])
+        total = total + torch.stack(teacher).mean() + 0.3 * torch.stack(own).mean()
+    loss, _ = method.loss(batch)
+    assert torch.allclose(loss, total, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A target of eight layers and heads that saw a few sentences often, {method: folder}."""
+    folder = tmp_path_factory.mktemp("trained")
+    paths = {"target": save_model(folder / "target", num_hidden_layers=8)}
+    data = folder / "chats.jsonl"
+    with data.open("w") as out:
+        for number in range(12):
+            messages = [{"from": "human", "value": "q" * (number % 4 + 1)}]
+            messages += [{"from": "gpt", "value": "abcd" * (number % 3 + 2)}]
+            out.write(json.dumps({"conversations": messages}) + "\n")
+    own = {"eagle3": ["--draft-vocab-size", "200", "--unroll", "3"], "hydra": ["--num-layers", "2"]}
+    for name in METHODS:
+        script = importlib.import_module(f"model.{name}.train")
+        (kind,) = [
+            v for k, v in vars(script).items() if k.endswith("Training") and k != "HeadTraining"
+        ]
+        argv = ["--model-path", paths["target"], "--data", str(data), "--dtype", "float32"]
+        argv += ["--output", str(folder / name), "--device", "cpu", "--mixed-precision", "no"]
+        argv += ["--num-tokens", "12000", "--batch-tokens", "400", "--learning-rate", "3e-3"]
+        argv += ["--clip-value", "0", "--log-every", "10", "--accumulate", "1", *own.get(name, [])]
+        main(name, "", script.add_args, kind, script.RECIPE, argv)
+        paths[name] = str(folder / name)
+    return paths
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", [*METHODS, "eagle2"])
+def test_trained_heads_load_and_draft(trained, name):
+    """The loss fell, the published format loads, and the answers stay the target's."""
+    from tiny_methods import build
+
+    folder = trained["eagle" if name == "eagle2" else name]
+    lines = [json.loads(line) for line in open(f"{folder}/log.jsonl", encoding="utf-8")]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    target = load_target(trained["target"], "float32", "cpu", "eager")
+    flag = "--hydra-path" if name == "hydra" else "--eagle-path"
+    drafter = build(name, trained["target"], target, [flag, folder])
+    prompt = [[5, 9, 70, 71, 72]]
+    base = generate(target, EmptyDrafter(), prompt, Sampler(), [0], StopRules(), 20)[0]
+    turn = generate(target, drafter, prompt, Sampler(), [0], StopRules(), 20)[0]
+    assert turn.output_ids == base.output_ids

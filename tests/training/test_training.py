@@ -1,0 +1,422 @@
+"""The trainer of draft heads on a tiny target: resuming, caching, refusals, what it leaves."""
+
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_model, save_model
+from interrupted import curve
+from torch import nn
+
+from model.common.errors import BadInput
+from model.common.training.flags import make_parser
+from model.common.training.step import rate_share, seed_all
+from model.common.training.trainer import HeadTraining, main, train
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = {
+    "dtype": "float32",
+    "device": "cpu",
+    "num-tokens": 4500,
+    "batch-tokens": 150,
+    "max-length": 60,
+    "learning-rate": 0.01,
+    "log-every": 4,
+    "eval-every": 7,
+    "held-out": 0.1,
+    "seed": 3,
+}
+
+
+class NoisyHead(HeadTraining):
+    """A linear map with dropout and noise, so that every source of randomness is in the loss."""
+
+    needs = ("last", 1)
+    stop_at = None  # calls of a training loss until the run is interrupted
+
+    def __init__(self, args, target, data):
+        self.target, self.calls = target, 0
+        self.most_frequent = data.count_answers(target.vocab_size).argmax()
+        size = target.config.hidden_size
+        self.module = nn.Sequential(
+            nn.Linear(2 * size, size), nn.Dropout(0.2), nn.Linear(size, target.vocab_size)
+        )
+
+    def loss(self, batch):
+        if self.module.training:
+            if self.calls == self.stop_at:
+                raise KeyboardInterrupt
+            self.calls += 1
+        rows = batch.labelled(2)
+        states = torch.cat([batch.hidden["last"][rows], batch.hidden[1][rows]], -1)
+        if self.module.training:
+            states = states + 0.1 * torch.rand_like(states)
+        scores, labels = self.module(states), batch.ids.roll(-2, 1)[rows]
+        loss = nn.functional.cross_entropy(scores, labels)
+        agree = (scores.argmax(-1) == batch.logits(rows).argmax(-1)).float().mean()
+        return loss, {"accuracy": (scores.argmax(-1) == labels).float().mean(), "agree": agree}
+
+    def save(self, folder):
+        from model.common.heads.checkpoint import save_checkpoint
+
+        tensors = self.module.state_dict()
+        assert {t.dtype for t in tensors.values()} == {torch.float16}
+        save_checkpoint(folder, {"sizes": [1]}, "head.safetensors", tensors)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    """Conversations whose answers repeat a few letters, so that a head can learn them."""
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    generator = torch.Generator().manual_seed(0)
+    with path.open("w") as out:
+        for _ in range(60):
+            turns, repeats = torch.randint(1, 9, (2,), generator=generator).tolist()
+            messages = [{"from": "human", "value": "q" * turns}]
+            messages += [{"from": "gpt", "value": "abc" * repeats}]
+            out.write(json.dumps({"conversations": messages}) + "\n")
+    return str(path)
+
+
+def command(model_dir, data_file, output, *extra, **changed):
+    flags = {"model-path": model_dir, "data": data_file, "output": str(output), **FLAGS, **changed}
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))] + [*extra]
+
+
+def parsed(argv, defaults=None):
+    return make_parser("train_noisy", "doc", lambda group: None, defaults).parse_args(argv)
+
+
+def run(argv, stop_at=None):
+    """Train; interrupted after stop_at training batches of this run."""
+
+    def make(args, target, data):
+        method = NoisyHead(args, target, data)
+        method.stop_at = stop_at
+        return method
+
+    return train(parsed(argv), make, "the command")
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "head.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir, data_file, tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(command(model_dir, data_file, folder))
+    return SimpleNamespace(folder=folder, held_out=result, curve=curve(folder))
+
+
+@pytest.mark.training
+def test_the_loss_falls(whole):
+    losses = [line["loss"] for line in whole.curve if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert whole.curve[-1]["held_out_loss"] == whole.held_out["loss"] < 0.5 * losses[0]
+    assert whole.held_out["accuracy"] > 0.5
+    assert {"loss", "accuracy", "agree"} == set(whole.held_out)
+
+
+@pytest.mark.training
+def test_what_a_run_leaves(whole):
+    names = {path.name for path in whole.folder.iterdir()}
+    assert names == {"README.md", "log.jsonl", "config.json", "head.safetensors"}
+    card = (whole.folder / "README.md").read_text()
+    size = (whole.folder / "head.safetensors").stat().st_size
+    for words in ("the command", "sha256", f"{size:,} bytes", "| seed | 3 |", "held-out", "torch"):
+        assert words in card
+    assert f"loss {whole.held_out['loss']:.4f}, accuracy" in card
+
+
+@pytest.mark.training
+def test_steps_count_tokens_without_padding(whole):
+    steps = [line for line in whole.curve if "loss" in line]
+    assert steps[-1]["tokens"] >= 4500 > steps[-2]["tokens"]
+    assert [line["step"] for line in steps[:2]] == [4, 8]
+    assert [line["step"] for line in whole.curve if "loss" not in line][:2] == [7, 14]
+
+
+# checkpoints stand at evaluations (steps 7, 14, ..) or, with 0 seconds, after every step
+@pytest.mark.training
+@pytest.mark.parametrize(
+    "stops, seconds", [((3,), 999), ((9,), 999), ((5, 6, 1), 0), ((15, 2), 999), ((7,), 0)]
+)
+def test_an_interrupted_run_goes_on_exactly(
+    whole, model_dir, data_file, tmp_path, stops, seconds, capsys
+):
+    argv = command(model_dir, data_file, tmp_path, **{"save-every-s": seconds})
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(argv, stop)
+    capsys.readouterr()
+    assert run(argv) == whole.held_out
+    assert ("goes on after step" in capsys.readouterr().out) == (stops != (3,))
+    assert curve(tmp_path) == whole.curve
+    for name, tensor in tensors(whole.folder).items():
+        assert torch.equal(tensor, tensors(tmp_path)[name]), name
+
+
+@pytest.mark.training
+def test_cached_features_are_the_computed_ones(whole, model_dir, data_file, tmp_path):
+    argv = command(model_dir, data_file, tmp_path, features="cache")
+    with pytest.raises(KeyboardInterrupt):
+        run(argv, 30)
+    files = list((tmp_path / ".features").glob("train-*.safetensors"))
+    assert 5 < len(files) < 20  # fewer than steps: later epochs read them
+    assert run(argv) == whole.held_out
+    assert curve(tmp_path) == whole.curve
+    assert not (tmp_path / ".features").exists()
+
+
+@pytest.mark.training
+def test_features_of_other_settings_are_not_read(whole, model_dir, data_file, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(command(model_dir, data_file, tmp_path, features="cache", seed=4), 3)
+    assert run(command(model_dir, data_file, tmp_path, features="cache")) == whole.held_out
+
+
+def test_batches_carry_what_transformers_says(model_dir):
+    from model.common.prompts.templates import Row
+    from model.common.training.features import Features, FrozenTarget
+
+    for family in ("llama", "gemma2"):
+        model = make_model(family)
+        ids = [torch.arange(1, n).int() for n in (9, 20)]
+        rows = [Row(x, torch.ones(len(x)).bool()) for x in ids]
+        batch = Features(FrozenTarget(model), ("last", 0, 2), None, {}).batch("x", rows)
+        for i, row in enumerate(rows):
+            n = len(row.ids)
+            with torch.no_grad():
+                out = model(input_ids=row.ids[None].long(), output_hidden_states=True)
+            states = out.hidden_states
+            for name, wanted in (("last", states[-1]), (0, states[0]), (2, states[2])):
+                torch.testing.assert_close(batch.hidden[name][i, :n], wanted[0])
+            torch.testing.assert_close(batch.logits()[i, :n], out.logits[0], atol=1e-4, rtol=1e-4)
+        rows = batch.labelled(3)
+        assert rows.sum(1).tolist() == [5, 16]
+        torch.testing.assert_close(batch.logits(rows), batch.logits()[rows])
+        assert not batch.labelled(30).any()
+
+
+@pytest.mark.training
+def test_accumulated_batches_are_one_step(model_dir, data_file, tmp_path):
+    run(command(model_dir, data_file, tmp_path, accumulate=3, **{"log-every": 1}))
+    steps = [line for line in curve(tmp_path) if "loss" in line]
+    assert all(line["tokens"] - before["tokens"] > 250 for before, line in zip(steps, steps[1:]))
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"learning-rate": 0.1}, {"batch-tokens": 99}])
+def test_a_checkpoint_of_other_settings_is_refused(model_dir, data_file, tmp_path, changed):
+    with pytest.raises(KeyboardInterrupt):
+        run(command(model_dir, data_file, tmp_path), 9)
+    other = command(model_dir, data_file, tmp_path, **changed)
+    name = next(iter(changed)).replace("-", "_")
+    with pytest.raises(BadInput, match=f"checkpoint.pt: of another {name}; add --fresh"):
+        run(other)
+    run([*other, "--fresh"])
+    assert (tmp_path / "README.md").exists()
+
+
+@pytest.mark.training
+def test_a_finished_head_is_not_overwritten(whole, model_dir, data_file):
+    with pytest.raises(BadInput, match="holds a trained head; add --fresh"):
+        run(command(model_dir, data_file, whole.folder))
+
+
+@pytest.mark.training
+def test_a_broken_checkpoint_and_an_infinite_loss_are_bad_input(model_dir, data_file, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="no checkpoint; add --fresh"):
+        run(command(model_dir, data_file, tmp_path))
+    steep = command(model_dir, data_file, tmp_path, "--fresh", **{"learning-rate": 10})
+    args = parsed(steep)
+
+    class Broken(NoisyHead):
+        def loss(self, batch):
+            loss, metrics = super().loss(batch)
+            return loss * torch.inf, metrics
+
+    with pytest.raises(BadInput, match="step 4: the loss is"):
+        train(args, Broken)
+
+
+def test_schedules():
+    args = SimpleNamespace(warmup=0.2, schedule="linear", min_rate=0.1)
+    at = [rate_share(p, args) for p in (0.1, 0.2, 0.6, 1.0, 1.3)]
+    assert at == pytest.approx([0.5, 1.0, 0.55, 0.1, 0.1])
+    args.schedule = "cosine"
+    at = [rate_share(p, args) for p in (0.2, 0.4, 0.6, 1.0)]
+    assert at == pytest.approx([1.0, 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 0.55, 0.1])
+    args.schedule, args.warmup = "constant", 0.0
+    assert rate_share(0.0, args) == rate_share(1.0, args) == 1.0
+
+
+def test_randomness_is_of_seed_and_step():
+    draws = []
+    for parts in ((1, 2, 0, 0), (1, 2, 0, 0), (1, 3, 0, 0), (1, 2, 0, 1), (12, 0, 0)):
+        seed_all(*parts)
+        draws.append(torch.rand(4).tolist())
+    assert draws[0] == draws[1]
+    assert len({tuple(draw) for draw in draws}) == 4
+
+
+def test_a_recipe_is_the_flags_default(capsys):
+    argv = ["--model-path", "m", "--data", "d", "--output", "o"]
+    assert parsed(argv, {"learning_rate": 0.25}).learning_rate == 0.25
+    assert parsed([*argv, "--learning-rate", "2"], {"learning_rate": 0.25}).learning_rate == 2
+    with pytest.raises(ValueError, match="learning_speed"):
+        parsed(argv, {"learning_speed": 1})
+
+
+MEDUSA = {"num-heads": 3, "mixed-precision": "no", "accumulate": 1, "clip-norm": 1.0}
+
+
+@pytest.mark.training
+def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
+    from model.common.heads.checkpoint import Checkpoint
+    from model.common.target.loading import load_target
+    from model.medusa import train as script
+    from model.medusa.heads import load_heads
+
+    argv = command(model_dir, data_file, tmp_path, **MEDUSA)
+    main("train_medusa", script.__doc__, script.add_args, script.MedusaTraining, {}, argv)
+    losses = [line for line in curve(tmp_path) if "loss" in line]
+    for k in (1, 2, 3):
+        assert losses[-1][f"loss_{k}"] < 0.6 * losses[0][f"loss_{k}"]
+        assert losses[-1][f"accuracy_{k}"] > losses[0][f"accuracy_{k}"]
+    stored = Checkpoint(str(tmp_path), ("medusa_lm_head.safetensors",))
+    assert {tensor.dtype for tensor in stored.tensors.values()} == {torch.float16}
+    assert stored.get("medusa_num_heads") == 3
+    heads = load_heads(str(tmp_path), load_target(model_dir, "float32", "cpu", "eager"), 3)
+    assert heads(torch.zeros(1, 2, 64)).shape[:3] == (3, 1, 2)
+
+
+def test_medusa_loss_against_a_slow_sum(model_dir):
+    from model.common.prompts.templates import Row
+    from model.common.target.loading import load_model
+    from model.common.training.features import Features, FrozenTarget
+    from model.medusa.train import MedusaTraining
+
+    target = FrozenTarget(load_model(model_dir, "float32", "cpu"))
+    args = SimpleNamespace(num_heads=3, num_layers=1, head_decay=0.8)
+    torch.manual_seed(0)
+    method = MedusaTraining(args, target, None)
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        Row(torch.randint(0, 97, (n,), generator=generator).int(), torch.arange(n) % 7 > 3)
+        for n in (17, 30, 9)
+    ]
+    batch = Features(target, ("last",), None, {}).batch("x", rows)
+    loss, metrics = method.loss(batch)
+    logits = method.module(batch.hidden["last"])
+    expected = 0.0
+    for k in range(3):
+        terms = []
+        for i, row in enumerate(rows):
+            for t in range(len(row.ids) - 2 - k):
+                if row.mask[t + 2 + k]:
+                    terms.append(-logits[k, i, t].log_softmax(-1)[row.ids[t + 2 + k].long()])
+        expected += 0.8**k * sum(terms) / len(terms)
+        torch.testing.assert_close(metrics[f"loss_{k + 1}"], (sum(terms) / len(terms)).detach())
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("model/*/train.py")), ids=str)
+def test_help_is_quick_and_explains_every_flag(script):
+    module = f"model.{script.parent.name}.train"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+    assert "--num-tokens" in done.stdout
+    loaded = importlib.import_module(module)
+    parser = make_parser("x", loaded.__doc__, loaded.add_args, loaded.RECIPE)
+    assert all(action.help for action in parser._actions)
+
+
+def test_two_ways_of_clipping_are_refused(model_dir, data_file, tmp_path):
+    with pytest.raises(BadInput, match="exclude each other"):
+        run(command(model_dir, data_file, tmp_path, **{"clip-norm": 1, "clip-value": 1}))
+
+
+@pytest.mark.training
+def test_a_checkpoint_of_another_target_is_refused(model_dir, data_file, tmp_path):
+    from model.common.records.writer import sha256_weights
+
+    target = tmp_path / "target"
+    shutil.copytree(model_dir, target)
+    argv = command(target, data_file, tmp_path / "out", features="cache")
+    with pytest.raises(KeyboardInterrupt):
+        run(argv, 9)
+    save_model(target, seed=9)
+    sha256_weights.cache_clear()  # of this process
+    with pytest.raises(BadInput, match="another target_sha256"):
+        run(argv)
+
+
+def test_bad_input_is_one_line(model_dir, tmp_path, capsys):
+    argv = command(model_dir, tmp_path / "missing.json", tmp_path / "out")
+    with pytest.raises(SystemExit) as end:
+        main("train_noisy", "doc", lambda group: None, NoisyHead, {}, argv)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train_noisy: --data ")
+
+
+@pytest.mark.training
+def test_an_interruption_says_how_to_go_on(model_dir, data_file, tmp_path, capsys):
+    class Stopped(NoisyHead):
+        stop_at = 2
+
+    argv = command(model_dir, data_file, tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main("train_noisy", "doc", lambda group: None, Stopped, {}, argv)
+    assert end.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def in_a_group(argv):
+    """(exit code, stderr) of a command whose children end with it."""
+    child = subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, output = child.communicate(timeout=100)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    return child.returncode, output
+
+
+@pytest.mark.training
+def test_two_processes_average_gradients(model_dir, data_file, tmp_path):
+    """Two processes of one batch a step train as one process of two batches does."""
+    from model.medusa import train as script
+
+    flags = {**MEDUSA, "num-threads": 1, "num-tokens": 2500, "features": "cache"}
+    argv = command(model_dir, data_file, tmp_path / "1", **{**flags, "accumulate": 2})
+    main("train_medusa", "doc", script.add_args, script.MedusaTraining, {}, argv)
+    argv = command(model_dir, data_file, tmp_path / "2", **flags)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    code, output = in_a_group([sys.executable, *launch, "-m", "model.medusa.train", *argv])
+    assert code == 0, output
+    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for name in ("tokens", "held_out_loss_1", "held_out_loss_2", "held_out_accuracy_1"):
+        assert two[-1][name] == pytest.approx(one[-1][name], rel=2e-3), name
