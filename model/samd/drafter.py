@@ -13,7 +13,7 @@ import torch
 
 from model.common.args import is_warm
 from model.common.contract.drafter import Draft, Drafter
-from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter, draft_of
+from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter, draft_of, padded
 from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 from model.common.prompts.prompter import load_tokenizer
@@ -136,7 +136,7 @@ class CombinedDrafter(Drafter):
         copied = draft_of([copy or [] for copy in copies], self.device)
         num_nodes = max(copied.tokens.shape[1], guessed.tokens.shape[1])
         depth = max(copied.depth, guessed.depth)
-        copied, guessed = copied.padded(num_nodes, depth), guessed.padded(num_nodes, depth)
+        copied, guessed = (padded(draft, num_nodes, depth) for draft in (copied, guessed))
         copies_here = [[copy is not None] for copy in copies]
         copies_here = torch.tensor(copies_here, device=self.device)  # [B, 1]
         tokens = torch.where(copies_here, copied.tokens, guessed.tokens)

@@ -171,10 +171,7 @@ def test_layers_are_not_mixed():
         found = [
             module.split(".")[2] for module in imports(path) if module.startswith("model.common.")
         ]
-        found = {part for part in found if part in refused}
-        if "model.common.target.devices" in imports(path):
-            found.discard("target")
-        return found
+        return {part for part in found if part in refused}
 
     paths = [path for folder in BELOW for path in (COMMON / folder).rglob("*.py")]
     assert not offenders(above, paths)
@@ -251,6 +248,14 @@ def test_help_is_quick():
         return [] if told and seconds < MAX_HELP_S else [f"{seconds:.1f} s", done.stderr]
 
     assert not offenders(wrong, [*SCRIPTS, *TOOLS])
+
+
+def test_scripts_load_nothing_heavy():
+    modules = ", ".join(module_of(path) for path in SCRIPTS)
+    heavy = "{'torch', 'numpy', 'numba', 'transformers'}"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_every_flag_is_explained():

@@ -57,5 +57,5 @@ def with_graphs(model, capture=None, twin=None):
         target = Target(model, "cudagraph", twin)
     if isinstance(capture, Held):
         capture.target = target
-    assert target.static_shapes and target.device == torch.device("cpu")
+    assert target.runtime.static and target.device == torch.device("cpu")
     return target, capture

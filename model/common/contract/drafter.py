@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from model.common.contract.trees import Tree, chain_tree
 
@@ -51,14 +50,6 @@ class Draft:
     def candidates(self) -> Tensor:
         """tokens with probe rows made inert, [B, n]."""
         return self.tokens if self.probe is None else self.tokens.masked_fill(self.probe, -1)
-
-    def padded(self, num_nodes: int, depth: int) -> Draft:
-        """The same with inert rows up to num_nodes; depth: another bound of a tree's paths."""
-        more, tree = num_nodes - self.tokens.shape[1], self.tree
-        tree = tree and tree.padded(num_nodes, depth)
-        probs = None if self.probs is None else pad(self.probs, (0, 0, 0, more))
-        probe = None if self.probe is None else pad(self.probe, (0, more))
-        return Draft(pad(self.tokens, (0, more), value=-1), tree, probs, probe)
 
 
 @dataclass

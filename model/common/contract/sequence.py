@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import pad
 
 from model.common.contract.drafter import Draft, Drafter
 from model.common.contract.trees import Tree
@@ -92,6 +93,15 @@ def draft_of(guesses: list, device) -> Draft:
     parents = [line + [-1] * (width - len(line)) for line in parents]
     parents = torch.tensor(parents, dtype=torch.long, device=device)
     return Draft(tokens, Tree(parents, max(guess.depth for guess in guesses)))
+
+
+def padded(draft: Draft, num_nodes: int, depth: int) -> Draft:
+    """The draft with inert rows up to num_nodes; depth: another bound of a tree's paths."""
+    more = num_nodes - draft.tokens.shape[1]
+    tree = draft.tree and draft.tree.padded(num_nodes, depth)
+    probs = None if draft.probs is None else pad(draft.probs, (0, 0, 0, more))
+    probe = None if draft.probe is None else pad(draft.probe, (0, more))
+    return Draft(pad(draft.tokens, (0, more), value=-1), tree, probs, probe)
 
 
 class EmptyDrafter(Drafter):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter, Needs
+from model.common.contract.sequence import padded
 from model.common.loop.ranking import top_ids
 from model.common.target.attention import additive, attention_modules, mask_kinds, rows_mask
 from model.common.target.cache import CachedModel
@@ -45,11 +46,6 @@ class Target(CachedModel):
         for layer in decoder_layers(model, [module for module, *_ in layers]):
             layer.forward = self.runtime.compiled(layer.forward)
         self.step = self.runtime.captured(self._rows)
-
-    @property
-    def static_shapes(self) -> bool:
-        """Whether a new row count or width costs a recording."""
-        return self.runtime.static
 
     def facts(self) -> dict:
         """What a report should say of how it is run, as Drafter.facts()."""
@@ -135,7 +131,7 @@ class Target(CachedModel):
         if not self.runtime.static:
             return draft
         num_nodes = self.runtime.num_nodes(draft.tokens.shape[1], drafter.max_nodes)
-        return draft.padded(num_nodes, drafter.max_depth if draft.tree else num_nodes)
+        return padded(draft, num_nodes, drafter.max_depth if draft.tree else num_nodes)
 
     def forward(self, root: Tensor, draft: Draft, longest: int, hidden: tuple = ()):
         """Read root [B] and the draft's rows behind the committed ones.

@@ -1,18 +1,15 @@
-"""What the tests of EAGLE's versions share: tiny targets, the three kinds, a check of the cache."""
+"""What the tests of EAGLE's versions share: tiny targets and the three kinds."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from conftest import SHAPE, make_model, make_prompts
 from eagle_dirs import eagle3_dir, eagle_dir
 from eagle_slow import SlowHead, differing, dynamic_paths, static_paths
 
 from model.common import args as arguments
-from model.common.contract.drafter import Needs
 from model.common.contract.static_tree import StaticTree, read_tree
-from model.common.target.model import Target
 from model.eagle import inference_eagle
 from model.eagle.drafter import StaticEagleDrafter
 from model.eagle.head import load_eagle
@@ -93,28 +90,3 @@ KINDS = {
     "eagle2": Kind(2, LOOPY, SMALL_SIZE, FAULTS),
     "eagle3": Kind(3, DEEP, SMALL_SIZE, (*FAULTS, "normed", "ids")),
 }
-
-
-class FreshCaches:
-    """Compares a head's cache, when a draft is made, with one that reads the sequence at once."""
-
-    def __init__(self, model, fresh_head):
-        self.target, self.fresh, self.checked = Target(model), fresh_head, 0
-        self.target.reserve(1, 256)
-        self.fresh.reserve(1, 256)
-
-    def __call__(self, drafter, one):
-        ids, length = one.ids, len(one.ids) - 1
-        assert drafter.head.cache.length[one.slot] == length
-        needs = Needs(hidden=tuple(self.fresh.needs))
-        found = self.target.prefill([0], torch.tensor([ids[:-1]]), [length], needs)
-        inputs = torch.tensor([ids[1:]]), self.fresh.features(found.hidden)
-        self.fresh.read_prompt([0], inputs, torch.tensor([length]))
-        held = cached(drafter.head, one.slot, length)
-        assert torch.allclose(held, cached(self.fresh, 0, length), atol=1e-4)
-        self.checked += 1
-
-
-def cached(head, slot, num):
-    """Keys and values of a slot's first columns."""
-    return torch.cat([part[:, slot, :, :num] for pair in head.cache.storage for part in pair])

@@ -7,11 +7,11 @@ from eagle_checks import (
     KINDS,
     PUBLISHED_SIZE,
     PUBLISHED_TREE,
-    FreshCaches,
     loopy_prompts,
     tiny_model,
 )
 from eagle_slow import ScriptedHead, teller
+from head_caches import FreshCaches
 from oracle import answers, decode, facts, new_target, outputs
 from recording import Recording
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, make_prompts
+from counting import counting_target
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common.contract.sequence import EmptyDrafter, PerSequence
@@ -40,21 +41,6 @@ def random_prompts(num, seed=3):
     """Prompts of 1 to 40 ids from a small alphabet, so that n-grams recur."""
     dice = random.Random(seed)
     return [[dice.randint(1, 9) for _ in range(1 + 2 * i)] for i in range(num)]
-
-
-def cycle_target(vocab_size=61):
-    """A target that counts: after token t comes t + 1, after the last one 0."""
-    model = make_model(vocab_size=vocab_size, num_hidden_layers=1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1)
-        one_hot = torch.eye(vocab_size, 64)
-        model.get_input_embeddings().weight.copy_(one_hot)
-        model.lm_head.weight.copy_(one_hot.roll(1, 0))
-    return Target(model)
 
 
 def lookup(ids, **settings):
@@ -207,7 +193,7 @@ def test_repeated_output_saves_forwards(target):
 
 
 def test_counting_target_accepts_whole_drafts():
-    target = cycle_target()
+    target = counting_target()
     turn = one(target, pld(), [*range(61), 0, 1, 2], 35)
     assert turn.output_ids == [*range(3, 38)]
     assert turn.accept_lengths == [11, 11, 11, 1]

@@ -1,23 +1,24 @@
-"""NASD: counts, fillers, back-off and chains by hand and against a recount; ids equal vanilla's."""
+"""NASD: counts, fillers, back-off and chains by hand and against a recount."""
 
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_model, make_prompts
-from tiny_methods import decode
-from test_pld import cycle_target
+from counting import counting_target
+from oracle import decode, outputs
+from steps import chain_step, prompt_step
 
 from model.common import args as arguments
-from model.common.contract.drafter import Draft, EmptyDrafter, Needs
+from model.common.contract.drafter import Draft, Needs
+from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
 from model.common.loop import verify
 from model.common.loop.sampling import Sampler, warp
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
 from model.nasd import inference_nasd
-from model.nasd.drafter import NASDDrafter, NASDRow, NGramStore, likely
+from model.nasd.drafter import NASDDrafter, NASDSequence, NGramStore, likely
 
 STEADY = Sampler()
 
@@ -27,24 +28,17 @@ def target():
     return Target(make_model())
 
 
-@pytest.fixture(scope="module")
-def baseline(target):
-    """Vanilla's answers to ragged prompts, two of them repetitive."""
-    prompts = [*make_prompts(4), [7, 8, 9] * 6, [3]]
-    return prompts, decode(target, EmptyDrafter(), prompts, StopRules(), 24)[0]
-
-
 def text_store(ids, n, min_context=1):
     """A store that has read a text."""
-    row = NASDRow(n, min_context, 5)
-    row.start(ids)
-    return row.store
+    sequence = NASDSequence(n, min_context, 5)
+    sequence.start(ids)
+    return sequence.store
 
 
 def draft(ids, n, num_draft, min_context=1):
-    row = NASDRow(n, min_context, num_draft)
-    row.start(ids)
-    return row.propose()
+    sequence = NASDSequence(n, min_context, num_draft)
+    sequence.start(ids)
+    return sequence.propose()
 
 
 def recount(events, n, min_context):
@@ -144,20 +138,20 @@ def test_store_and_drafts_equal_a_recount(n, min_context):
     dice = random.Random(n)
     for trial in range(12):
         letters = 2 + trial % 4
-        row = NASDRow(n, min_context, 6)
+        sequence = NASDSequence(n, min_context, 6)
         ids = [dice.randrange(letters) for _ in range(dice.randint(1, 15))]
-        row.start(list(ids))
+        sequence.start(list(ids))
         events = text_events(ids)
         for _ in range(3):
             new = [dice.randrange(letters) for _ in range(dice.randint(1, 4))]
             fillers = [dice.sample(range(letters), 2) for _ in new]
-            row.observe(new, fillers)
+            sequence.observe(new, fillers)
             for token, best in zip(new, fillers):
                 events += [(list(ids), [token]), (list(ids), best)]
                 ids.append(token)
         counts, best = recount(events, n, min_context)
-        assert row.store.counts == counts
-        assert row.store.best == best
+        assert sequence.store.counts == counts
+        assert sequence.store.best == best
         text, expected = list(ids), []
         while len(expected) < 6:
             known = [tuple(text[-size:]) for size in range(n - 1, min_context - 1, -1)]
@@ -166,7 +160,7 @@ def test_store_and_drafts_equal_a_recount(n, min_context):
                 break
             expected.append(best[known[0]])
             text.append(expected[-1])
-        assert row.propose() == expected == row.propose()
+        assert sequence.propose() == expected == sequence.propose()
 
 
 @pytest.mark.parametrize("settings", [(0.7, 0, 1.0), (1.0, 0, 0.8), (1.3, 2, 1.0), (1.0, 5, 0.6)])
@@ -183,36 +177,28 @@ def test_likely_tokens_are_what_the_sampler_leaves(settings):
 
 
 def test_rejected_drafts_leave_no_trace(target):
+    """What was learned is the text and the target's best in the place of its tokens."""
     for prompt in ([7, 8, 9] * 6, make_prompts(2)[1]):
         drafter = NASDDrafter(n=4, filler_top_k=3)
-        ids, _ = decode(target, drafter, [prompt], StopRules(), 24)
-        row = drafter.active[0]
-        text = row.ids  # the last step is observed whole, beyond the limit
-        assert text[: len(prompt) + 24] == prompt + ids[0] and len(text) - len(prompt) - 24 < 6
-        best = target.prefill(torch.tensor([text]), [len(text)], 64, Needs(prompt_topk=3)).topk[0]
+        (turn,) = decode(target, drafter, [prompt], 24)
+        assert outputs(decode(target, EmptyDrafter(), [prompt], 24)) == [turn.output_ids]
+        (sequence,), text = drafter.sequences, prompt + turn.output_ids
+        assert sequence.ids == text
+        best = target.prefill([0], torch.tensor([text]), [len(text)], Needs(prompt_topk=3)).topk[0]
         events = text_events(text[: len(prompt) + 1])
         for end in range(len(prompt) + 1, len(text)):
             events += [(text[:end], [text[end]]), (text[:end], best[end - 1].tolist())]
-        assert (row.store.counts, row.store.best) == recount(events, 4, 1)
+        assert (sequence.store.counts, sequence.store.best) == recount(events, 4, 1)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("n, filler_top_k", [(2, 1), (2, 3), (3, 3), (4, 1), (5, 3)])
-def test_ids_equal_vanilla(target, baseline, n, filler_top_k, batch):
-    prompts, expected = baseline
-    drafter = NASDDrafter(n=n, filler_top_k=filler_top_k)
-    ids, accepted = decode(target, drafter, prompts, StopRules(), 24, batch)
-    assert ids == expected
-    assert [1 + sum(lengths) for lengths in accepted] == [24] * len(prompts)
-
-
-@pytest.mark.parametrize("filler_top_k", [1, 3])
-def test_sampled_ids_equal_vanilla(target, filler_top_k):
-    prompts, sampler = make_prompts(4), Sampler(1.0, top_p=0.8)
-    expected, _ = decode(target, EmptyDrafter(), prompts, StopRules(), 20, 1, sampler)
-    for batch in (1, 4):
-        drafter = NASDDrafter(filler_top_k=filler_top_k)
-        assert decode(target, drafter, prompts, StopRules(), 20, batch, sampler)[0] == expected
+@pytest.mark.parametrize("n, min_context, filler_top_k", [(2, 1, 3), (5, 3, 3), (4, 1, 1)])
+def test_ids_equal_vanilla(target, n, min_context, filler_top_k):
+    """With the flags that tests/conformance does not run."""
+    prompts = [*make_prompts(4), [7, 8, 9] * 6, [3]]
+    for sampler in (Sampler(), Sampler(1.0, top_p=0.8)):
+        expected = outputs(decode(target, EmptyDrafter(), prompts, 24, sampler))
+        drafter = NASDDrafter(n, min_context, filler_top_k=filler_top_k)
+        assert outputs(decode(target, drafter, prompts, 24, sampler, num_slots=4)) == expected
 
 
 def test_a_draft_of_probability_half_comes_out_half_the_time():
@@ -220,7 +206,7 @@ def test_a_draft_of_probability_half_comes_out_half_the_time():
     logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().expand(num, 2, 3)
     uniforms = torch.rand(num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     guess = draft([0, 1, 0, 1], 2, 1)  # 0
-    proposal = Draft.chain(torch.tensor(guess).expand(num, 1))
+    proposal = Draft(torch.tensor(guess).expand(num, 1))
     accepted = verify.token_matching(logits, proposal, Sampler(1.0).warp, uniforms)
     share = (accepted.tokens[:, 0] == 0).double().mean()
     assert abs(share - 0.5) < 3 * (0.25 / num) ** 0.5
@@ -230,7 +216,7 @@ def test_cold_forgets_and_warm_keeps(target):
     prompts = [*make_prompts(3), [7, 8, 9] * 6]
 
     def lengths(drafter, order):
-        return {i: decode(target, drafter, [prompts[i]], StopRules(), 24)[1][0] for i in order}
+        return {i: decode(target, drafter, [prompts[i]], 24)[0].accept_lengths for i in order}
 
     cold, again = NASDDrafter(), range(4)
     assert lengths(cold, again) == lengths(cold, reversed(again)) == lengths(cold, again)
@@ -238,51 +224,73 @@ def test_cold_forgets_and_warm_keeps(target):
     first, second = lengths(warm, again), lengths(warm, again)
     assert all(len(second[i]) <= len(first[i]) for i in again)
     assert sum(map(len, second.values())) < sum(map(len, first.values()))
+    warm.forget()
+    assert lengths(warm, again) == first
 
 
-def test_a_warm_store_is_one_for_all_rows(target):
-    drafter = NASDDrafter(warm=True)
-    decode(target, drafter, make_prompts(4), StopRules(), 8, 4)
-    assert len({id(row.store) for row in drafter.rows}) == 1
-    cold = NASDDrafter()
-    decode(target, cold, make_prompts(4), StopRules(), 8, 4)
-    assert len({id(row.store) for row in cold.rows}) == 4
+@pytest.mark.parametrize("warm", [False, True])
+def test_stores_of_slots(warm):
+    """One for all that lives on, or one each that begins empty with every prompt."""
+    drafter = NASDDrafter(n=2, filler_top_k=1, warm=warm)
+    drafter.reserve(2, 64, Sampler())
+    drafter.start(prompt_step([[1, 5, 6], [2, 7]]))
+    first, other = (sequence.store for sequence in drafter.sequences)
+    assert (first is other) == warm
+    drafter.start(prompt_step([[3, 4]], slots=[0]))
+    texts = [{(3,): {4: 1}}, {(2,): {7: 1}}]
+    every = {(1,): {5: 1}, (5,): {6: 1}, **texts[1], **texts[0]}
+    wanted = [every] * 2 if warm else texts
+    assert [sequence.store.counts for sequence in drafter.sequences] == wanted
+    drafter.reserve(2, 64, Sampler())
+    drafter.start(prompt_step([[8, 8]], slots=[0]))
+    assert drafter.sequences[0].store.counts == (
+        {**every, (8,): {8: 1}} if warm else {(8,): {8: 1}}
+    )
+
+
+def test_a_second_turn_begins_with_the_prompt_alone():
+    """As published: the runners-up of the first turn are forgotten, its text is in the prompt."""
+    drafters = [NASDDrafter(n=2, filler_top_k=2) for _ in range(2)]
+    text = [1, 5, 6, 2, 3]
+    for drafter in drafters:
+        drafter.reserve(1, 64, Sampler())
+    drafters[0].start(prompt_step([[1, 5]]))
+    step = chain_step([[6]])
+    step.logits = torch.zeros(1, 1, 9)
+    step.logits[0, 0, 6], step.logits[0, 0, 7] = 2.0, 1.0
+    drafters[0].observe(step)
+    assert drafters[0].sequences[0].store.counts[5,] == {6: 2, 7: 1}
+    for drafter in drafters:
+        prompt = prompt_step([text])
+        prompt.continues = [True]
+        drafter.start(prompt)
+    stores = [drafter.sequences[0].store for drafter in drafters]
+    assert stores[0].counts == stores[1].counts == text_store(text, 2).counts
 
 
 @pytest.mark.parametrize("eos, lengths", [(3, []), (4, [1]), (6, [3]), (8, [5]), (9, [6])])
 def test_eos_in_a_draft_stops_right_there(eos, lengths):
-    target, stop = cycle_target(), StopRules(frozenset({eos}))
-    ids, accepted = decode(target, NASDDrafter(), [[*range(61), 0, 1, 2]], stop, 30)
-    assert ids[0] == [*range(3, eos + 1)]
-    assert accepted[0] == lengths
+    stop = StopRules(frozenset({eos}))
+    (turn,) = decode(counting_target(), NASDDrafter(), [[*range(61), 0, 1, 2]], 30, stop=stop)
+    assert turn.output_ids == [*range(3, eos + 1)] and turn.accept_lengths == lengths
 
 
 def test_limit_cuts_a_draft():
-    ids, accepted = decode(cycle_target(), NASDDrafter(), [[*range(61), 0, 1, 2]], StopRules(), 9)
-    assert ids[0] == [*range(3, 12)]
-    assert accepted[0] == [6, 2]
-
-
-def test_static_shapes_are_padded_and_rows_end_inert():
-    drafter = NASDDrafter(num_draft=3, pad_to=3)
-    rows = [[1, 2, 3, 4, 1], [5, 6], [2, 2]]
-    prefill = SimpleNamespace(tokens=torch.zeros(1), host_ids=rows)
-    drafter.start(prefill, [], STEADY)
-    assert drafter.propose().tokens.tolist() == [[2, 3, 4], [-1, -1, -1], [2, 2, 2]]
-    assert drafter.shapes() == [(0, None, 0), (3, None, 0)]
+    (turn,) = decode(counting_target(), NASDDrafter(), [[*range(61), 0, 1, 2]], 9)
+    assert turn.output_ids == [*range(3, 12)] and turn.accept_lengths == [6, 2]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_fillers_of_committed_rows_only(batch):
     drafter = NASDDrafter(n=2, filler_top_k=2)
-    prefill = SimpleNamespace(tokens=torch.zeros(1), host_ids=[[1, 5]] * batch)
-    drafter.start(prefill, [], STEADY)
-    logits = torch.zeros(batch, 3, 9)
+    drafter.reserve(batch, 64, Sampler())
+    drafter.start(prompt_step([[1, 5]] * batch))
+    step = chain_step([[6, 7], [6], []][:batch])
+    step.logits = torch.zeros(batch, 3, 9)
     for row, (first, second) in enumerate([(6, 7), (7, 8), (8, 2)]):
-        logits[:, row, first], logits[:, row, second] = 2.0, 1.0
-    committed = [[6, 7], [6], []][:batch]
-    drafter.observe(SimpleNamespace(host_ids=committed, logits=logits))
-    stores = [row.store.counts for row in drafter.active]
+        step.logits[:, row, first], step.logits[:, row, second] = 2.0, 1.0
+    drafter.observe(step)
+    stores = [sequence.store.counts for sequence in drafter.sequences]
     assert stores[0] == {(1,): {5: 1}, (5,): {6: 2, 7: 1}, (6,): {7: 2, 8: 1}}
     assert stores[1:] == [{(1,): {5: 1}, (5,): {6: 2, 7: 1}}, {(1,): {5: 1}}][: batch - 1]
 

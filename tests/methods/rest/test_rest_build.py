@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import make_tokenizer
-from test_rest import SOURCE, Ids, make_store
+from rest_stores import SOURCE, Ids, make_store
 
 from model.common.errors import BadInput
 from model.rest import build_datastore, corpus, writer
@@ -325,7 +325,7 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

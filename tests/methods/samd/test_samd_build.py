@@ -10,15 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_tokenizer
-from test_samd import CORPUS, automaton, ends, longest_known_suffix, random_texts, static
+from samd_checks import (
+    CORPUS,
+    automaton,
+    ends,
+    longest_known_suffix,
+    random_texts,
+    slow_tree,
+    static,
+)
 
 from model.common.errors import BadInput
 from model.common.prompts.prompter import Prompter
 from model.samd import build_sam
-from model.samd.drafter import SamRow, SamRows, Settings
+from model.samd.drafter import SamSequence, Settings
 from model.samd.static import ARRAYS, HEAVY, StaticAutomaton
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 CHAT = [
     {"from": "human", "value": "ab?"},
     {"from": "gpt", "value": "cd."},
@@ -104,36 +112,6 @@ def test_arrays_equal_the_automaton():
         assert corpus.step(state, 41) == -1
 
 
-def slow_tree(text, match, num, separator):
-    """The best-first tree by counting substrings: tokens, parents, depths."""
-    letters = sorted(set(text))
-    tokens, parents, depths = [], [], []
-    frontier = []  # (count, order found, line, parent)
-    found = 0
-
-    def offer(line, parent):
-        nonlocal found
-        following = [(-len(ends(text, [*match, *line, c])), c) for c in letters]
-        for count, token in sorted(following)[:HEAVY]:
-            if count:
-                found += 1
-                frontier.append((count, found, [*line, token], parent))
-
-    offer([], -1)
-    while frontier and len(tokens) < num:
-        best = min(frontier)
-        frontier.remove(best)
-        _, _, line, parent = best
-        if depths.count(len(line)) == HEAVY:
-            continue
-        tokens.append(line[-1])
-        parents.append(parent)
-        depths.append(len(line))
-        if line[-1] != separator:
-            offer(line, len(tokens) - 1)
-    return tokens, parents, depths
-
-
 @pytest.mark.parametrize("letters", [2, 4, 15])
 def test_tree_equals_counting(letters):
     dice = random.Random(letters)
@@ -205,14 +183,14 @@ def test_documents_are_prompts_with_their_answers(built, tokenizer):
 def test_what_is_built_is_read(built, tokenizer):
     corpus = StaticAutomaton.open(str(built), tokenizer)
     manifest = json.loads((built / "manifest.json").read_text())
-    facts = SamRows(lambda: SamRow(Settings(), corpus), None, corpus.facts).facts()
+    facts = corpus.facts()
     assert facts["automaton_states"] == manifest["sizes"]["length"]
     assert facts["automaton_tokens"] == len(corpus.text)
     assert facts["automaton_build_s"] == manifest["build_s"] >= 0
     assert facts["automaton_bytes"] == sum(np.load(built / f"{n}.npy").nbytes for n in ARRAYS)
-    row = SamRow(Settings(), corpus)
-    row.start(tokenizer("xyzef?\n").input_ids)
-    assert tokenizer.decode(row.propose().tokens).startswith("assistant: gh.")
+    sequence = SamSequence(Settings(), corpus)
+    sequence.start(tokenizer("xyzef?\n").input_ids)
+    assert tokenizer.decode(sequence.propose().tokens).startswith("assistant: gh.")
 
 
 def test_building_again_gives_the_same_arrays(built, tokenizer_dir, tmp_path):

@@ -1,0 +1,339 @@
+"""SAM-Decoding's drafts: who drafts, by hand; slots; answers equal to the baseline's."""
+
+import random
+
+import pytest
+import torch
+from conftest import make_model, make_prompts
+from counting import counting_target
+from oracle import decode, outputs
+from samd_checks import CORPUS, PERIODIC, make, static
+from steps import chain_step, prompt_step
+
+from model.common import args as arguments
+from model.common.contract.drafter import Draft, Drafter, Needs
+from model.common.contract.sequence import EmptyDrafter, PerSequence
+from model.common.contract.trees import Tree, chain_tree
+from model.common.errors import BadInput
+from model.common.loop.sampling import Sampler
+from model.common.target.model import Target
+from model.samd import inference_samd
+from model.samd.drafter import CombinedDrafter, SamSequence, Settings, auxiliary
+
+COMBINED = Settings(combined=True)
+COPIES, COPY = [1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]
+FRESH = [1, 2, 3, 4]
+MODES = [[], ["--auxiliary", "recycling"], ["--auxiliary", "recycling", "--len-threshold", "1"]]
+
+
+@pytest.fixture(scope="module")
+def target():
+    return Target(make_model())
+
+
+# --- one sequence ---
+
+
+@pytest.mark.parametrize(
+    "dynamic, in_corpus, source",
+    [
+        (5, 0, "dynamic"),
+        (4, 9, "auxiliary"),
+        (4, 10, "static"),
+        (6, 11, "dynamic"),
+        (6, 12, "static"),
+        (0, 0, "auxiliary"),
+    ],
+)
+def test_selector(dynamic, in_corpus, source):
+    assert COMBINED.select(dynamic, in_corpus) == source
+
+
+def test_selector_without_auxiliary_has_no_bias():
+    settings = Settings()
+    assert settings.select(3, 3) == settings.select(0, 0) == "dynamic"
+    assert settings.select(3, 4) == "static"
+    assert [settings.num_draft(match) for match in (0, 1, 9, 10)] == [0, 4, 36, 39]
+    assert COMBINED.num_draft(0) == 39
+
+
+@pytest.mark.parametrize(
+    "text, root, draft",
+    [
+        (PERIODIC, 8, [9, 5, 6, 7]),  # match 9: 36 tokens are allowed, four tokens follow
+        ([1, 2, 3], 9, []),
+        ([4, 4, 4], 4, []),  # the match ends at the text's end
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], 2, [3, 4, 5, 6]),  # match 1: 4 tokens
+    ],
+)
+def test_copies_without_auxiliary(text, root, draft):
+    sequence = SamSequence(Settings())
+    sequence.start([*text, root])
+    assert sequence.propose() == draft == sequence.propose()
+
+
+def test_a_sequence_uses_the_corpus():
+    corpus = static([[*range(1, 13)]])
+    sequence = SamSequence(Settings(n_predicts=4), corpus)
+    sequence.start([30, 1, 2])
+    guess = sequence.propose()
+    assert (guess.tokens, guess.parents, guess.depth) == ([3, 4, 5], [-1, 0, 1], 3)
+    sequence.observe([3, 31])
+    assert sequence.propose() == []  # neither knows 31
+    sequence = SamSequence(Settings(n_predicts=4, combined=True), corpus)
+    sequence.start([30, *range(1, 10)])
+    assert sequence.propose() is None  # 9 less the bias
+    sequence.observe([10])
+    assert sequence.propose() == [11, 12, 2]
+
+
+def test_text_and_cursor_are_forgotten_at_start():
+    sequence = SamSequence(Settings(n_predicts=4), static(CORPUS))
+    sequence.start([1, 2, 3, 1, 11, 12])
+    assert sequence.propose().tokens == [13, 14, 2]
+    sequence.start([13])  # behind 11 and 12 a match of three, alone one of one
+    assert sequence.cursor[1] == 1
+    sequence.start([9, 1])
+    assert sequence.propose() == [] and sequence.dynamic.text == [9, 1]
+
+
+# --- slots ---
+
+
+def test_slots_begin_and_end_while_others_go_on():
+    """Trees from the corpus beside copies of the text, -1 where nobody is."""
+    corpus = static(CORPUS)
+    drafter = PerSequence(lambda: SamSequence(Settings(n_predicts=4), corpus), 3, 3)
+    drafter.reserve(3, 64, None)
+    drafter.start(prompt_step([[11, 12], [1, 2, 3, 1]], slots=[0, 2]))
+    draft = drafter.propose()
+    assert draft.tokens.tolist() == [[13, 14, 2], [-1, -1, -1], [2, 3, -1]]
+    assert draft.tree.parents[[0, 2]].tolist() == [[-1, 0, 1], [-1, 0, -1]]
+    assert draft.depth == 3
+    drafter.observe(chain_step([[13], [], [2]]))
+    drafter.start(prompt_step([[5, 6, 5]], slots=[1]))
+    draft = drafter.propose()
+    assert draft.tokens.tolist() == [[14, 2, 15], [6, -1, -1], [3, 1, -1]]
+    assert draft.tree.parents[0].tolist() == [-1, 0, -1]
+    drafter.end([0])
+    draft = drafter.propose()
+    assert draft.is_chain and draft.tokens.tolist() == [[-1, -1], [6, -1], [3, 1]]
+
+
+def test_trees_come_from_a_corpus_alone(target):
+    """Whoever has no corpus says that all its drafts are chains."""
+    assert (make(target).max_nodes, make(target).max_depth) == (39, None)
+    drafter = make(target, "--n-predicts", "7", corpus=static(CORPUS))
+    assert (drafter.max_nodes, drafter.max_depth) == (6, 6)
+
+
+def test_a_further_turn_begins_anew():
+    """The first turn stands in the second prompt; what does not is forgotten."""
+    drafter = PerSequence(lambda: SamSequence(Settings(n_predicts=4)), 3)
+    drafter.reserve(2, 64, None)
+    drafter.start(prompt_step([COPIES, [7, 8, 7]]))
+    assert drafter.propose().tokens.tolist() == [[3, 4, 5], [8, -1, -1]]
+    drafter.end([0])
+    further = prompt_step([[9, 1, 2]], slots=[0])
+    further.continues = [True]
+    drafter.start(further)
+    assert drafter.propose().tokens.tolist() == [[-1], [8]]
+
+
+# --- beside an auxiliary drafter ---
+
+
+class Fixed(Drafter):
+    """An auxiliary drafter that drafts 0, 1, 2 for every slot; notes what it is told."""
+
+    needs, max_nodes, max_depth, reads_per_step = Needs(hidden=("last",)), 3, 2, 1
+
+    def __init__(self, parents):
+        self.tree, self.num_proposed, self.told = Tree(torch.tensor(parents), 2), 0, []
+
+    def facts(self):
+        return {"fixed": 1}
+
+    def reserve(self, num_slots, capacity, sampler):
+        self.told.append((num_slots, capacity, sampler))
+        self.draft = Draft(torch.arange(3).expand(num_slots, -1), self.tree)
+
+    def propose(self):
+        self.num_proposed += 1
+        return self.draft
+
+    def note(self, given):
+        self.told.append(given)
+
+    start = observe = end = note
+
+    def forget(self):
+        self.told.append("forget")
+
+
+def combined(rows, parents=(-1, -1, 0), n_predicts=6):
+    """A combined drafter after its start on the rows' ids."""
+    settings = Settings(n_predicts=n_predicts, len_threshold=2, combined=True)
+    copies = PerSequence(lambda: SamSequence(settings), n_predicts - 1, facts=lambda: {"copies": 2})
+    drafter = CombinedDrafter(copies, Fixed(parents))
+    drafter.reserve(len(rows), 64, None)
+    drafter.start(prompt_step(rows))
+    return drafter
+
+
+def test_one_sequence_gets_the_auxiliary_draft_itself():
+    drafter = combined([FRESH])
+    assert drafter.propose() is drafter.auxiliary.draft
+
+
+def test_copies_do_not_ask_the_auxiliary():
+    drafter = combined([COPIES])
+    draft = drafter.propose()
+    assert draft.is_chain and draft.tokens.tolist() == [COPY] and draft.depth == 4
+    assert drafter.auxiliary.num_proposed == 0
+    draft = combined([COPIES, [7, 8, 9, 7, 8]]).propose()
+    assert draft.is_chain and draft.tokens.tolist() == [COPY, [9, 7, -1, -1]]
+
+
+@pytest.mark.parametrize("n_predicts, width", [(6, 4), (3, 3)])
+def test_slots_of_a_batch_choose_by_themselves(n_predicts, width):
+    """Copies are longer than the auxiliary's draft, or shorter."""
+    drafter = combined([FRESH, COPIES, [9]], n_predicts=n_predicts)
+    draft = drafter.propose()
+    guessed = [0, 1, 2, -1][:width]
+    copied = COPY if width == 4 else [3, 4, -1]
+    assert draft.tokens.tolist() == [guessed, copied, guessed]
+    assert draft.tree.parents[0].tolist() == [-1, -1, 0, -1][:width]
+    assert torch.equal(draft.tree.parents[1:2], chain_tree(width, draft.tokens.device).parents)
+    assert draft.depth == max(2, n_predicts - 2)
+    assert width <= drafter.max_nodes and draft.depth <= drafter.max_depth
+
+
+def test_auxiliary_parents_may_differ_by_slot():
+    drafter = combined([FRESH, COPIES], [[-1, 0, 1], [-1, -1, -1]])
+    assert drafter.propose().tree.parents[0].tolist() == [-1, 0, 1, -1]
+
+
+def test_slots_that_are_idle_have_no_say():
+    drafter = combined([FRESH, COPIES])
+    drafter.end([1])
+    assert drafter.propose() is drafter.auxiliary.draft  # as if it were alone
+    drafter.end([0])
+    drafter.start(prompt_step([COPIES], slots=[1]))
+    asked = drafter.auxiliary.num_proposed
+    assert drafter.propose().tokens.tolist() == [[-1] * 4, COPY]
+    assert drafter.auxiliary.num_proposed == asked
+    drafter.start(prompt_step([FRESH], slots=[0]))
+    assert drafter.propose().tokens.tolist() == [[0, 1, 2, -1], COPY]
+
+
+def test_the_auxiliary_is_told_everything():
+    """Steps that it did not draft for too, and that a question goes on."""
+    drafter = combined([FRESH, COPIES])
+    told = drafter.auxiliary.told
+    assert told[0] == (2, 64, None) and told[1].host_ids == [FRESH, COPIES]
+    step, further = chain_step([[3], [4]]), prompt_step([FRESH], slots=[1])
+    further.continues = [True]
+    drafter.observe(step)
+    drafter.end([1])
+    drafter.start(further)
+    drafter.forget()
+    assert told[2] is step and told[3] == [1] and told[4] is further and told[5] == "forget"
+    assert drafter.needs is Fixed.needs and drafter.reads_per_step == 1
+    assert drafter.facts() == {"fixed": 1, "copies": 2}
+    assert (drafter.max_nodes, drafter.max_depth) == (5, 5)
+
+
+# --- answers ---
+
+
+@pytest.fixture(scope="module")
+def repetitive(target):
+    """Ragged prompts with repetitions, and the baseline's long answers."""
+    prompts = [*make_prompts(3), [7, 8, 9, 10, 11, 12, 13] * 6]
+    return prompts, outputs(decode(target, EmptyDrafter(), prompts, 200, num_slots=1))
+
+
+@pytest.mark.parametrize("num_slots", [1, 3])
+@pytest.mark.parametrize("with_corpus", [False, True])
+@pytest.mark.parametrize("flags", MODES)
+def test_ids_equal_vanilla(target, repetitive, flags, with_corpus, num_slots):
+    """Longer answers than tests/conformance has, and a corpus that knows nothing of them."""
+    dice = random.Random(1)
+    corpus = static([[dice.randrange(97) for _ in range(30)] for _ in range(30)], separator=1)
+    prompts, expected = repetitive
+    drafter = make(target, *flags, "--len-bias", "0", corpus=corpus if with_corpus else None)
+    turns = decode(target, drafter, prompts, 200, num_slots=num_slots)
+    assert outputs(turns) == expected
+    assert [1 + sum(turn.accept_lengths) for turn in turns] == [200] * 4
+
+
+def test_a_corpus_of_the_answers_is_copied(target, repetitive):
+    prompts, expected = repetitive
+    corpus = static([prompt + ids for prompt, ids in zip(prompts, expected)], separator=96)
+    for flags in MODES[:2]:
+        drafter = make(target, *flags, corpus=corpus)
+        assert drafter.facts()["automaton_tokens"] == len(corpus.text)
+        turns = decode(target, drafter, prompts, 200)
+        assert outputs(turns) == expected
+        assert all(max(turn.accept_lengths) == 40 for turn in turns)  # whole drafts
+
+
+@pytest.mark.parametrize("flags", MODES[:2])
+def test_sampled_ids_equal_vanilla(target, flags):
+    """With a corpus, whose trees tests/conformance does not sample behind."""
+    prompts, sampler = [*make_prompts(3), [4, 5, 6] * 8], Sampler(1.0, top_p=0.8)
+    expected = outputs(decode(target, EmptyDrafter(), prompts, 20, sampler, num_slots=1))
+    corpus = static([ids[:10] for ids in expected], separator=96)
+    for num_slots in (1, 3):
+        drafter = make(target, *flags, "--len-bias", "0", corpus=corpus)
+        turns = decode(target, drafter, prompts, 20, sampler, num_slots=num_slots)
+        assert outputs(turns) == expected
+        assert max(max(turn.accept_lengths) for turn in turns) > 3
+
+
+@pytest.mark.parametrize("flags, lengths", [(MODES[0], [13, 40, 7]), (MODES[1], [40, 20])])
+def test_whole_copies_are_accepted(flags, lengths):
+    target = counting_target()
+    prompt = [*range(61), *range(2)] if not flags else [*range(61), *range(5)]
+    (turn,) = decode(target, make(target, *flags), [prompt], 61)
+    assert turn.output_ids == [(prompt[-1] + 1 + i) % 61 for i in range(61)]
+    assert turn.accept_lengths == lengths
+
+
+def test_warm_keeps_what_the_auxiliary_learned(target, repetitive):
+    """Cold it drafts for a question as if it were the first, in whatever order they come."""
+
+    def lengths(drafter, order):
+        turns = {i: decode(target, drafter, [repetitive[0][i]], 40) for i in order}
+        return {i: turn.accept_lengths for i, (turn,) in turns.items()}
+
+    for flags in MODES[:2]:
+        drafter = make(target, *flags)
+        assert lengths(drafter, range(4)) == lengths(drafter, [3, 1, 2, 0])
+    warm = make(target, *MODES[1], "--state", "warm")
+    first, second = lengths(warm, range(4)), lengths(warm, range(4))
+    assert sum(map(len, second.values())) < sum(map(len, first.values()))
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--n-predicts", "1"], ["--len-threshold", "0"], ["--len-bias", "-1"], ["--alpha", "0"]]
+    + [["--auxiliary", "pld"]],
+)
+def test_flags_out_of_range(flags, capsys):
+    parser = arguments.make_parser("samd", inference_samd.__doc__, inference_samd.add_args)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--model-path", "x", *flags])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_state_needs_an_auxiliary(target):
+    with pytest.raises(BadInput, match="--state warm needs an --auxiliary"):
+        make(target, "--state", "warm")
+    with pytest.raises(BadInput, match="--auxiliary pld"):
+        auxiliary("pld", None, target)
