@@ -136,8 +136,9 @@ for folder in model/*/inference_*.py; do
         specexec) ALL+=(specexec-specinfer) ;;
     esac
 done
-for row in "$@"; do
-    if [ ! -d "model/${row%%-*}" ]; then
+for row in "$@"; do  # a name of your own needs flags that say what it is: FLAGS_sps_long="--num-draft 12"
+    own=FLAGS_${row//-/_} known=" ${ALL[*]} vanilla-compile vanilla-cudagraph vanilla-hf "
+    if [[ $known != *" $row "* ]] && { [ -z "${!own:-}" ] || [ ! -f "model/${row%%-*}/inference_${row%%-*}.py" ]; }; then
         echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
         exit 2
     fi

@@ -242,6 +242,9 @@ def check(args) -> None:
         raise BadInput("--num-gpus-total above 1 and --device cpu exclude each other")
     if is_warm(args) and args.num_gpus_total > args.num_gpus_per_model:
         raise BadInput("--state warm needs one worker; --num-gpus-total must be one model's GPUs")
+    for flag, read in (("--question-file", args.question_file), ("--history", args.history)):
+        if read and args.answer_file and Path(read).resolve() == Path(args.answer_file).resolve():
+            raise BadInput(f"--answer-file {args.answer_file}: it is the {flag} of this run")
     if args.num_runs and args.answer_file:
         raise BadInput("--num-runs chooses the files; it cannot go with --answer-file")
 

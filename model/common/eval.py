@@ -57,7 +57,7 @@ def choose_questions(args) -> list[dict]:
 class Bench:
     """A loaded target and drafter, the questions to answer, and the files for the answers.
 
-    What can be refused is refused before the target is loaded.
+    What can be refused is refused before the target is loaded; old answers are overwritten after.
     """
 
     def __init__(self, method: str, args, build, engine, paths: list[Path]):
@@ -73,8 +73,11 @@ class Bench:
         self.args = args
         self.questions = choose_questions(args)
         self.history = read_history(args.history, self.questions) if args.history else {}
+        if args.overwrite:  # old answers are there until the run can begin
+            self._load(build, engine)
         self.runs = [open_answers(method, args, self.questions, path) for path in paths]
-        self._load(build, engine)
+        if not args.overwrite:
+            self._load(build, engine)
 
     def _load(self, build, engine) -> None:
         from model.common.contract.sequence import EmptyDrafter

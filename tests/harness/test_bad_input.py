@@ -236,3 +236,31 @@ def test_answers_are_complete_after_all_this(paths):
     """The same flags without a mistake."""
     assert run("pld", *where(paths)) == 0
     assert len(read(paths["tmp"] / "a.jsonl")) == 6
+
+
+def test_answers_outlive_a_run_that_cannot_begin(capfd, paths):
+    """--overwrite with weights that cannot be loaded: the old answers are still there."""
+    out = paths["tmp"] / "a.jsonl"
+    before = answer("pld", paths["model"], paths["questions"], out)
+    broken = paths["tmp"] / "head"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}", encoding="utf-8")
+    line = refused(capfd, paths, "--overwrite", "--eagle-path", broken, method="eagle2")
+    assert str(broken) in line
+    assert read(out) == before
+
+
+@pytest.mark.parametrize("flag", ["--question-file", "--history"])
+def test_answers_do_not_replace_what_is_read(capfd, paths, flag):
+    mine = shutil.copy(paths["questions"], paths["tmp"] / "mine.jsonl")
+    content = Path(mine).read_bytes()
+    flags = [flag, mine, "--answer-file", mine, "--overwrite"]
+    assert flag in refused(capfd, paths, *flags)
+    assert Path(mine).read_bytes() == content
+
+
+def test_a_meta_that_is_no_text_is_refused(capfd, paths):
+    out = paths["tmp"] / "a.jsonl"
+    answer("pld", paths["model"], paths["questions"], out)
+    out.with_suffix(".meta.json").write_bytes(b"\xff\xfe{")
+    assert "a.meta.json" in refused(capfd, paths)

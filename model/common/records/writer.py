@@ -128,8 +128,8 @@ class AnswerFile:
             old = json.loads(beside.read_text(encoding="utf-8"))
         except FileNotFoundError:
             old = None
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{beside}: not JSON: {error.msg}; --overwrite starts anew") from error
+        except ValueError as error:  # not JSON, or no UTF-8
+            raise BadInput(f"{beside}: not JSON: {error}; --overwrite starts anew") from error
         if old is None:
             raise BadInput(f"{self.path}: exists without {beside.name}; --overwrite replaces it")
         if not isinstance(old, dict):
