@@ -242,7 +242,7 @@ class Lab:
         """An untimed short answer, then every shape at every width where these are static."""
         target.reserve(1, self.capacity + 256)
         decode(self.prompts[0], min(24, self.args.max_new_tokens))
-        if target.static_shapes:
+        if target.runtime.static:
             for shown in target.rehearse(drafter, self.prompts[0]):
                 decode(shown, 8)
 

@@ -322,12 +322,17 @@ def test_compiled_drafts_meet_no_new_shapes(target, drafts):
     draft = Target(noisy_copy(), "compile")
     drafter, eager = specexec(draft, target), specexec(drafts["noisy"], target)
     before = compilations()
-    decode(target, drafter, make_prompts(2), LIMIT)
+    decode(target, drafter, long_prompts(2), LIMIT)
     compiled = compilations()
     assert 1 <= compiled - before <= 3
-    turns = decode(target, drafter, make_prompts(4, seed=1), LIMIT, num_slots=2)
+    turns = decode(target, drafter, long_prompts(4, seed=1), LIMIT, num_slots=2)
     assert compilations() == compiled
-    assert facts(turns) == facts(decode(target, eager, make_prompts(4, seed=1), LIMIT))
+    assert facts(turns) == facts(decode(target, eager, long_prompts(4, seed=1), LIMIT))
+
+
+def long_prompts(num, seed=0):
+    """Prompts of more than 64 tokens."""
+    return [[5, *range(1, 65), *ids] for ids in make_prompts(num, seed=seed)]
 
 
 # --- the draft model's cache ---
