@@ -4,14 +4,17 @@ import pytest
 import torch
 from conftest import FAMILIES, SHAPE, make_model
 from slow_trees import random_parents, slow_lines
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 from model.common.target.attention import (
+    NAME,
     additive,
     attention_modules,
     grouped_attention,
     mask_kinds,
+    register,
     rows_mask,
     write,
 )
@@ -223,4 +226,14 @@ def test_a_model_that_keeps_its_attention_is_refused():
     model = make_model()
     model.set_attn_implementation("eager")
     with pytest.raises(BadInput, match="model type llama: its attention cannot be given a cache"):
+        attention_modules(model)
+
+
+def test_a_model_that_trips_over_the_probe_is_refused():
+    """MPT asks the cache that it is not given for its length."""
+    shape = {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 64}
+    config = AutoConfig.for_model("mpt", **shape)
+    register()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+    with pytest.raises(BadInput, match="model type mpt: it cannot be read without a cache"):
         attention_modules(model)

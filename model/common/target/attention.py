@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, one_line
 
 NAME = "specgauge"  # in transformers' attention registry
 
@@ -141,6 +141,11 @@ def attention_modules(model) -> list[tuple]:
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with torch.inference_mode():
             model(token, position_ids=token, use_cache=False, cache_columns=token)
+    except Exception as error:  # an old model's own forward may trip over anything
+        raise BadInput(
+            f"model type {model.config.model_type}: it cannot be read without a cache of its own: "
+            f"{one_line(error)}"
+        ) from error
     finally:
         AttentionInterface.register(NAME, cached_attention)
     if not found:
