@@ -137,3 +137,9 @@ def question_file(tmp_path_factory):
             question = {"question_id": 11 + i, "category": category, "turns": turns}
             out.write(json.dumps(question) + "\n")
     return str(path)
+
+
+@pytest.fixture
+def paths(model_dir, draft_dir, question_file, tmp_path):
+    """Names that the flags of commands are filled with."""
+    return {"model": model_dir, "draft": draft_dir, "questions": question_file, "tmp": tmp_path}

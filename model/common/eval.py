@@ -105,7 +105,6 @@ class Bench:
         self.baseline = EmptyDrafter() if args.paired else None
         self.typical = None
         self.capacity: int | None = None  # worked out when it is first needed
-        self.limit = args.max_new_tokens
         if is_lossy(args):
             self.typical = (args.posterior_threshold, args.posterior_alpha)
 
@@ -154,13 +153,13 @@ class Bench:
         """Untimed decodings of the first questions, in every shape that a static runtime needs."""
         from model.common.loop.source import Prompts, Request
 
-        prompts = []
+        prompts, limit = [], self.args.max_new_tokens
         try:
             for question in self.questions[: self.args.batch_size]:
                 prompts.append(self.prompter.render(question["turns"], []))
             for _ in range(self.args.warmup):
                 for drafter in filter(None, (self.drafter, self.baseline)):
-                    self._decode(drafter, Prompts([Request(ids, self.limit) for ids in prompts]))
+                    self._decode(drafter, Prompts([Request(ids, limit) for ids in prompts]))
             if self.args.warmup:
                 for ids in self.target.rehearse(self.drafter, prompts[0]):
                     self._decode(self.drafter, Prompts([Request(ids, REHEARSED)]))

@@ -5,30 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness_runs import COMMON, answer, questions_of, read, refusal, run, write
+from harness_runs import answer, questions_of, read, refusal, refused, run, where, write
 
 from model.common import args as arguments
-
-
-@pytest.fixture
-def paths(model_dir, draft_dir, question_file, tmp_path):
-    """Names that the flags below are filled with."""
-    return {"model": model_dir, "draft": draft_dir, "questions": question_file, "tmp": tmp_path}
-
-
-def where(paths):
-    """The flags that every command needs."""
-    flags = {
-        "--model-path": paths["model"],
-        "--question-file": paths["questions"],
-        "--answer-file": paths["tmp"] / "a.jsonl",
-    }
-    return [*(part for pair in flags.items() for part in pair), *COMMON, "--max-new-tokens", 4]
-
-
-def refused(capfd, paths, *flags, method="pld"):
-    """The line on which a command with these flags ends."""
-    return refusal(capfd, run(method, *where(paths), *flags))
 
 
 @pytest.mark.parametrize(

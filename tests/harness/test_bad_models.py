@@ -7,29 +7,8 @@ import shutil
 import pytest
 import torch
 from conftest import save_model
-from harness_runs import COMMON, refusal, run, write
+from harness_runs import refused, run, where, write
 from safetensors.torch import load_file, save_file
-
-
-@pytest.fixture
-def paths(model_dir, draft_dir, question_file, tmp_path):
-    """Names that the flags below are filled with."""
-    return {"model": model_dir, "draft": draft_dir, "questions": question_file, "tmp": tmp_path}
-
-
-def where(paths):
-    """The flags that every command needs."""
-    flags = {
-        "--model-path": paths["model"],
-        "--question-file": paths["questions"],
-        "--answer-file": paths["tmp"] / "a.jsonl",
-    }
-    return [*(part for pair in flags.items() for part in pair), *COMMON, "--max-new-tokens", 4]
-
-
-def refused(capfd, paths, *flags, method="pld"):
-    """The line on which a command with these flags ends."""
-    return refusal(capfd, run(method, *where(paths), *flags))
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/deeper/still", "./missing"])

@@ -108,3 +108,18 @@ def refusal(capfd, code):
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1, err
     return err
+
+
+def where(paths):
+    """The flags that every command needs."""
+    flags = {
+        "--model-path": paths["model"],
+        "--question-file": paths["questions"],
+        "--answer-file": paths["tmp"] / "a.jsonl",
+    }
+    return [*(part for pair in flags.items() for part in pair), *COMMON, "--max-new-tokens", 4]
+
+
+def refused(capfd, paths, *flags, method="pld"):
+    """The line on which a command with these flags ends."""
+    return refusal(capfd, run(method, *where(paths), *flags))

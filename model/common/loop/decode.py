@@ -157,8 +157,8 @@ class Loop:
         """Free the slots of answers that have ended and hand these over."""
         if not ended:
             return
-        self.target.cache.clear(ended)
         end = now(self.target.device)
+        self.target.cache.clear(ended)
         for slot in ended:
             sequence, self.slots[slot] = self.slots[slot], None
             turn, first = sequence.turn, sequence.first_step

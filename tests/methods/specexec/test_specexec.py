@@ -319,20 +319,16 @@ def test_padded_drafts_are_accepted_alike(drafts, kind):
 @pytest.mark.compiled
 def test_compiled_drafts_meet_no_new_shapes(target, drafts):
     """One graph for passes of one row, one for more; others of offsets and lengths serve too."""
+    first, later = ([[5, *range(1, 65), *ids] for ids in make_prompts(n, n)] for n in (2, 4))
     draft = Target(noisy_copy(), "compile")
     drafter, eager = specexec(draft, target), specexec(drafts["noisy"], target)
     before = compilations()
-    decode(target, drafter, long_prompts(2), LIMIT)
+    decode(target, drafter, first, LIMIT)
     compiled = compilations()
     assert 1 <= compiled - before <= 3
-    turns = decode(target, drafter, long_prompts(4, seed=1), LIMIT, num_slots=2)
+    turns = decode(target, drafter, later, LIMIT, num_slots=2)
     assert compilations() == compiled
-    assert facts(turns) == facts(decode(target, eager, long_prompts(4, seed=1), LIMIT))
-
-
-def long_prompts(num, seed=0):
-    """Prompts of more than 64 tokens."""
-    return [[5, *range(1, 65), *ids] for ids in make_prompts(num, seed=seed)]
+    assert facts(turns) == facts(decode(target, eager, later, LIMIT))
 
 
 # --- the draft model's cache ---
