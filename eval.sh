@@ -71,7 +71,7 @@ else
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 [ "$TEMPERATURE" = 0 ] || JUDGE=  # sampled answers differ rightly: they are audited instead
-NAME=$(basename "$TARGET")${SCALE_TO:+-twin-$SCALE_TO}
+NAME=$(basename "$TARGET" .gguf)${SCALE_TO:+-twin-$SCALE_TO}
 ANSWERS=data/$BENCH/model_answer
 INDEX=data/$BENCH/index/$(basename "$TARGET")
 REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}

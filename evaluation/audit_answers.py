@@ -10,12 +10,12 @@ Run:  python evaluation/audit_answers.py --file-path eagle.jsonl --base-path van
 Exit status: 0 nothing was found that changes the numbers, 1 something was (marked "!"), 2 bad
 input. These change the numbers: questions that one file lacks, repeats or has otherwise; stale rows
 (ERROR, or numbers of the turn before); text after an end-of-sequence token; answers cut by a step
-limit; wall times of zero, or ten times off the median on one side only; a first question that is
-the warm-up; accept lengths that sum to neither new_tokens nor that less one a turn. Tokens that one
-side counts beyond equal texts or beyond the other's limit, and the two rules of the published
-formula, change them where the overall speedup changes in its third decimal. Only reported: order,
-failed questions, several choices, decoding steps, missing lengths, the rule of the prefill's token,
-differing texts.
+limit; wall times of zero, or ten times off the median on one side only; texts with new_tokens of 0;
+a first question that is the warm-up; accept lengths that sum to neither new_tokens nor that less
+one a turn. Tokens that one side counts beyond equal texts or beyond the other's limit, and the two
+rules of the published formula, change them where the overall speedup changes in its third decimal.
+Only reported: order, failed questions, several choices, decoding steps, missing lengths, the rule
+of the prefill's token, differing texts.
 """
 
 import json
@@ -33,8 +33,9 @@ from evaluation.audit.recount import (  # noqa: E402
     published_speedup,
     read_side,
     recount,
+    share_categories,
 )
-from evaluation.cli import Parser, load_tokenizer, run  # noqa: E402
+from evaluation.cli import Parser, TokenCounter, run  # noqa: E402
 from evaluation.speedup import metrics, report  # noqa: E402
 from evaluation.speedup.comparison import AGGREGATES, compare, number  # noqa: E402
 from evaluation.speedup.pairing import pair_questions  # noqa: E402
@@ -64,30 +65,20 @@ def parse_args(argv=None):
     return args
 
 
-def token_counter(path):
-    """text -> number of input ids, special tokens included; None without a tokenizer."""
-    if path is None:
-        return None
-    tokenizer, counts = load_tokenizer(path), {}
-
-    def count(text):
-        if text not in counts:
-            counts[text] = len(tokenizer(text).input_ids)
-        return counts[text]
-
-    return count
-
-
 def audit(method, base, count_tokens=None, resamples=10000, seed=0):
     """Everything found about a method's Side against the baseline's, as a dict.
 
     count_tokens: text -> number of input ids, special tokens included.
     """
+    for sides in ((method, base), (base, method)):
+        share_categories(*sides)
     counted = [recount(*sides, count_tokens) for sides in ((method, base), (base, method))]
     recounted = compare(*counted, resamples, seed, common=True)
     findings = [*find_all(method, base), two_rules(method, base, count_tokens)]
     findings = [finding for finding in findings if finding is not None]
-    measure(findings, recount(method, base), recount(base, method))
+    uncounted = any(finding.kind == "tokens not counted" for finding in findings)
+    rule = count_tokens if uncounted else None
+    measure(findings, recount(method, base, rule), recount(base, method, rule))
     return {
         "rule": "new_tokens" if count_tokens is None else "texts tokenised again",
         "published": published(method, base, count_tokens),
@@ -102,6 +93,8 @@ def two_rules(method, base, count_tokens):
     if count_tokens is None:
         return Finding("two token rules", "both", False, UNCHECKED)
     ours, theirs = by_task(method.questions)["overall"], by_task(base.questions)["overall"]
+    if any(question.choices[0].uncounted for question in theirs):
+        return None  # a Finding of its own
     columns, base_columns = metrics.question_columns(ours), metrics.question_columns(theirs)
     effect = {
         "before": published(method, base, count_tokens)["overall"]["speedup"],
@@ -207,7 +200,7 @@ def finding_lines(findings, num_places):
 def main():
     """Audit every file, print, and return the exit status."""
     args = parse_args()
-    count_tokens = token_counter(args.tokenizer_path)
+    count_tokens = TokenCounter(args.tokenizer_path) if args.tokenizer_path else None
     base = read_side("baseline", args.base_path)
     documents = []
     for path in args.file_path:

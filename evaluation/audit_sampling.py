@@ -1,12 +1,13 @@
 """Do sampled answers follow the target's own distribution? Audit answer files, no reference needed.
 
-Every recorded token is scored by the target itself, teacher-forced and warped as the run was
-(temperature, top-k, top-p). A token that the warped distribution cannot give is impossible: it is
-named, and its file is rejected. The others stand three tests (sampling/evidence.py): the surprisal
-against its entropy, and the randomised probability integral transform against uniform, with the
-vocabulary ordered by probability and by id. Holm's correction over files x tests holds the chance
-of any false alarm below --alpha, however the files depend on each other. Methods that match tokens
-give the baseline's very answers: the same draws, tested once, which is said where it is so.
+Every recorded token is scored by the target itself, teacher-forced, penalised and warped as the run
+was (temperature, top-k, top-p, min-p). A token that the warped distribution cannot give is
+impossible: it is named, and its file is rejected. The others stand three tests
+(sampling/evidence.py): the surprisal against its entropy, and the randomised probability integral
+transform against uniform, with the vocabulary ordered by probability and by id. Holm's correction
+over files x tests holds the chance of any false alarm below --alpha, however the files depend on
+each other. Methods that match tokens give the baseline's very answers: the same draws, tested once,
+which is said where it is so.
 
 CONSISTENT means: no bias was found. "finds" is what would have been: from which share of tokens on
 the target's best token in place of a draw, as a greedy bonus puts it, is found in 80 % of files.
@@ -36,7 +37,8 @@ from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, run, warn  # noqa: E402
 from evaluation.speedup import report  # noqa: E402
 
-SETTINGS = ("temperature", "top_k", "top_p")
+NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+NEUTRAL |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 VERDICTS = ("CONSISTENT", "REJECTED", "LOSSY BY DESIGN")
 
 
@@ -57,24 +59,39 @@ def parse_args(argv=None):
     asked.add_argument("--temperature", type=float, help="of files without a meta")
     asked.add_argument("--top-k", type=int, help="of files without a meta (default: 0, all)")
     asked.add_argument("--top-p", type=float, help="of files without a meta (default: 1)")
+    asked.add_argument("--min-p", type=float, help="of files without a meta (default: 0)")
+    for kind, neutral in (("repetition", 1), ("presence", 0), ("frequency", 0)):
+        told = f"of files without a meta (default: {neutral})"
+        asked.add_argument(f"--{kind}-penalty", type=float, help=told)
+    asked.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint on this machine",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.alpha < 1:
         parser.error(f"--alpha {args.alpha:g}: a number between 0 and 1 is needed")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         parser.error(f"--top-p {args.top_p:g}: a number above 0, at most 1 is needed")
-    for flag in ("top_k", "temperature"):
+    for flag in ("top_k", "temperature", "min_p"):
         if (getattr(args, flag) or 0) < 0:
             parser.error(f"--{flag.replace('_', '-')}: a negative number")
     if args.num_threads is not None and args.num_threads < 1:
         parser.error("--num-threads: at least 1 is needed")
+    if args.min_p is not None and args.min_p > 1:
+        parser.error(f"--min-p {args.min_p:g}: a number from 0 to 1 is needed")
+    if args.repetition_penalty is not None and args.repetition_penalty <= 0:
+        parser.error(f"--repetition-penalty {args.repetition_penalty:g}: above 0 is needed")
     return args
 
 
 def find_settings(answers, args):
-    """{temperature, top_k, top_p} of a file; greedy and unknown ones are refused."""
+    """{temperature and the names of NEUTRAL} of a file; greedy and unknown ones are refused."""
     settings = {}
-    for name in SETTINGS:
+    for name in ("temperature", *NEUTRAL):
         said, given = find_field(answers.meta, name), getattr(args, name)
+        if said is None and answers.meta is not None:
+            said = NEUTRAL.get(name)  # so a meta records it, or is older than the flag
         flag = f"--{name.replace('_', '-')}"
         if said is not None and given is not None and said != given:
             raise AnswerError(f"{answers.path}: its meta says {name} {said:g}, {flag} {given:g}")
@@ -86,7 +103,8 @@ def find_settings(answers, args):
             f"{answers.path}: temperature 0, nothing was drawn; evaluation/equal.py compares greedy"
             " answers"
         )
-    return {**settings, "top_k": settings["top_k"] or 0, "top_p": settings["top_p"] or 1.0}
+    told = {name: value for name, value in settings.items() if value is not None}
+    return {**NEUTRAL, **told}
 
 
 def judge_all(results, alpha):

@@ -49,6 +49,25 @@ def run(main):
     sys.exit(status)
 
 
+def reason_of(done):
+    """Why a method's command ended badly: the first question that failed, else its last line."""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return next((line for line in lines if line.startswith("question ")), lines[-1])
+
+
+class TokenCounter:
+    """text -> number of input ids, special tokens included; the tokenizer is loaded when needed."""
+
+    def __init__(self, path):
+        self.path, self.tokenizer, self.counts = path, None, {}
+
+    def __call__(self, text):
+        self.tokenizer = self.tokenizer or load_tokenizer(self.path)
+        if text not in self.counts:
+            self.counts[text] = len(self.tokenizer(text).input_ids)
+        return self.counts[text]
+
+
 def load_tokenizer(path):
     """The Hugging Face tokenizer at `path` (a folder or hub name); imported when called."""
     if os.path.isabs(path) and not os.path.isdir(path):
@@ -58,7 +77,8 @@ def load_tokenizer(path):
     except ImportError as error:
         raise AnswerError(f"--tokenizer-path needs the package transformers: {error}") from None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=os.path.isdir(path))
+        options = {"local_files_only": os.path.isdir(path), "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise AnswerError(f"--tokenizer-path {path}: no tokenizer loads: {lines[0]}") from None

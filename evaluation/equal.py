@@ -13,8 +13,9 @@ Exit status: 0 all equal, 1 a file differs, 2 a file could not be compared.
 With --model-path TARGET, why a file differs: every token of the differing questions is measured on
 the target's own logits (one prefill a turn), and the gap to the target's best token is held to the
 noise that this machine's readings of the same prefixes show. Verdicts: EXACT, TIES ONLY, SUSPECT,
-BUG, LOSSY BY DESIGN, per question and file (evaluation/README.md). The exit status is
-then of the gravest file: 0 EXACT, TIES ONLY, LOSSY BY DESIGN; 3 SUSPECT; 1 BUG; 2 not compared.
+CANNOT JUDGE (the readings differ by more than rounding), BUG, LOSSY BY DESIGN, per question and
+file (evaluation/README.md). The exit status is then of the gravest file: 0 EXACT, TIES ONLY, LOSSY
+BY DESIGN; 3 SUSPECT, CANNOT JUDGE; 1 BUG; 2 not compared.
 
       python evaluation/equal.py vanilla.jsonl pld.jsonl --model-path TARGET --proof
 """
@@ -39,7 +40,7 @@ from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
 from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
 from evaluation.judging.lines import judgement_lines  # noqa: E402
-from evaluation.judging.verdicts import BUG, EXACT, STATUS, SUSPECT  # noqa: E402
+from evaluation.judging.verdicts import STATUS, worst  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -221,8 +222,7 @@ def exit_status(results, refused, judged):
         return 2
     if not judged:
         return 0 if all(result["equal"] for result in results) else 1
-    verdicts = {result["judgement"]["verdict"] for result in results}
-    return STATUS[BUG if BUG in verdicts else SUSPECT if SUSPECT in verdicts else EXACT]
+    return STATUS[worst(result["judgement"]["verdict"] for result in results)]
 
 
 def main(argv=None):

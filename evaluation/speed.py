@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from evaluation.answers.meta import check_shared  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
-from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.cli import Parser, TokenCounter, field_list, run, warn  # noqa: E402
 from evaluation.speedup import ladder, repeated_runs, report  # noqa: E402
 from evaluation.speedup.comparison import compare  # noqa: E402
 
@@ -44,6 +44,7 @@ def parse_args(argv=None):
         parser.error("either --base-path or --paired says what the baseline is")
     if args.paired and (args.ladder or args.mean_report):
         parser.error("--paired has a baseline a file, drop --ladder and --mean-report")
+    args.count_tokens = TokenCounter(args.tokenizer_path) if args.tokenizer_path else None
     return args
 
 
@@ -58,7 +59,8 @@ def add_files(parser):
         " (NAME-paired-baseline.jsonl)",
     )
     parser.add_argument(
-        "--tokenizer-path", help="the target's tokenizer; only --spec-bench-compat needs it"
+        "--tokenizer-path",
+        help="the target's tokenizer; for --spec-bench-compat, and files that count no tokens",
     )
     parser.add_argument(
         "--mean-report",
@@ -105,19 +107,7 @@ def add_report(parser):
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
-def token_counter(args):
-    """text -> number of input ids, special tokens included; None where not asked or possible."""
-    if not args.spec_bench_compat:
-        if args.tokenizer_path:
-            warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
-        return None
-    if not args.tokenizer_path:
-        return None
-    tokenizer = load_tokenizer(args.tokenizer_path)
-    return lambda text: len(tokenizer(text).input_ids)
-
-
-def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
+def compare_files(file_paths, base_path, args, first_base=None):
     """Read the files, compare each method with the baseline.
 
     Returns (baseline, methods' files, results).
@@ -126,6 +116,8 @@ def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
     runs, whose shared settings every other must have.
     """
     base, methods, results = None, [], []
+    compat = args.spec_bench_compat and args.count_tokens is not None
+    settings = args.allow, args.common, args.count_tokens, compat
     for path in file_paths:
         if base is None or base_path is None:
             base = read_answers(base_path or paired_path(path))
@@ -137,21 +129,19 @@ def compare_files(file_paths, base_path, args, count_tokens, first_base=None):
         for message in method.warnings if method is not base else ():
             warn(message)
         methods.append(method)
-        results.append(
-            compare(method, base, args.resamples, args.seed, args.allow, args.common, count_tokens)
-        )
+        results.append(compare(method, base, args.resamples, args.seed, *settings))
     return base, methods, results
 
 
 def paired_path(path):
     """The baseline's file beside a method's, as a --paired run names it."""
     path = Path(path)
-    return path.with_name(f"{path.stem}-paired-baseline.jsonl")
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}-paired-baseline.jsonl")
 
 
-def single_report(args, count_tokens):
+def single_report(args):
     """Print the tables of one run; return the JSON document's content."""
-    base, methods, results = compare_files(args.file_path, args.base_path, args, count_tokens)
+    base, methods, results = compare_files(args.file_path, args.base_path, args)
     if args.markdown:
         print("\n".join(report.markdown_lines(results)))
     else:
@@ -177,11 +167,11 @@ def ladder_report(args, base, methods, results):
     return built
 
 
-def mean_report(args, count_tokens):
+def mean_report(args):
     """Print every run and the averages over the runs; return the JSON document's content."""
     folders, by_run, first_base = [], [], None
     for methods, base_path in repeated_runs.expand(args.file_path, args.base_path):
-        base, _, results = compare_files(methods, base_path, args, count_tokens, first_base)
+        base, _, results = compare_files(methods, base_path, args, first_base)
         first_base = first_base or base
         folders.append(base_path.parent)
         by_run.append(results)
@@ -201,9 +191,10 @@ def mean_report(args, count_tokens):
 def main():
     """Report, and print the same as one JSON line."""
     args = parse_args()
-    count_tokens = token_counter(args)
-    document = (mean_report if args.mean_report else single_report)(args, count_tokens)
-    if args.spec_bench_compat and count_tokens is None:
+    document = (mean_report if args.mean_report else single_report)(args)
+    if args.tokenizer_path and args.count_tokens.tokenizer is None:
+        warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
+    if args.spec_bench_compat and args.count_tokens is None:
         print(NEEDS_TOKENIZER)
         document["spec_bench_compat"] = NEEDS_TOKENIZER
     print(json.dumps({"tool": "speed", "schema": 1, **document}, allow_nan=False))

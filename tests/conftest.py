@@ -54,7 +54,7 @@ def make_model(family="llama", seed=0, scale=0.15, dtype=torch.float32, **shape)
     from model.common.target.attention import NAME, register
 
     register()
-    config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **shape})
+    config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES.get(family, {}), **shape})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -124,6 +124,15 @@ def model_dir(tmp_path_factory):
 def draft_dir(tmp_path_factory):
     """A smaller one with the same tokenizer."""
     return save_model(tmp_path_factory.mktemp("draft"), seed=1, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """A directory with the tokenizer of these models, and a config of none."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from evaluation.answers.fields import Fields
 from evaluation.answers.meta import AnswerError, meta_path
-from evaluation.answers.reader import AnswerFile, Choice, Question, parse_line, read_answers
+from evaluation.answers.reader import (
+    HALF,
+    AnswerFile,
+    Choice,
+    Question,
+    category_of,
+    parse_line,
+    read_answers,
+)
 
 
 def read_any(path):
@@ -21,18 +29,22 @@ def read_any(path):
         if meta_path(path).exists() or not path.is_file():
             raise
         reason = error
-    content, questions = path.read_bytes(), {}
+    content, questions, half = path.read_bytes(), {}, []
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{path}: line {number}"
-            question = read_question(parse_line(line, where, number == len(lines)), where)
+            record = parse_line(line, where, number == len(lines))
+            if record is None:
+                half = [f"{path}: {HALF}"]
+                continue
+            question = read_question(record, where)
             if question is None or question.question_id in questions:
                 raise reason
             questions[question.question_id] = question
     if not questions:
         raise reason
-    warnings = [f"{path}: read for its texts and ids alone ({reason})"]
+    warnings = [f"{path}: read for its texts and ids alone ({reason})", *half]
     digest = hashlib.sha256(content).hexdigest()
     return AnswerFile(path, digest, path.stem, questions, None, warnings)
 
@@ -42,7 +54,7 @@ def read_question(record, where):
     question_id, choices = record.get("question_id"), record.get("choices")
     if type(question_id) not in (int, str):
         return None
-    category = str(record.get("category", "unknown"))
+    category = category_of(record, where)
     if record.get("error"):
         return Question(question_id, category, str(record["error"]), [])
     if not isinstance(choices, list) or not choices:
@@ -73,6 +85,7 @@ def read_choice(record, number, where):
         output_ids=ids,
         prompt_tokens=prompts,
         finish_reason=fields.labels("finish_reason"),
+        drafted=fields.step_counts("drafted"),
         prefill_s=None,
         stage_s=None,
     )

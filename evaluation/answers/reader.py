@@ -4,10 +4,12 @@ Two writers are understood. This project's harness writes token ids, prefill and
 and a `.meta.json` beside the file; its counts are verified here (a turn's new_tokens is one token
 of the prefill plus the sum of its accept_lengths). Spec-Bench's scripts write neither, and count
 the prefill's token as a step; their files are read with a warning that says what is unchecked.
+A question with a number that is not finite has failed; a half-written last line is ignored.
 """
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from evaluation.answers.fields import Fields
 from evaluation.answers.meta import AnswerError, find_field, read_meta
 
 LATE_S = 1e-3  # by how much a step may end after its turn's wall_time, for the clock's readings
+UNCATEGORIZED = "uncategorized"  # the name of no category in this project's files
+HALF = "its half-written last line is ignored (the run was cut off)"
 MT_BENCH_TOPICS = frozenset(
     ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 )
@@ -43,6 +47,12 @@ class Choice:
     step_end_s: list | None = None  # [T][steps] end of every step, in seconds after begin_s
     slot: list | None = None  # [T] the slot of the loop that decoded the turn
 
+    @property
+    def uncounted(self):
+        """Turns with a text and new_tokens of 0, as some writers leave it in their baseline."""
+        turns = enumerate(zip(self.texts, self.new_tokens))
+        return [turn for turn, (text, tokens) in turns if text.strip() and not tokens]
+
 
 @dataclass
 class Question:
@@ -55,8 +65,9 @@ class Question:
 
     @property
     def task(self):
-        """The reported category: the eight MT-Bench topics are one."""
-        return "mt_bench" if self.category in MT_BENCH_TOPICS else self.category
+        """The reported category: the MT-Bench topics are one where they have several turns."""
+        several = any(len(choice.texts) > 1 for choice in self.choices)
+        return "mt_bench" if several and self.category in MT_BENCH_TOPICS else self.category
 
 
 @dataclass
@@ -107,9 +118,12 @@ def read_lines(path):
             continue
         where = f"{path}: line {number}"
         record = parse_line(line, where, is_last=number == len(lines))
+        if record is None:
+            quirks.add("half")
+            continue
         rows.append((number, record.get("model_id"), parse_question(record, where, quirks)))
     if not rows:
-        raise AnswerError(f"{path}: no answers in it (the file is empty)")
+        raise AnswerError(f"{path}: no answers in it")
     return content, rows, quirks
 
 
@@ -168,6 +182,10 @@ def warnings_for(path, meta, quirks):
         found.append(
             f"{path}: no .meta.json beside it: target, prompts and settings cannot be checked"
         )
+    if "half" in quirks:
+        found.append(f"{path}: {HALF}")
+    if "ids" in quirks:
+        found.append(f"{path}: new_tokens is 0 in turns that have token ids: the ids are counted")
     if "idxs" in quirks:
         found.append(f"{path}: steps are read from 'idxs', which some writers count from 0")
     if "accept_lengths" in quirks:
@@ -177,31 +195,48 @@ def warnings_for(path, meta, quirks):
     return found
 
 
-def refuse_constant(name):
-    """NaN and Infinity are no JSON, and no time or count."""
-    raise ValueError(f"{name} in place of a number")
-
-
 def parse_line(line, where, is_last):
-    """One JSON object from the bytes of a line."""
+    """One JSON object from the bytes of a line; None for a half-written last one.
+
+    One with a number that is not finite gets an `error`, where it has none.
+    """
     try:
-        record = json.loads(line, parse_constant=refuse_constant)
+        record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        if is_last:  # a last line without its newline
-            raise AnswerError(f"{where}: half-written last line (the run was cut off)") from None
+        if is_last:  # it has no newline: the run was cut off
+            return None
         raise AnswerError(f"{where}: broken JSON: {error}") from None
     if not isinstance(record, dict):
         raise AnswerError(f"{where}: not a JSON object")
+    odd = not_finite(record) if b"NaN" in line or b"Infinity" in line else None
+    if odd and not record.get("error"):
+        record["error"] = f"{odd} in the place of a number"
     return record
+
+
+def not_finite(value):
+    """The first NaN or infinity anywhere in a value of JSON, as JSON writes it, or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else json.dumps(value)
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return None
+    return next(filter(None, map(not_finite, inner)), None)
+
+
+def category_of(record, where):
+    """A line's category; UNCATEGORIZED where it has none or an empty one."""
+    category = record.get("category")
+    if not isinstance(category, str | None):
+        raise AnswerError(f"{where}: category is no string")
+    return category.strip() if category and category.strip() else UNCATEGORIZED
 
 
 def parse_question(record, where, quirks):
     """A Question from a line's object; oddities of other writers are added to `quirks`."""
-    question_id, category = record.get("question_id"), record.get("category")
+    question_id, category = record.get("question_id"), category_of(record, where)
     if type(question_id) not in (int, str):
         raise AnswerError(f"{where}: question_id is missing or neither a number nor a string")
-    if not isinstance(category, str):
-        raise AnswerError(f"{where}: category is missing or no string")
     error = record.get("error")
     if error:
         return Question(question_id, category, str(error).strip() or "failed", [])
@@ -247,12 +282,21 @@ def parse_choice(record, number, where, quirks):
         slot=fields.counts("slot") if "slot" in record else None,
     )
     if ours:
+        quirks.update(count_ids(choice))
         check_counts(choice, f"{where}: choice {number}")
     elif choice.accept_lengths is None:
         quirks.add("accept_lengths")
     elif len(choice.accept_lengths) != sum(choice.steps):
         quirks.add("steps")
     return choice
+
+
+def count_ids(choice):
+    """Put the number of a turn's ids where its new_tokens is 0; {"ids"} where that was so."""
+    empty = [i for i, ids in enumerate(choice.output_ids) if ids and not choice.new_tokens[i]]
+    for turn in empty:
+        choice.new_tokens[turn] = len(choice.output_ids[turn])
+    return {"ids"} if empty else set()
 
 
 def check_counts(choice, where):

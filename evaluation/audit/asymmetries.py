@@ -73,7 +73,7 @@ def fit_counts(side):
 
 
 def paired_turns(method, base):
-    """[(Turn, baseline's Turn)] of the turns that both sides have, stale ones apart."""
+    """[(Turn, baseline's Turn)] of what both sides have and count, stale turns apart."""
     theirs, left_out = {}, set()
     for side in (method, base):
         left_out |= {turn.question_id for turn, _ in stale_turns(side.questions)}
@@ -81,7 +81,8 @@ def paired_turns(method, base):
         theirs[turn.question_id, turn.index] = turn
     ours = turns_of([question for _, question in method.firsts.values()])
     pairs = [(turn, theirs.get((turn.question_id, turn.index))) for turn in ours]
-    return [(t, b) for t, b in pairs if b is not None and t.question_id not in left_out]
+    known = [(t, b) for t, b in pairs if b is not None and t.question_id not in left_out]
+    return [(t, b) for t, b in known if not (t.uncounted or b.uncounted)]
 
 
 def beyond(pairs):

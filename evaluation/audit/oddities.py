@@ -57,7 +57,8 @@ def of_turns(kind, side, counts, text, places):
 def find_in(side, other):
     """Every Finding of one Side; the Side `other` says what is usual."""
     return [
-        *(check(side) for check in (stale, end_marks, warm_up, zero_times, lengths, no_lengths)),
+        *(check(side) for check in (stale, end_marks, warm_up, zero_times, uncounted)),
+        *(check(side) for check in (lengths, no_lengths)),
         *(check(side) for check in (steps, choices)),
         *(check(side, other) for check in (step_limit, absurd_times)),
     ]
@@ -121,6 +122,17 @@ def zero_times(side):
     return of_turns("wall times", side, True, text, places)
 
 
+def uncounted(side):
+    """Turns whose tokens nobody counted."""
+    places = [
+        at_turn(turn, f"{len(turn.text)} characters")
+        for turn in turns_of(side.questions)
+        if turn.uncounted
+    ]
+    text = f"{len(places)} turns have a text and new_tokens of 0; only --tokenizer-path counts them"
+    return of_turns("tokens not counted", side, True, text, places)
+
+
 def absurd_times(side, other):
     """Turns whose time per step is far from the file's median, and not so on the other side."""
 
@@ -180,7 +192,9 @@ def lengths(side):
 def no_lengths(side):
     """Questions without accept_lengths."""
     places = [
-        (q.question_id, f"question {q.question_id}") for q, c in first_choices(side) if not fit(c)
+        (q.question_id, f"question {q.question_id}")
+        for q, c in first_choices(side)
+        if c.accept_lengths is None
     ]
     text = f"{len(places)} questions have none: no mean accepted tokens"
     return of_turns("accept lengths", side, False, text, places)

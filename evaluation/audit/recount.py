@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.answers.meta import AnswerError
-from evaluation.answers.reader import AnswerFile, check_times, one_model_id, read_lines
+from evaluation.answers.reader import HALF, AnswerFile, check_times, one_model_id, read_lines
+from evaluation.cli import warn
 from evaluation.speedup import metrics
 from evaluation.speedup.comparison import number, tasks_of
+from evaluation.speedup.pairing import by_texts, same_category
 
 ERROR_TEXT = "ERROR"  # what the published harness writes in the place of a turn that raised
 FITS = ("new_tokens", "new_tokens - 1 a turn", "neither")
@@ -62,6 +64,11 @@ class Turn:
         return f"question {self.question_id} turn {self.index}"
 
     @property
+    def uncounted(self):
+        """Whether it has a text and new_tokens of 0."""
+        return bool(self.text.strip()) and not self.tokens
+
+    @property
     def step_s(self):
         """Seconds a step, prefill inside."""
         return self.wall_s / max(self.steps, 1)
@@ -70,10 +77,18 @@ class Turn:
 def read_side(name, path):
     """A Side from an answer file; refuses what is no answer file."""
     path = Path(path)
-    content, rows, _ = read_lines(path)
+    content, rows, quirks = read_lines(path)
+    if "half" in quirks:
+        warn(f"{path}: {HALF}")
     label = one_model_id(path, [model_id for _, model_id, _ in rows], None)
     questions, lines = [row[2] for row in rows], [row[0] for row in rows]
     return Side(name, path, label, hashlib.sha256(content).hexdigest(), questions, lines)
+
+
+def share_categories(side, other):
+    """Give the Questions of a Side without a category that of the other Side's."""
+    theirs = {question_id: question for question_id, (_, question) in other.firsts.items()}
+    side.questions = [same_category(q, theirs.get(q.question_id, q)) for q in side.questions]
 
 
 def turns_of(questions):
@@ -89,8 +104,8 @@ def turns_of(questions):
 
 
 def fit(choice):
-    """What the sum of accept_lengths is: one of FITS, or None where there are no lengths."""
-    if choice.accept_lengths is None:
+    """What the sum of accept_lengths is: one of FITS; None without lengths or counted tokens."""
+    if choice.accept_lengths is None or choice.uncounted:
         return None
     apart = sum(choice.new_tokens) - sum(choice.accept_lengths)
     return {0: FITS[0], len(choice.texts): FITS[1]}.get(apart, FITS[2])
@@ -124,24 +139,21 @@ def even(total, count):
     return [total // count + (i < total % count) for i in range(count)]
 
 
-def recounted_choice(choice, usual_fit, count_tokens):
-    """A choice with new_tokens, and accept lengths that fit no rule, counted anew."""
+def recounted_choice(choice, usual_fit):
+    """A choice whose accept lengths, where they fit no rule, are counted anew."""
     lengths = choice.accept_lengths
     if fit(choice) == FITS[2]:
         prefills = len(choice.texts) if usual_fit == FITS[1] else 0
         lengths = even(max(0, sum(choice.new_tokens) - prefills), sum(choice.steps))
-    tokens = choice.new_tokens
-    if count_tokens is not None:
-        special = count_tokens("")
-        tokens = [max(0, count_tokens(text) - special) for text in choice.texts]
-    return replace(choice, new_tokens=tokens, accept_lengths=lengths)
+    return replace(choice, accept_lengths=lengths)
 
 
 def recount(side, other, count_tokens=None):
     """An AnswerFile of the Side's first lines and first choices, counted by the one rule.
 
     A question has an `error` in place of numbers where they are not its own, where a turn took no
-    time and where the Side `other` has another category or number of turns under its id.
+    time, where nobody counted the tokens of its text, and where the Side `other` has another
+    category or number of turns under its id.
     count_tokens: text -> number of input ids, to count texts; without it, new_tokens.
     """
     stale = {turn.question_id: reason for turn, reason in stale_turns(side.questions)}
@@ -157,9 +169,12 @@ def recount(side, other, count_tokens=None):
         except AnswerError as refusal:
             error = error or str(refusal)
         choices = question.choices[:1]
-        choices = [] if error else [recounted_choice(c, usual, count_tokens) for c in choices]
+        if count_tokens is None and any(choice.uncounted for choice in choices):
+            error = error or "new_tokens is 0 beside a text: --tokenizer-path counts the texts"
+        choices = [] if error else [recounted_choice(choice, usual) for choice in choices]
         choices = [replace(choice, index=0) for choice in choices]
-        questions[question_id] = replace(question, error=error, choices=choices)
+        counted = replace(question, error=error, choices=choices)
+        questions[question_id] = by_texts(counted, count_tokens) if count_tokens else counted
     return AnswerFile(side.path, side.sha256, side.label, questions, None)
 
 

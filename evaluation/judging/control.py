@@ -1,18 +1,25 @@
-"""The control: how often the baseline differs from itself when idle rows are read beside it.
+"""The control: how often the baseline differs from itself when more rows are read at a time.
 
-Rows that never match change nothing but the shape of a step, as a method's drafts do, so what
-differs then is rounding. Newcombe's hybrid score interval (method 10, Statistics in Medicine 17,
-1998) of the difference of two proportions, made of two Wilson intervals, says whether a method
-differs more often; it takes the two as independent, which on the same questions is cautious.
+The baseline's own answers are read again in steps of as many rows as the method's. That changes
+nothing but the shape of a step, so what differs then is rounding; no decoding is needed, since up
+to the first token that differs the prefix is known. Newcombe's hybrid score interval (method 10,
+Statistics in Medicine 17, 1998) of the difference of two proportions, made of two Wilson intervals,
+says whether a method differs more often; it takes the two as independent, which on the same
+questions is cautious.
 """
 
-import json
 import math
-import random
 import statistics
 
+import torch
+
+from evaluation.judging.gaps import row_gaps
+from evaluation.judging.readings import answer_logits, batches, padded
+from evaluation.judging.verdicts import MULTIPLE
+from model.common.loop.verify import best_id
+
 Z = 1.959964  # 95 %
-WIDTH_UNKNOWN = 16  # idle rows where no file says how many were drafted
+WIDTH_UNKNOWN = 16  # nodes a step where no file says how many were drafted
 
 
 def wilson(hits, trials):
@@ -44,86 +51,66 @@ def newcombe(hits, trials, base_hits, base_trials):
     return share - base - down, share - base + up
 
 
-def typical_width(path):
+def typical_width(answers):
     """(median of the drafted nodes a step over the steps that drafted, whether it is recorded)."""
-    drafted = []
-    for line in path.read_bytes().split(b"\n"):
-        if line.strip():
-            for choice in json.loads(line).get("choices") or []:
-                turns = choice.get("drafted")
-                for turn in turns if isinstance(turns, list) else []:
-                    steps = turn if isinstance(turn, list) else []
-                    drafted += [n for n in steps if type(n) is int and n > 0]
+    choices = (choice for question in answers.questions.values() for choice in question.choices)
+    drafted = [n for choice in choices for turn in choice.drafted or [] for n in turn if n > 0]
     if not drafted:
         return WIDTH_UNKNOWN, False
     return max(1, round(statistics.median(drafted))), True
 
 
-def inert_drafter(width):
-    """A drafter of `width` rows that never match; 0 is the plain baseline."""
-    import torch
+@torch.inference_mode()
+def flips(target, texts, width):
+    """[(gap, ulp, text, position)] of tokens that are not the best where 1+width rows are read.
 
-    from model.common.contract.drafter import Draft
-    from model.common.contract.sequence import EmptyDrafter
-
-    class InertDrafter(EmptyDrafter):
-        """A chain of inert rows."""
-
-        max_nodes = width
-
-        def start(self, prompt):
-            size = (self.num_slots, width)
-            self.draft = Draft(torch.full(size, -1, device=prompt.tokens.device))
-
-    return InertDrafter() if width else EmptyDrafter()
-
-
-def decode_question(target, drafter, subject, question_id, limit):
-    """Ids of every turn of a question by greedy decoding."""
-    from model.common.loop.decode import generate
-    from model.common.loop.sampling import Sampler
-
-    turns, texts, answers = subject.turns[question_id], [], []
-    stop = subject.prompter.stop_rules(target.model.generation_config)
-    past = subject.history.get(question_id)
-    for turn in range(len(turns)):
-        prompt = subject.prompter.render(turns, (past or texts)[:turn])
-        (done,) = generate(target, drafter, [prompt], Sampler(), [0], stop, limit)
-        answers.append(done.output_ids)
-        texts.append(subject.prompter.text(done.output_ids, stop))
-    return answers
-
-
-def run_control(target, subject, differing, compared, num_questions, width, seed):
-    """Decode up to num_questions of the compared ones with and without idle rows.
-
-    differing, compared: question ids; compared in the file's order. Returns a dict for the report.
+    The first of each text: behind it decoding would have gone another way. The first token of a
+    text is the prefill's, which a draft does not change.
     """
-    chosen = sorted(random.Random(seed).sample(range(len(compared)), num_questions))
-    chosen = [compared[i] for i in chosen]
-    answers = subject.answers.questions
-    plain, idle = inert_drafter(0), inert_drafter(width)
-    control_differ = []
-    for question_id in chosen:
-        longest = max(n for choice in answers[question_id].choices for n in choice.new_tokens)
-        limit = subject.limit or max(1, longest)
-        sides = [
-            decode_question(target, drafter, subject, question_id, limit)
-            for drafter in (plain, idle)
-        ]
-        if sides[0] != sides[1]:
-            control_differ.append(question_id)
-    method_differ = [question_id for question_id in chosen if question_id in differing]
-    low, high = newcombe(len(method_differ), len(chosen), len(control_differ), len(chosen))
+    found = []
+    for indices in batches(target, texts, 1 + width):
+        batch = [texts[i] for i in indices]
+        ids = padded(target, [text.ids for text in batch])
+        done, first = 0, {}
+        for logits in answer_logits(target, batch, 1 + width):
+            own = ids[:, done : done + logits.shape[1]]
+            logits = logits[:, : own.shape[1]]
+            gap, _, _, ulp, _, _ = row_gaps(logits, own, own, target.dtype)
+            for slot, row in (best_id(logits) != own).nonzero().tolist():
+                if 0 < done + row < len(batch[slot].ids) and slot not in first:
+                    fact = float(gap[slot, row]), float(ulp[slot, row])
+                    first[slot] = *fact, batch[slot], done + row
+            done += logits.shape[1]
+        found += first.values()
+    return found
+
+
+def run_control(target, asked, differing, noise, seed):
+    """Read the baseline's answers 1+width rows at a time.
+
+    asked {question id: Texts of the baseline's answer}, sampled with `seed`; differing: ids of
+    questions that the method answers otherwise. A question differs where some token is not the best
+    in this reading: until then the prefix is the baseline's own, so decoding with as many rows
+    gives the same up to there. Returns a dict for the report; its "odd" is a token that is further
+    off than rounding can be.
+    """
+    found = flips(target, [text for texts in asked.values() for text in texts], noise.width)
+    hits = {id(text) for _, _, text, _ in found}
+    control_differ = [name for name, texts in asked.items() if hits & set(map(id, texts))]
+    method_differ = [name for name in asked if name in differing]
+    low, high = newcombe(len(method_differ), len(asked), len(control_differ), len(asked))
+    odd = [flip for flip in found if flip[0] > MULTIPLE * noise.bound_at(flip[1])]
+    gap, _, text, position = max(odd, key=lambda flip: flip[0], default=(None,) * 4)
     return {
-        "questions": len(chosen),
-        "width": width,
+        "questions": len(asked),
+        "width": noise.width,
         "seed": seed,
         "method_differ": len(method_differ),
         "control_differ": len(control_differ),
         "control_differing": control_differ,
-        "difference": (len(method_differ) - len(control_differ)) / len(chosen),
+        "difference": (len(method_differ) - len(control_differ)) / len(asked),
         "interval": [low, high],
         "interval_of": "Newcombe's hybrid score (method 10), 95 %",
         "significant": low > 0,
+        "odd": {"change": gap, "where": text.where, "position": position} if odd else None,
     }

@@ -5,6 +5,7 @@ from evaluation.answers.meta import AnswerError
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 NEED_TARGET = (
     "all proof question_file bench_name template dtype max_new_tokens history device num_threads"
+    " trust_remote_code"
 ).split()
 
 
@@ -31,8 +32,8 @@ def add_flags(parser):
         type=at_least(0),
         default=24,
         metavar="N",
-        help="questions that the baseline decodes with and without idle rows where a file differs"
-        " by ties alone: two decodings each, 0 = none (default: 24)",
+        help="questions whose baseline answers are read again in the method's steps where a file"
+        " differs by ties alone, 0 = none (default: 24)",
     )
     group.add_argument(
         "--proof",
@@ -46,12 +47,17 @@ def add_flags(parser):
     group.add_argument(
         "--noise-tokens",
         type=at_least(1),
-        default=512,
-        help="positions that the noise is measured at, four readings each",
+        default=64,
+        help="positions that the noise is measured at, five readings each (default: 64)",
     )
     group.add_argument("--seed", type=int, default=0, help="of what is sampled for noise, control")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint on this machine",
+    )
     group = parser.add_argument_group("what a file without a meta was asked (else from its meta)")
     group.add_argument("--question-file", help="its questions")
     group.add_argument("--bench-name", help="or the folder under data/ that has them")

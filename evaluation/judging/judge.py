@@ -1,5 +1,7 @@
 """equal.py --model-path: load the target, measure, judge every question of a file."""
 
+import random
+
 from evaluation.answers.differences import file_verdicts
 from evaluation.answers.meta import AnswerError, find_field
 from evaluation.judging import verdicts
@@ -37,10 +39,13 @@ class Judge:
     def __init__(self, args, base):
         import transformers
 
+        from model.common.remote_code import trust
+
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.args, self.base = args, base
         self.targets, self.noises, self.bases = {}, {}, {}
+        trust(args.trust_remote_code)
 
     def target(self, dtype, scale_to=None):
         """The target in a dtype, or its twin; one at a time, since two may not fit a device."""
@@ -81,14 +86,19 @@ class Judge:
         noise, control, questions, notes = None, None, [], list(subject.notes)
         if differing or (self.args.all and warmth == 0):
             target = self.target(subject.dtype, find_field(other.meta, "scale_to"))
-            if warmth == 0:
-                noise, width_notes = self.noise(subject, target)
-                notes += width_notes
             judged = compared if self.args.all else differing
-            questions = [self.question(verdict, subject, target, noise) for verdict in judged]
+            turns = {}
+            if warmth == 0:
+                turns = self.turns(subject, target, judged)
+                noise, width_notes = self.noise(subject, target, turns, differing)
+                notes += width_notes
+            questions = [
+                self.question(verdict, subject, target, noise, turns.get(verdict.question_id))
+                for verdict in judged
+            ]
             control = self.control(subject, target, questions, compared, noise)
         proof, refusal = self.proof(subject, differing) if self.args.proof else (None, None)
-        verdict, reasons = verdicts.file_verdict(questions, control, proof)
+        verdict, reasons = verdicts.file_verdict(questions, noise, control, proof)
         return {
             "verdict": verdict,
             "reasons": reasons,
@@ -112,32 +122,47 @@ class Judge:
         if other.lossy:
             return None, None
         try:
-            return run_proof(subject, self.args, again), None
+            scale = find_field(other.meta, "scale_to")
+            return run_proof(
+                subject, self.args, again, lambda: self.target(self.args.proof_dtype, scale)
+            ), None
         except AnswerError as error:
             return None, str(error)
 
-    def noise(self, subject, target):
-        """(Noise of this target and width, notes), measured once for each on the baseline's ids."""
-        from evaluation.judging.control import typical_width
-        from evaluation.judging.noise import calibrate
+    def noise(self, subject, target, turns, differing):
+        """(Noise of this target and width, notes): half of it where differing answers are worst.
 
-        width, recorded = typical_width(subject.answers.path)
+        turns {question id: TurnGaps}. The other half is sampled from the baseline's answers.
+        """
+        from evaluation.judging.control import typical_width
+        from evaluation.judging.noise import WINDOW, calibrate, sample_windows, window_at
+
+        width, recorded = typical_width(subject.answers)
         notes = [] if recorded else [f"no drafted nodes recorded: steps of 1+{width} rows assumed"]
-        key = subject.dtype, find_field(subject.answers.meta, "scale_to"), width
-        if key not in self.noises:
-            base, texts, args = self.base_subject(subject), [], self.args
-            for question in self.base.questions.values():
-                for choice in question.choices[:1]:
-                    prompt = base.prompt(question.question_id, choice, 0)
-                    texts.append((prompt, base.ids(choice, 0)))
-            try:
-                found = calibrate(target, texts, key[0], width, args.noise_tokens, args.seed)
-            except AnswerError as error:
-                raise AnswerError(f"{self.base.path}: {error}") from None
-            self.noises[key] = found
+        num = self.args.noise_tokens
+        found = [t for v in differing for t in turns.get(v.question_id, []) if len(t.text.ids) > 1]
+        found.sort(key=lambda turn: turn.widest()[0], reverse=True)
+        own = [window_at(turn.text, turn.widest()[1]) for turn in found[: num // (2 * WINDOW)]]
+        scale = find_field(subject.answers.meta, "scale_to")
+        key = subject.dtype, scale, width, subject.penalties
+        if own or key not in self.noises:
+            left = max(1, num - sum(window.end - window.begin for window in own))
+            sampled = sample_windows(self.base_texts(subject), left, self.args.seed)
+            given = target, own + sampled, subject.dtype, width, self.args.seed
+            noise = calibrate(*given)
+            if own:
+                return noise, notes
+            self.noises[key] = noise
         return self.noises[key], notes
 
-    def question(self, verdict, subject, target, noise):
+    def base_texts(self, subject):
+        """The first turns of the baseline's answers, as Texts."""
+        base = self.base_subject(subject)
+        questions = [q for q in self.base.questions.values() if not q.error]
+        texts = [text for q in questions for text in question_texts(base, q, subject.penalties)]
+        return [text for text in texts if (text.choice, text.turn) == (0, 0)]
+
+    def question(self, verdict, subject, target, noise, turns):
         """The QuestionJudgement of one question; noise None: a sampled answer, without gaps."""
         other = subject.answers.questions.get(verdict.question_id)
         found = verdicts.QuestionJudgement(verdict.question_id, verdict.category, verdict.equal)
@@ -147,33 +172,28 @@ class Judge:
             return found
         faults += self.end_faults(subject, target, other)
         if noise is not None:
-            self.measure(found, verdict, subject, target, noise)
-        verdicts.judge_question(found, faults, subject.answers.lossy)
+            self.measure(found, subject, target, noise, turns)
+        verdicts.judge_question(found, faults, subject.answers.lossy, noise)
         return found
 
-    def measure(self, found, verdict, subject, target, noise):
-        """Fill in a QuestionJudgement's evidence from the target's logits."""
-        other = subject.answers.questions[verdict.question_id]
-        base = self.base.questions.get(verdict.question_id)
-        partings = {
-            (d.choice, d.turn): (d.position, d.base)
-            for d in verdict.differences
-            if d.kind == "tokens" and None not in (d.base, d.other) and not d.after_difference
-        }
-        turns = self.turns(subject, target, other, partings)
+    def measure(self, found, subject, target, noise, turns):
+        """Fill in a QuestionJudgement's evidence from the gaps of its turns."""
+        other = subject.answers.questions[found.question_id]
         found.retokenised = any(choice.output_ids is None for choice in other.choices)
         found.tokens = sum(len(turn.gaps) for turn in turns)
         found.worst = verdicts.worst_token(turns, noise)
         for turn in turns:
-            if turn.rival and found.parting is None:
-                position, gap = turn.rival
-                own = {"turn": turn.turn, "position": position, "gap": turn.gaps[position]}
-                found.parting = {**own, "baseline_gap": gap}
-        if not verdict.equal and base is not None and not base.error:
-            own = self.turns(self.base_subject(subject), target, base, {})
-            found.baseline = verdicts.worst_token(own, noise)
-        if found.retokenised and found.worst and found.worst.ratio > 1:
-            found.unexplained = self.unexplained(subject, target, other, turns, noise)
+            if turn.text.rival and found.parting is None:
+                position = turn.text.rival[0]
+                found.parting = {
+                    "turn": turn.text.turn,
+                    "position": position,
+                    "gap": turn.gaps[position],
+                    "baseline_gap": turn.rival_gap,
+                    "bound": noise.bound_at(turn.ulp_size[position]),
+                }
+        if found.retokenised and found.worst and found.worst.ratio > 1 and not noise.odd:
+            found.unexplained = self.unexplained(subject, target, turns, noise)
 
     def base_subject(self, subject):
         """The baseline's own Subject; where nothing says its settings, those of the file."""
@@ -188,24 +208,25 @@ class Judge:
             self.bases[key] = read_subject(self.base, known, self.base)
         return self.bases[key]
 
-    def turns(self, subject, target, question, partings):
-        """The TurnGaps of every choice and turn of a question."""
+    def turns(self, subject, target, judged):
+        """{question id: TurnGaps of every choice and turn} of the judged questions' answers."""
         from evaluation.judging.gaps import turn_gaps
 
-        found = []
-        for choice in question.choices:
-            for turn in range(len(choice.texts)):
-                where = f"{subject.answers.path}: question {question.question_id} turn {turn}"
-                prompt = subject.prompt(question.question_id, choice, turn)
-                ids = subject.ids(choice, turn)
-                if not ids:
-                    continue
-                parting = partings.get((choice.index, turn))
-                try:
-                    found.append(turn_gaps(target, prompt, ids, choice.index, turn, parting))
-                except AnswerError as error:
-                    raise AnswerError(f"{where}: {error}") from None
-        return found
+        asked = {}
+        for verdict in judged:
+            other = subject.answers.questions.get(verdict.question_id)
+            if other is not None and not other.error:
+                partings = {
+                    (d.choice, d.turn): (d.position, d.base)
+                    for d in verdict.differences
+                    if d.kind == "tokens" and None not in (d.base, d.other)
+                    if not d.after_difference
+                }
+                asked[verdict.question_id] = question_texts(
+                    subject, other, subject.penalties, partings
+                )
+        found = iter(turn_gaps(target, [text for texts in asked.values() for text in texts]))
+        return {name: [next(found) for _ in texts] for name, texts in asked.items()}
 
     def end_faults(self, subject, target, question):
         """Faults of how each turn ends; nothing is said of re-tokenised texts."""
@@ -214,58 +235,62 @@ class Judge:
         for choice in question.choices:
             for turn, ids in enumerate(choice.output_ids or []):
                 limit = subject.limit
-                if limit is not None and target.context is not None:
+                if limit is not None:
                     prompt = subject.prompt(question.question_id, choice, turn)
-                    limit = min(limit, target.context - len(prompt))
+                    limit = target.fitting(len(prompt), limit)
                 most = len(ids) + 1 if limit is None else limit
                 cut = stop.cut(ids, len(ids), most)
                 found = verdicts.end_faults(cut, len(ids), limit)
                 faults += [f"turn {turn}: {fault}" for fault in found]
         return faults
 
-    def unexplained(self, subject, target, question, turns, noise):
+    def unexplained(self, subject, target, turns, noise):
         """The least gap of any tokenisation where a re-tokenised answer first leaves the bound."""
         from evaluation.judging.retokenised import least_gap
 
         stop = subject.prompter.stop_rules(target.model.generation_config)
-        choices = {choice.index: choice for choice in question.choices}
         for turn in turns:
             bounds = [noise.bound_at(size) for size in turn.ulp_size]
             above = [i for i, gap in enumerate(turn.gaps) if gap > bounds[i]]
             if above:
-                choice = choices[turn.choice]
-                prompt = subject.prompt(question.question_id, choice, turn.turn)
-                gap = least_gap(target, subject, prompt, turn.ids, above[0], stop.eos_ids)
+                prompt, ids = turn.text.prompt, turn.text.ids
+                gap = least_gap(target, subject, prompt, ids, above[0], stop.eos_ids)
                 bound = bounds[above[0]]
-                return {"turn": turn.turn, "position": above[0], "gap": gap, "bound": bound}
+                return {"turn": turn.text.turn, "position": above[0], "gap": gap, "bound": bound}
         return None
 
     def control(self, subject, target, questions, compared, noise):
-        """The control's findings where it can change the verdict: differences, all of them ties."""
+        """The control's findings where it can change the verdict: differences, all of them ties.
+
+        Not of questions on which the baseline is the one that is off, or has no ids.
+        """
         from evaluation.judging.control import run_control
 
-        answered = [v for v in compared if has_answer(v, self.base, subject.answers)]
+        off = baseline_off(questions)
+        answered = [
+            v.question_id
+            for v in compared
+            if has_answer(v, self.base, subject.answers) and v.question_id not in off
+            if all(c.output_ids is not None for c in self.base.questions[v.question_id].choices)
+        ]
         num_questions = min(self.args.control, len(answered))
         if not num_questions or verdicts.worst(q.verdict for q in questions) != verdicts.TIES:
             return None
-        differing = {v.question_id for v in answered if not v.equal}
-        chosen = [v.question_id for v in answered]
-        return run_control(
-            target, subject, differing, chosen, num_questions, noise.width, self.args.seed
-        )
+        base, penalties = self.base_subject(subject), subject.penalties
+        chosen = random.Random(self.args.seed).sample(range(len(answered)), num_questions)
+        asked = {
+            name: question_texts(base, self.base.questions[name], penalties)
+            for name in (answered[i] for i in sorted(chosen))
+        }
+        differing = {question.question_id for question in questions if not question.equal}
+        return run_control(target, asked, differing, noise, self.args.seed)
 
     def notes(self, subject, questions):
         """What a reader of the verdict should know."""
         import torch
 
         lines = []
-        off = [
-            question.question_id
-            for question in questions
-            if question.verdict == verdicts.TIES
-            and question.baseline
-            and question.baseline.ratio > 1
-        ]
+        off = baseline_off(questions)
         if off:
             listed = ", ".join(map(str, off[:5])) + (", ..." if len(off) > 5 else "")
             lines.append(
@@ -282,6 +307,35 @@ class Judge:
         if device is not None and device != here:
             lines.append(f"made on {device}, the bound is that of {here}")
         return lines
+
+
+def question_texts(subject, question, penalties, partings=None):
+    """Every choice and turn of a question that has ids, as Texts. partings {(choice, turn): rival}.
+
+    Raises AnswerError where a prompt cannot be rebuilt as it was recorded.
+    """
+    from evaluation.judging.readings import Text
+
+    found, partings = [], partings or {}
+    for choice in question.choices:
+        for turn in range(len(choice.texts)):
+            where = f"{subject.answers.path}: question {question.question_id} turn {turn}"
+            prompt = subject.prompt(question.question_id, choice, turn)
+            ids, rival = subject.ids(choice, turn), partings.get((choice.index, turn))
+            if ids:
+                found.append(Text(prompt, ids, where, choice.index, turn, rival, penalties))
+    return found
+
+
+def baseline_off(questions):
+    """Ids of questions where all of the file's tokens are ties, but the baseline's is none."""
+    return [
+        question.question_id
+        for question in questions
+        if question.verdict == verdicts.TIES
+        and question.parting
+        and question.parting["baseline_gap"] > question.parting["bound"]
+    ]
 
 
 def device_name(args):

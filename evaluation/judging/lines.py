@@ -23,9 +23,10 @@ def noise_line(noise):
     return (
         f"noise: {noise['dtype']}, single rows, chains and trees of 1+{noise['width']} rows against"
         f" a prefill: {noise['positions']} positions, {noise['samples']} margins of the two best"
-        f" tokens: median {number(noise['median'])}, 99.99 % {number(noise['quantile'])}, maximum"
-        f" {number(noise['maximum'])} ({readings}); bound {noise['factor']:g} x maximum ="
-        f" {number(noise['bound'])}, at least {noise['floor_ulps']:g} ulps"
+        f" tokens: median {number(noise['median'])}, maximum {number(noise['maximum'])}"
+        f" ({readings}); transformers' own forward {number(noise['own'])}; bound"
+        f" {noise['factor']:g} x maximum = {number(noise['bound'])}, at least"
+        f" {noise['floor_ulps']:g} ulps"
     )
 
 
@@ -34,7 +35,7 @@ def control_line(control):
     low, high = control["interval"]
     return (
         f"control: {control['questions']} questions: the method differs on"
-        f" {control['method_differ']}, the baseline with {control['width']} idle rows on"
+        f" {control['method_differ']}, the baseline, read 1+{control['width']} rows at a time, on"
         f" {control['control_differ']}; difference {control['difference']:+.3f}"
         f" [{low:+.3f}, {high:+.3f}] ({control['interval_of']})"
     )
@@ -45,7 +46,9 @@ def proof_line(proof):
     if proof["identical"]:
         return (
             f"proof: {proof['questions']} differing questions answered again in {proof['dtype']}:"
-            " the method's ids are vanilla's; the code is exact there"
+            " the method's ids are vanilla's"
+            + ("" if proof["off"] else "; the code is exact there")
+            + f"; {proof['own_checked']} tokens held to transformers' own forward"
         )
     listed = ", ".join(map(str, proof["differing"][:5]))
     return (

@@ -44,11 +44,12 @@ def least_gap(target, subject, prompt, ids, position, eos_ids):
     Tokens of unknown text (special ones, parts of a character) count as possible, end tokens do
     not: the answer goes on.
     """
-    from evaluation.judging.gaps import answer_logits
+    from evaluation.judging.readings import next_logits
+    from model.common.loop.penalties import forced
 
     tokenizer = subject.tokenizer
-    (*_, last) = answer_logits(target, prompt, ids[: position + 1])
-    scores = last[-1].double()
+    logits = next_logits(target, prompt + ids[:position]).unsqueeze(0)
+    scores = forced(subject.penalties, logits, prompt, ids, position)[0].double()
     rest = tokenizer.decode(ids)[len(tokenizer.decode(ids[:position])) :]
     possible = [
         i

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 from evaluation import cli
 from evaluation.answers.meta import AnswerError, covers
 
 ROOT = Path(__file__).resolve().parents[2]
-SELECTION = "question_begin question_end question_ids categories limit_per_category".split()
 TOKENIZERS_OWN = "tokenizer"  # the template's name in a meta where the tokenizer brings its own
 
 
@@ -16,9 +14,11 @@ TOKENIZERS_OWN = "tokenizer"  # the template's name in a meta where the tokenize
 class Subject:
     """An answer file with its settings and everything its prompts are made from.
 
+    questions  {question_id: question} of the question file
     limit      new tokens a turn at most, None where nothing says it
     history    {question_id: answer texts} of --history, empty where a run kept its own answers
     prompter   prompts.Prompter of the target's tokenizer and the file's template
+    penalties  loop.penalties.Penalties that its tokens were chosen under
     tokenizer  for texts without ids; None where the file has ids
     """
 
@@ -26,22 +26,25 @@ class Subject:
     dtype: str
     limit: int | None
     question_path: Path
-    turns: dict
+    questions: dict
     history: dict
     prompter: object
+    penalties: object
     history_path: object = None
     tokenizer: object = None
     notes: list = field(default_factory=list)
 
     def prompt(self, question_id, choice, turn):
         """Ids of the prompt of one turn; its length must be the recorded one."""
-        turns = self.turns.get(question_id)
+        from model.common.prompts.conversation import render
+
+        question = self.questions.get(question_id)
         path = self.answers.path
-        if turns is None or turn >= len(turns):
-            what = "question" if turns is None else f"turn {turn} of question"
+        if question is None or turn >= len(question["turns"]):
+            what = "question" if question is None else f"turn {turn} of question"
             raise AnswerError(f"{path}: no {what} {question_id} in {self.question_path}")
         past = self.history.get(question_id) or choice.texts
-        ids = self.prompter.render(turns, past[:turn])
+        ids = render(self.prompter, question, past[:turn])
         recorded = choice.prompt_tokens and choice.prompt_tokens[turn]
         if recorded is not None and recorded != len(ids):
             raise AnswerError(
@@ -96,6 +99,7 @@ def read_subject(answers, args, base):
 
     base: the baseline's AnswerFile, which a recorded history may be. Raises AnswerError, BadInput.
     """
+    from model.common.loop.penalties import Penalties
     from model.common.prompts.prompter import Prompter, load_tokenizer
     from model.common.prompts.questions import read_questions
 
@@ -104,9 +108,9 @@ def read_subject(answers, args, base):
     check_weights(answers, args)
     path = question_file(answers, args)
     questions = read_questions(path)
-    prompter = Prompter(
-        load_tokenizer(args.model_path), None if template == TOKENIZERS_OWN else template
-    )
+    asked = answers.meta["shared"] if answers.meta else {}
+    template = None if template == TOKENIZERS_OWN else template
+    prompter = Prompter.of(load_tokenizer(args.model_path), template, asked)
     check_prompts(answers, args, questions, prompter, path)
     history_path, history = read_past(answers, args, base, questions)
     subject = Subject(
@@ -114,9 +118,10 @@ def read_subject(answers, args, base):
         dtype=dtype,
         limit=setting(answers, args, "max_new_tokens", needed=False),
         question_path=path,
-        turns={question["question_id"]: question["turns"] for question in questions},
+        questions={question["question_id"]: question for question in questions},
         history=history,
         prompter=prompter,
+        penalties=Penalties.of(asked),
         history_path=history_path,
     )
     choices = [choice for question in answers.questions.values() for choice in question.choices]
@@ -155,27 +160,27 @@ def check_weights(answers, args):
         return
     folder = model_folder(args.model_path)
     what = f"--model-path {args.model_path}"
-    config = record.sha256_file(folder / "config.json")
+    config = record.sha256_config(folder)
     compare_hash(answers, args, "config_sha256", config, what)
     compare_hash(answers, args, "weights_sha256", record.sha256_weights(folder), what)
 
 
 def check_prompts(answers, args, questions, prompter, path):
-    """Hold the questions and their first prompts to the recorded hashes (files.open_answers)."""
-    import json
+    """Hold the questions and their first prompts to the recorded hashes (files.fingerprints)."""
+    from model.common.records.files import fingerprints
+    from model.common.records.meta import question_totals
 
-    from model.common.prompts.questions import select
-    from model.common.records.writer import sha256_text
-
-    shared = answers.meta["shared"] if answers.meta else {}
-    if not {"questions_sha256", "prompts_sha256"} & set(shared):
+    recorded = (answers.meta or {}).get("questions")
+    if recorded is None:
         return
-    chosen = select(questions, SimpleNamespace(**{name: shared.get(name) for name in SELECTION}))
-    asked = [[q["question_id"], q["category"], q["turns"]] for q in chosen]
-    prompts = [prompter.render(question["turns"], []) for question in chosen]
-    compare_hash(answers, args, "questions_sha256", sha256_text(json.dumps(asked)), path)
+    known = {str(question["question_id"]): question for question in questions}
+    lost = [name for name in recorded if name not in known]
+    if lost:
+        raise AnswerError(f"{answers.path}: no question {lost[0]} in {path}")
+    totals = question_totals(fingerprints(prompter, [known[name] for name in recorded]))
+    compare_hash(answers, args, "questions_sha256", totals["questions_sha256"], path)
     what = f"the prompts rebuilt from {path} with {args.model_path}'s tokenizer"
-    compare_hash(answers, args, "prompts_sha256", sha256_text(json.dumps(prompts)), what)
+    compare_hash(answers, args, "prompts_sha256", totals["prompts_sha256"], what)
 
 
 def read_past(answers, args, base, questions):

@@ -4,8 +4,11 @@ EXACT           the ids are the baseline's
 TIES ONLY       they are not, but no token's gap is above the bound of rounding
 SUSPECT         a gap above the bound and up to MULTIPLE times it, or a whole file that differs from
                 the baseline significantly more often than the baseline does from itself
+CANNOT JUDGE    the target's own readings of one prefix differ by more than rounding can
+                (noise.py), so that no gap says anything
 BUG             a gap above that multiple, tokens after the answer's end, an answer that ends early
-                or runs past its limit, a missing answer, a float32 rerun that is not identical
+                or runs past its limit, a missing answer, a float32 rerun that is not identical or
+                not the target's own
 LOSSY BY DESIGN the ids differ and the meta says that the acceptance rule may change them
 """
 
@@ -13,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 
 MULTIPLE = 4.0
 EXACT, LOSSY, TIES, SUSPECT, BUG = "EXACT", "LOSSY BY DESIGN", "TIES ONLY", "SUSPECT", "BUG"
-ORDER = (EXACT, LOSSY, TIES, SUSPECT, BUG)
-STATUS = {EXACT: 0, LOSSY: 0, TIES: 0, SUSPECT: 3, BUG: 1}
+CANNOT = "CANNOT JUDGE"
+ORDER = (EXACT, LOSSY, TIES, SUSPECT, CANNOT, BUG)
+STATUS = {EXACT: 0, LOSSY: 0, TIES: 0, SUSPECT: 3, CANNOT: 3, BUG: 1}
 
 
 def worst(verdicts):
@@ -55,8 +59,7 @@ class QuestionJudgement:
     reasons: list = field(default_factory=list)
     tokens: int = 0  # judged
     worst: Worst | None = None
-    baseline: Worst | None = None  # of the baseline's own answer, where the two differ
-    parting: dict | None = None  # where the two answers part: turn, position, both tokens' gaps
+    parting: dict | None = None  # where the two answers part: turn, position, both gaps, bound
     retokenised: bool = False
     unexplained: dict | None = None  # of re-tokenised text: least gap of any tokenisation
 
@@ -82,18 +85,19 @@ def worst_token(turns, noise):
         turn.ulps[position],
         turn.probabilities[position],
         bound,
-        turn.choice,
-        turn.turn,
+        turn.text.choice,
+        turn.text.turn,
         position,
-        turn.ids[position],
+        turn.text.ids[position],
         turn.best[position],
     )
 
 
-def judge_question(found, faults, lossy):
+def judge_question(found, faults, lossy, noise=None):
     """Fill in the verdict and reasons of a QuestionJudgement from its evidence.
 
-    faults: what no rounding does, a line each; lossy: the file's acceptance rule may change ids.
+    faults: what no rounding does, a line each; lossy: the file's acceptance rule may change ids;
+    noise: the Noise that gave the bounds, None where no gap was measured.
     """
     grave = []
     if faults:
@@ -102,6 +106,8 @@ def judge_question(found, faults, lossy):
     gap = found.worst and found.worst.ratio
     if lossy and not found.equal:
         grave.append(LOSSY)
+    elif gap is not None and noise is not None and noise.odd:
+        grave.append(CANNOT)
     elif gap is not None and gap > 1:
         grave.append(judge_gap(found))
     if not grave:
@@ -143,18 +149,45 @@ def end_faults(cut, length, limit):
     return []
 
 
-def file_verdict(questions, control, proof):
+def odd_reading(odd):
+    """What a change that is no rounding says of the readings."""
+    return (
+        f"the target's own readings of one prefix differ by {odd['change']:.3g} logits"
+        f" ({odd['ulps']:.3g} ulps; rounding: at most {odd['limit']:.3g}): {odd['reading']} against"
+        f" a prefill, {odd['where']} token {odd['position']}"
+    )
+
+
+def file_verdict(questions, noise, control, proof):
     """(verdict, reasons) of a file: the worst of its questions, its control and its proof."""
     grave, reasons = [question.verdict for question in questions], []
-    if control and control["significant"] and worst(grave) == TIES:
+    if CANNOT in grave:
+        reasons.append(odd_reading(noise.odd))
+    if control and control["odd"]:
+        grave.append(CANNOT)
+        odd = control["odd"]
+        reasons.append(
+            f"the target's own readings of one prefix differ by {odd['change']:.3g} logits: the"
+            f" baseline's answer, read 1+{control['width']} rows at a time, {odd['where']} token"
+            f" {odd['position']}"
+        )
+    elif control and control["significant"] and worst(grave) == TIES:
         grave.append(SUSPECT)
         reasons.append(
             f"all gaps are within the bound, but {control['method_differ']} of"
-            f" {control['questions']} questions differ where the baseline with"
-            f" {control['width']} idle rows differs on {control['control_differ']}"
+            f" {control['questions']} questions differ where the baseline, read"
+            f" 1+{control['width']} rows at a time, differs on {control['control_differ']}"
         )
     if proof and not proof["identical"]:
         grave.append(BUG)
         listed = ", ".join(map(str, proof["differing"][:5]))
         reasons.append(f"the {proof['dtype']} rerun is not the baseline's on questions {listed}")
+    if proof and proof["off"]:
+        grave.append(BUG)
+        off = proof["off"]
+        reasons.append(
+            f"the {proof['dtype']} rerun is not the target's output: {off['where']} token"
+            f" {off['position']} is {off['gap']:.3g} logits below the best of transformers' own"
+            " forward"
+        )
     return worst(grave), reasons

@@ -7,10 +7,9 @@ a turn's logits scores its i-th output id. Nothing is drawn and no drafter is ne
 Importing it imports torch, so a tool imports it after its flags are read.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,14 +18,17 @@ from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import AnswerFile
 from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
-from model.common.prompts.conversation import read_history
+from model.common.loop.ranking import finite_rows
+from model.common.prompts.conversation import read_history, render
 from model.common.prompts.prompter import Prompter, load_tokenizer
 from model.common.prompts.questions import read_questions
 from model.common.records import writer as record
-from model.common.records.files import model_folder
+from model.common.records.files import asked_hash, model_folder, prompt_hash
+from model.common.remote_code import trust
 from model.common.target.loading import check_model_path, load_target
 from model.common.target.model import Target
 
+PROMPT_FLAGS = ("system_prompt", "template_args")
 BLOCK_ROWS = 256  # rows of logits at a time: 256 x 128k x 4 bytes = 131 MB
 
 
@@ -44,6 +46,7 @@ class Asked:
     """What an answer file's target was asked and how it is to be loaded.
 
     questions: {question_id: question}; history: {question_id: answer texts}, {} = the run's own.
+    flags: of its prompts and ends, as Prompter.of() reads them
     """
 
     model_path: str
@@ -52,6 +55,7 @@ class Asked:
     questions: dict
     history: dict
     scale_to: str | None = None  # of a twin
+    flags: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -80,7 +84,7 @@ def find_asked(
     """What the meta beside `answers` says, a flag that is given (not None) before it.
 
     Refused in one line: a setting that neither has, other weights, questions or first prompts than
-    the meta's hashes say (the latter two where the file has all its questions).
+    the meta's hashes say.
     """
     meta = answers.meta or {}
     said = meta.get("arguments") or {}
@@ -106,7 +110,8 @@ def find_asked(
         history_path = _path(said.get("history"))
         history = read_history(history_path, asked) if history_path else {}
     template = template or said.get("template")
-    found = Asked(model_path, dtype, template, questions, history, said.get("scale_to"))
+    flags = {name: said.get(name) for name in PROMPT_FLAGS}
+    found = Asked(model_path, dtype, template, questions, history, said.get("scale_to"), flags)
     _check_hashes(answers, found, asked, history_path)
     return found
 
@@ -124,26 +129,34 @@ def _check_hashes(answers, found: Asked, asked: list, history_path) -> None:
     hashes = {"weights_sha256": lambda: record.sha256_weights(model_folder(found.model_path))}
     if history_path:
         hashes["history_sha256"] = lambda: record.sha256_file(Path(history_path))
-    if (answers.meta or {}).get("num_questions") == len(asked):
-        listed = [[q["question_id"], q["category"], q["turns"]] for q in asked]
-        hashes["questions_sha256"] = lambda: record.sha256_text(json.dumps(listed))
     for name, compute in hashes.items():
         if shared.get(name) is not None and compute() != shared[name]:
-            what = {"weights_sha256": found.model_path, "history_sha256": history_path}
+            what = {"weights_sha256": found.model_path, "history_sha256": history_path}[name]
+            raise AnswerError(f"{answers.path}: {what} is not what it was made of ({name})")
+    for question, (then, _) in _recorded(answers, asked):
+        if asked_hash(question) != then:
             raise AnswerError(
-                f"{answers.path}: {what.get(name, 'the question file')} is not what it was made"
-                f" with ({name} differs)"
+                f"{answers.path}: question {question['question_id']} is another one in the question"
+                " file (questions_sha256)"
             )
 
 
-def load_asked(found: Asked, device: str = "auto") -> tuple[Target, Prompter]:
-    """(target, prompter) of an Asked, the target eager."""
+def _recorded(answers, asked: list):
+    """[(question, its two hashes of files.fingerprints)], as far as the meta has them."""
+    known = (answers.meta or {}).get("questions") or {}
+    named = ((question, known.get(str(question["question_id"]))) for question in asked)
+    return [(question, hashes.split(" ")) for question, hashes in named if hashes]
+
+
+def load_asked(found: Asked, device: str = "auto", trusted=False) -> tuple[Target, Prompter]:
+    """(target, prompter) of an Asked, the target eager; trusted: code of the checkpoint may run."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    trust(trusted)
     with refusals_of_tools():
-        prompter = Prompter(load_tokenizer(found.model_path), found.template)
+        prompter = Prompter.of(load_tokenizer(found.model_path), found.template, found.flags)
         target = load_target(
             found.model_path, found.dtype, device, "eager", scale_to=found.scale_to
         )
@@ -168,34 +181,35 @@ def forced_turns(
             where = f"{answers.path}: question {question.question_id} choice {choice.index}"
             if choice.output_ids is None:
                 raise AnswerError(f"{where}: no output_ids; only token ids can be scored")
-            turns = asked.questions[question.question_id]["turns"]
+            own = asked.questions[question.question_id]
+            turns = own["turns"]
             past = asked.history.get(question.question_id) or choice.texts
             if len(choice.output_ids) > len(turns):
                 raise AnswerError(f"{where}: more turns than its question has ({len(turns)})")
             for turn, output_ids in enumerate(choice.output_ids):
                 with refusals_of_tools():
-                    prompt_ids = prompter.render(turns, past[:turn])
+                    prompt_ids = render(prompter, own, past[:turn])
                 recorded = choice.prompt_tokens and choice.prompt_tokens[turn]
                 _check_turn(f"{where} turn {turn}", prompt_ids, output_ids, recorded, target)
                 blocks = logit_blocks(target, prompt_ids, output_ids, block_rows)
                 yield ForcedTurn(
-                    question.question_id, choice.index, turn, prompt_ids, output_ids, blocks
+                    question.question_id,
+                    choice.index,
+                    turn,
+                    prompt_ids,
+                    output_ids,
+                    finite_blocks(blocks, f"{where} turn {turn}"),
                 )
 
 
 def _check_first_prompts(answers, asked: Asked, prompter) -> None:
-    """Hold the first prompts' ids to the meta's hash, where the file has all its questions."""
-    meta = answers.meta or {}
-    expected = meta.get("shared", {}).get("prompts_sha256")
-    if expected is None or meta.get("num_questions") != len(answers.questions):
-        return
-    with refusals_of_tools():
-        prompts = [prompter.render(asked.questions[i]["turns"], []) for i in answers.questions]
-    if record.sha256_text(json.dumps(prompts)) != expected:
-        raise AnswerError(
-            f"{answers.path}: the first prompts are not those it was made with (prompts_sha256"
-            " differs): another template or tokenizer"
-        )
+    """Hold the first prompts' ids to the meta's hashes."""
+    for question, (_, then) in _recorded(answers, [asked.questions[i] for i in answers.questions]):
+        if prompt_hash(prompter, question) != then:
+            raise AnswerError(
+                f"{answers.path}: question {question['question_id']} has another first prompt here"
+                " (prompts_sha256): another template or tokenizer"
+            )
 
 
 def _check_turn(where: str, prompt_ids, output_ids, recorded, target) -> None:
@@ -207,11 +221,19 @@ def _check_turn(where: str, prompt_ids, output_ids, recorded, target) -> None:
         )
     if not prompt_ids or not output_ids:
         raise AnswerError(f"{where}: an empty prompt or answer")
-    if not 0 <= min(output_ids) <= max(output_ids) < target.vocab_size:
+    if min(output_ids) < 0 or max(*prompt_ids, *output_ids) >= target.vocab_size:
         raise AnswerError(f"{where}: an id outside the target's {target.vocab_size}")
     total = len(prompt_ids) + len(output_ids)
     if target.context is not None and total > target.context + 1:
         raise AnswerError(f"{where}: {total} tokens, the target's context is {target.context}")
+
+
+def finite_blocks(blocks: Iterator[torch.Tensor], where: str) -> Iterator[torch.Tensor]:
+    """The same, refused where they say nothing of the next token."""
+    for logits in blocks:
+        if not finite_rows(logits).all():
+            raise AnswerError(f"{where}: the target's logits are not finite")
+        yield logits
 
 
 def logit_blocks(

@@ -9,7 +9,7 @@ import torch
 from evaluation.answers.meta import AnswerError
 from evaluation.sampling import forcing
 from evaluation.sampling.evidence import MIN_FREE, Evidence, run_tests
-from evaluation.sampling.token_law import MARGINS, Sampling, TokenLaw, audit_uniforms, token_law
+from evaluation.sampling.token_law import Sampling, TokenLaw, audit_uniforms, token_law
 
 BLOCK_NUMBERS = 1 << 22  # logits at a time: some ten tensors of float64 of it are in use
 COPY_CHANCE = 1e-6  # a turn less likely than this is not drawn twice
@@ -40,7 +40,7 @@ class Scorer:
             args.bench_name,
             args.question_file,
         )
-        sampling = Sampling(**settings, margin=MARGINS[asked.dtype])
+        sampling = Sampling.of(settings, asked.dtype)
         laws, keys, first, copies = self._score(answers, asked, sampling)
         law = TokenLaw.join(laws)
         evidence = Evidence.of(law)
@@ -87,10 +87,12 @@ class Scorer:
 
     def _load(self, asked, sampling):
         """The target and prompter of an Asked, loaded unless they were the last file's."""
-        name = (asked.model_path, asked.dtype, asked.template, asked.scale_to)
+        asked_for = json.dumps(asked.flags, sort_keys=True)
+        name = (asked.model_path, asked.dtype, asked.template, asked.scale_to, asked_for)
         if self.name != name:
             self.name, self.loaded = None, None  # free before loading
-            self.loaded = forcing.load_asked(asked, self.args.device)
+            trusted = self.args.trust_remote_code
+            self.loaded = forcing.load_asked(asked, self.args.device, trusted)
             self.name = name
         if self.scored_as != (name, sampling):
             self.scored.clear()
@@ -108,6 +110,7 @@ class Scorer:
             parts, begin = [], 0
             for logits in turn.blocks:
                 rows = slice(begin, begin + len(logits))
+                logits = sampling.penalised(logits, turn.prompt_ids, turn.output_ids, begin)
                 parts.append(token_law(logits, tokens[rows], uniforms[:, rows], sampling))
                 begin = rows.stop
             self.scored[key] = TokenLaw.join(parts)

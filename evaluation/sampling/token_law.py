@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from model.common.loop.penalties import NO_PENALTIES, Penalties, forced
 from model.common.loop.sampling import warp
 
 # By how much rounding may move a logit; measured, prefill against steps of one and of six rows, on
@@ -24,12 +25,32 @@ MARGINS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.5}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens were drawn; margin: rounding of a logit that must not convict."""
+    """How the tokens were drawn; margin: rounding of a logit that must not convict.
+
+    token_law() is given logits that are penalised().
+    """
 
     temperature: float
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     margin: float = MARGINS["float32"]
+    penalties: Penalties = NO_PENALTIES
+
+    @classmethod
+    def of(cls, settings: dict, dtype: str) -> "Sampling":
+        """From audit_sampling.find_settings(); what multiplies a logit multiplies its rounding."""
+        penalties = Penalties.of(settings)
+        warping = {name: settings[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+        return cls(**warping, margin=MARGINS[dtype] * penalties.scale, penalties=penalties)
+
+    def penalised(self, logits, prompt: list, answer: list, begin: int):
+        """Logits [r, V] of answer[begin : begin + r], each penalised for what precedes it."""
+        return forced(self.penalties, logits, prompt, answer, begin)
+
+    def warp(self, logits):
+        """As the run's own sampler."""
+        return warp(logits, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclass
@@ -66,7 +87,7 @@ def token_law(logits, tokens, uniforms, sampling: Sampling) -> TokenLaw:
     """Columns of tokens [n] drawn after logits [n, V]; uniforms [2, n]: the v of either order."""
     device = logits.device
     tokens, uniforms = tokens.to(device), uniforms.to(device)
-    probs = warp(logits, sampling.temperature, sampling.top_k, sampling.top_p).double()
+    probs = sampling.warp(logits).double()
     own = probs.gather(-1, tokens.unsqueeze(-1))
     outside = own.squeeze(-1) <= 0
     tolerated = outside.clone()
@@ -120,6 +141,9 @@ def _within_rounding(logits, tokens, sampling: Sampling):
     mass = (scores.softmax(-1) * above).sum(-1)
     if sampling.top_p < 1:
         inside &= mass * math.exp(-shift) < sampling.top_p
+    if sampling.min_p:
+        least = scores.amax(-1) + math.log(sampling.min_p) - shift
+        inside &= own.squeeze(-1) >= least
     return inside & own.squeeze(-1).isfinite()
 
 

@@ -25,14 +25,14 @@ AGGREGATES = {
 }
 
 
-def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=None):
+def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=None, compat=False):
     """Compare two AnswerFiles; refuses (AnswerError) what cannot be compared.
 
-    count_tokens: text -> number of input ids of the target's tokenizer, special tokens included;
-    where given, Spec-Bench's published formula is computed too.
+    count_tokens: text -> number of input ids of the target's tokenizer, special tokens included.
+    compat: compute Spec-Bench's published formula, too, for which it is needed.
     """
-    allowed = check_shared(method, base, allow)
-    pairing = pair_questions(method, base, common)
+    allowed = check_shared(method, base, allow, asked_alike(method, base) if common else no_field)
+    pairing = pair_questions(method, base, common, count_tokens)
     tasks = [
         task_row(task, name, pairs, resamples, seed)
         for task, name, pairs in tasks_of(pairing.pairs)
@@ -54,9 +54,25 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
         "profile": profile(identity, ours, theirs),
         "throughput": throughput(method, ours, theirs),
     }
-    if count_tokens is not None:
+    if compat:
         result["spec_bench_compat"] = published(pairing.pairs, count_tokens)
     return result
+
+
+def no_field(dotted):
+    """No difference in a shared setting is harmless."""
+    return False
+
+
+def asked_alike(method, base):
+    """Which field may differ where questions are left out: the hashes over all of them.
+
+    But not where a question that both files were asked has other words or another prompt.
+    """
+    ours, theirs = ((answers.meta or {}).get("questions") or {} for answers in (method, base))
+    both = ours.keys() & theirs.keys()
+    alike = bool(both) and all(ours[name] == theirs[name] for name in both)
+    return lambda dotted: alike and dotted in ("questions_sha256", "prompts_sha256")
 
 
 def describe_file(answers):

@@ -37,7 +37,7 @@ def read_rungs(paths, base):
 def build(rungs, methods, base, args):
     """The ladder as a plain dict: its rungs in the order given, the best one, all speedups.
 
-    args: allow, common, resamples, seed of the command line.
+    args: allow, common, resamples, seed of the command line, and count_tokens of pair_questions.
     """
     rows = [rung_row(rung, base, args) for rung in rungs]
     best = max(range(len(rungs)), key=lambda i: rows[i]["tokens_per_s"])
@@ -52,7 +52,7 @@ def build(rungs, methods, base, args):
 def rung_row(rung, base, args):
     """The numbers of one rung; a file that commits more than a token a step is refused."""
     differs = check_shared(rung, base, args.allow, is_runtime)
-    ours, _ = zip(*pair_questions(rung, base, args.common).pairs)
+    ours, _ = zip(*pair_questions(rung, base, args.common, args.count_tokens).pairs)
     columns = metrics.question_columns(ours)
     accepted = metrics.mean_accepted(columns)
     if accepted is None or abs(accepted["over_steps"] - 1) > 1e-12:
@@ -73,7 +73,7 @@ def rung_row(rung, base, args):
 def speedup(method, best, args):
     """The headline speedup of a method against the best rung, with its interval."""
     differs = check_shared(method, best, args.allow, is_runtime)
-    sides = zip(*pair_questions(method, best, args.common).pairs)
+    sides = zip(*pair_questions(method, best, args.common, args.count_tokens).pairs)
     columns = [metrics.question_columns(side) for side in sides]
     value = metrics.wall_ratios(*columns)["mean_ratio"]
     intervals = metrics.bootstrap_intervals(

@@ -1,8 +1,9 @@
 """Pair the questions of two answer files by question_id, and say what is left out and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluation.answers.meta import AnswerError
+from evaluation.answers.reader import UNCATEGORIZED
 
 MAX_NAMED = 10  # ids or errors named in a message; the rest are counted
 
@@ -24,10 +25,12 @@ def named(ids):
     return f"{len(ids)} {noun}: {', '.join(map(str, ids[:MAX_NAMED]))}{cut}"
 
 
-def pair_questions(method, base, common=False):
+def pair_questions(method, base, common=False, count_tokens=None):
     """Pair two AnswerFiles; order does not matter, a missing question does unless `common`.
 
-    A question that failed on either side is left out of both.
+    A question that failed on either side is left out of both; one without a category on one side
+    has the other's. Where a side did not count the tokens of a text, those of all texts of both
+    sides are counted with `count_tokens` (text -> number of input ids, special tokens included).
     """
     missing = [i for i in base.questions if i not in method.questions]
     extra = [i for i in method.questions if i not in base.questions]
@@ -56,6 +59,7 @@ def pair_questions(method, base, common=False):
         ours = method.questions.get(question_id)
         if ours is None or ours.error or theirs.error:
             continue
+        ours, theirs = same_category(ours, theirs), same_category(theirs, ours)
         check_pair(ours, theirs, method, check_prompts)
         pairs.append((ours, theirs))
     if not pairs:
@@ -63,7 +67,39 @@ def pair_questions(method, base, common=False):
         raise AnswerError(
             f"{method.path}: no question was answered in it and in {base.path}{reasons}"
         )
+    uncounted = list(uncounted_lines((method, base), pairs))
+    if uncounted and count_tokens is None:
+        raise AnswerError(f"{uncounted[0]}; --tokenizer-path TARGET counts the texts")
+    if uncounted:
+        notes += [f"{line}: on both sides the tokens are those of the texts" for line in uncounted]
+        pairs = [tuple(by_texts(question, count_tokens) for question in pair) for pair in pairs]
     return Pairing(pairs, notes, left_out)
+
+
+def uncounted_lines(sides, pairs):
+    """A line for each of two AnswerFiles with texts of the pairs whose tokens it did not count."""
+    for answers, questions in zip(sides, zip(*pairs)):
+        choices = [choice for question in questions for choice in question.choices]
+        turns = sum(len(choice.uncounted) for choice in choices)
+        if turns:
+            yield f"{answers.path.name}: new_tokens is 0 in {turns} turns that have a text"
+
+
+def by_texts(question, count_tokens):
+    """A Question whose new_tokens are the tokens of its texts, special ones not counted."""
+    special = count_tokens("")
+
+    def counted(choice):
+        tokens = [max(0, count_tokens(text) - special) for text in choice.texts]
+        return replace(choice, new_tokens=tokens)
+
+    return replace(question, choices=[counted(choice) for choice in question.choices])
+
+
+def same_category(question, other):
+    """A Question with the category of the other, if it has none of its own."""
+    known = question.category != UNCATEGORIZED
+    return question if known else replace(question, category=other.category)
 
 
 def check_pair(ours, theirs, method, check_prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
 RUNTIMES = ("eager", "compile", "cudagraph")
 MINI_TARGET = ROOT / "data" / "mini_models" / "target"
+EXAMPLE_OF_JSON = '{"enable_thinking": false}'
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +22,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         found, rest = super().parse_known_args(args, namespace)
+        if (name := vars(found).pop("gguf_file", None)) is not None:
+            if not name.lower().endswith(".gguf"):
+                self.error(f"--gguf-file {name}: no name of a GGUF file (.gguf)")
+            found.model_path = f"{found.model_path.rstrip('/')}/{name}"
         for action in self._actions:
             known = getattr(action, "known_weights", None)
             if known is None or getattr(found, action.dest) is not None:
@@ -68,6 +74,35 @@ def temperature(text: str) -> float:
     return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
 
 
+def json_object(text: str) -> dict:
+    """Argument type: names and values as JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text}: a JSON object is needed: {EXAMPLE_OF_JSON}")
+    return value
+
+
+def token_ids(text: str) -> list[int]:
+    """Argument type: ids separated by commas."""
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError:
+        ids = [-1]
+    if min(ids) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: token ids separated by commas are needed")
+    return ids
+
+
+def some_text(text: str) -> str:
+    """Argument type: a text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text stands everywhere")
+    return text
+
+
 def shape_name(text: str) -> str:
     """Argument type: the name or the numbers of a shape in shapes.py."""
     try:
@@ -111,11 +146,17 @@ def make_parser(method: str, doc: str, add_args) -> Parser:
     _add_model(parser.add_argument_group("model and device"))
     _add_questions(parser.add_argument_group("questions and answers"))
     _add_decoding(parser.add_argument_group("decoding"))
+    _add_ends(parser.add_argument_group("where an answer ends"))
     return parser
 
 
 def _add_model(group):
-    group.add_argument("--model-path", required=True, help="target: model directory or hub id")
+    group.add_argument(
+        "--model-path", required=True, help="target: model directory, hub id or GGUF file"
+    )
+    group.add_argument(
+        "--gguf-file", metavar="NAME", help="which GGUF file of that directory or hub repository"
+    )
     group.add_argument(
         "--model-id", help="name in file names and tables (default: made from the run)"
     )
@@ -148,6 +189,11 @@ def _add_model(group):
         default=1,
         help="GPUs in all; more than one model's: Ray",
     )
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint (its auto_map) on this machine, as you",
+    )
 
 
 def _add_questions(group):
@@ -163,6 +209,15 @@ def _add_questions(group):
     )
     group.add_argument("--limit-per-category", type=at_least(1), help="questions per category")
     group.add_argument("--template", help="FastChat template, or plain (default: the tokenizer's)")
+    group.add_argument(
+        "--template-args",
+        type=json_object,
+        metavar="JSON",
+        help=f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}",
+    )
+    group.add_argument(
+        "--system-prompt", metavar="TEXT", help="system message of questions that bring none"
+    )
     group.add_argument("--history", help="answer file whose answers stand in later turns' prompts")
     group.add_argument("--answer-file", help="default: data/BENCH/model_answer/MODEL_ID.jsonl")
     group.add_argument("--overwrite", action="store_true", help="replace another run's answer file")
@@ -176,15 +231,64 @@ def _add_questions(group):
 
 
 def _add_decoding(group):
-    group.add_argument("--max-new-tokens", type=at_least(1), default=1024, help="per turn (tokens)")
     group.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
     group.add_argument("--top-p", type=between(1e-6, 1), default=1.0, help="nucleus mass")
     group.add_argument("--top-k", type=at_least(0), default=0, help="best k tokens; 0 = all")
+    group.add_argument(
+        "--min-p",
+        type=between(0, 1),
+        default=0.0,
+        help="least probability, as a share of the best token's (after top-p); 0 = all",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=between(0.01, 100),
+        default=1.0,
+        metavar="FACTOR",
+        help="of tokens in prompt and answer: logits above 0 divided, below 0 multiplied by it",
+    )
+    group.add_argument(
+        "--presence-penalty",
+        type=between(-2, 2),
+        default=0.0,
+        metavar="LOGITS",
+        help="subtracted from the logits of tokens that stand in the answer",
+    )
+    group.add_argument(
+        "--frequency-penalty",
+        type=between(-2, 2),
+        default=0.0,
+        metavar="LOGITS",
+        help="subtracted as many times as the token stands in the answer",
+    )
     group.add_argument("--seed", type=at_least(0), default=0, help="of the sampled tokens")
     group.add_argument(
         "--warmup", type=at_least(0), default=3, help="untimed decodings of the first question"
     )
     group.add_argument("--batch-size", type=at_least(1), default=1, help="questions at a time")
+
+
+def _add_ends(group):
+    group.add_argument("--max-new-tokens", type=at_least(1), default=1024, help="per turn (tokens)")
+    group.add_argument(
+        "--stop",
+        type=some_text,
+        action="append",
+        metavar="TEXT",
+        help="text that ends an answer and is cut from it, beside the template's; repeatable",
+    )
+    group.add_argument(
+        "--stop-token-ids",
+        type=token_ids,
+        action="extend",
+        metavar="ID,ID",
+        help="ids that end an answer, beside the model's, tokenizer's and template's",
+    )
+    group.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="end answers by the other flags of this group alone",
+    )
 
 
 def add_state(parser) -> None:
@@ -227,8 +331,8 @@ def is_warm(args) -> bool:
 
 def check(args) -> None:
     """Refuse flags that exclude each other."""
-    if args.temperature == 0 and (args.top_p < 1 or args.top_k):
-        raise BadInput("--top-p and --top-k need --temperature above 0")
+    if args.temperature == 0 and (args.top_p < 1 or args.top_k or args.min_p):
+        raise BadInput("--top-p, --top-k and --min-p need --temperature above 0")
     if args.num_gpus_total % args.num_gpus_per_model:
         raise BadInput(
             f"--num-gpus-total {args.num_gpus_total} is no multiple of "
@@ -251,7 +355,7 @@ def check(args) -> None:
 
 def default_model_id(method: str, args) -> str:
     """NAME-METHOD-DTYPE-temperature-T, in the manner of Spec-Bench's file names."""
-    name = Path(args.model_path.rstrip("/")).name
+    name = Path(args.model_path.rstrip("/")).name.removesuffix(".gguf")
     if args.scale_to:
         name += f"-twin-{args.scale_to}"
     return f"{name}-{method}-{args.dtype}-temperature-{args.temperature}"

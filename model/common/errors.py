@@ -8,6 +8,10 @@ class BadInput(Exception):
     """What the user gave cannot be used; the message is one line and names it."""
 
 
+class Unsupported(BadInput):
+    """A model that our cache and attention cannot serve; it may run on its own."""
+
+
 @contextmanager
 def ends_in_one_line(prog: str, verb: str = "goes on"):
     """Turn BadInput into its line and exit code 2, an interruption into a hint and 130.
@@ -22,6 +26,14 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of its message that says anything; with its kind where it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, KeyError):
+        return one_line(error)
+    return lines[0].strip()
 
 
 def one_line(error: Exception) -> str:

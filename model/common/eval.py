@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
-from model.common.errors import ends_in_one_line, one_line
-from model.common.prompts.conversation import read_history
+from model.common.errors import BadInput, ends_in_one_line, one_line
+from model.common.prompts.conversation import first_prompt, read_history
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -65,11 +65,13 @@ class Bench:
         import transformers
 
         from model.common.records.files import open_answers
+        from model.common.remote_code import trust
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if args.num_threads:
             torch.set_num_threads(args.num_threads)
+        trust(args.trust_remote_code)
         self.args = args
         self.questions = choose_questions(args)
         self.history = read_history(args.history, self.questions) if args.history else {}
@@ -81,42 +83,66 @@ class Bench:
 
     def _load(self, build, engine) -> None:
         from model.common.contract.sequence import EmptyDrafter
-        from model.common.loop.sampling import Sampler
         from model.common.prompts.prompter import Prompter, load_tokenizer
         from model.common.records.meta import is_lossy
-        from model.common.target.loading import load_target
+        from model.common.target.loading import load_plain, load_target
         from model.common.target.offload import wanted_offload
 
         args = self.args
-        self.prompter = Prompter(load_tokenizer(args.model_path), args.template)
+        self.prompter = Prompter.of(load_tokenizer(args.model_path), args.template, vars(args))
         self.engine = engine(args) if engine else None
-        self.target = load_target(
-            args.model_path,
-            args.dtype,
-            args.device,
-            args.runtime,
-            args.num_gpus_per_model,
-            wanted_offload(args),
-            args.scale_to,
-        )
+        if self.engine is not None and args.scale_to is None:
+            self.target = load_plain(
+                args.model_path, args.dtype, args.device, args.num_gpus_per_model
+            )
+        else:
+            self.target = load_target(
+                args.model_path,
+                args.dtype,
+                args.device,
+                args.runtime,
+                args.num_gpus_per_model,
+                wanted_offload(args),
+                args.scale_to,
+            )
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
-        self.sampler = Sampler(args.temperature, args.top_k, args.top_p)
+        endless = self.prompter.endless(self.stop)
+        if endless:
+            print(f"warning: {endless}", file=sys.stderr)
+        self.sampler = self._sampler()
         self.drafter = build(args, self.target)
+        refusal = self.target.refuses(self.drafter, args.batch_size)
+        if refusal is not None:
+            raise BadInput(refusal)
         self.baseline = EmptyDrafter() if args.paired else None
         self.typical = None
         self.capacity: int | None = None  # worked out when it is first needed
         if is_lossy(args):
             self.typical = (args.posterior_threshold, args.posterior_alpha)
 
+    def _sampler(self):
+        """As the flags say. Raises BadInput for what this target leaves undefined."""
+        from model.common.loop.penalties import Penalties
+        from model.common.loop.sampling import Sampler
+
+        args, penalties = self.args, Penalties.of(vars(self.args))
+        if penalties.repetition != 1 and self.target.model.config.is_encoder_decoder:
+            raise BadInput(
+                "--repetition-penalty: an encoder's prompt is nothing that its decoder repeats;"
+                " --presence-penalty and --frequency-penalty are of the answer alone"
+            )
+        return Sampler(args.temperature, args.top_k, args.top_p, args.min_p, penalties)
+
     def _capacity(self) -> int:
         """Columns that no question of this run exceeds, so that the cache is allocated once."""
         tokenizer, limit = self.prompter.tokenizer, self.args.max_new_tokens
-        longest = 0
+        longest = 1
         for question in self.questions:
             later = sum(
                 len(tokenizer(turn).input_ids) + limit + 64 for turn in question["turns"][1:]
             )
-            longest = max(longest, len(self.prompter.render(question["turns"], [])) + limit + later)
+            prompt = first_prompt(self.prompter, question) or []  # a refused one is never decoded
+            longest = max(longest, len(prompt) + limit + later)
         context = self.target.context
         return min(longest, context) if context else longest
 
@@ -150,17 +176,22 @@ class Bench:
         return failed
 
     def _warm_up(self) -> None:
-        """Untimed decodings of the first questions, in every shape that a static runtime needs."""
+        """Untimed decodings of the first questions, in every shape that a static runtime needs.
+
+        A question whose prompt its template refuses is passed over.
+        """
+        from itertools import islice
+
         from model.common.loop.source import Prompts, Request
 
-        prompts, limit = [], self.args.max_new_tokens
+        rendered = (first_prompt(self.prompter, question) for question in self.questions)
+        prompts = list(islice(filter(None, rendered), self.args.batch_size))
+        limit = self.args.max_new_tokens
         try:
-            for question in self.questions[: self.args.batch_size]:
-                prompts.append(self.prompter.render(question["turns"], []))
             for _ in range(self.args.warmup):
                 for drafter in filter(None, (self.drafter, self.baseline)):
                     self._decode(drafter, Prompts([Request(ids, limit) for ids in prompts]))
-            if self.args.warmup:
+            if self.args.warmup and prompts:
                 for ids in self.target.rehearse(self.drafter, prompts[0]):
                     self._decode(self.drafter, Prompts([Request(ids, REHEARSED)]))
         except Exception as error:  # the question fails again when its turn comes, and is recorded

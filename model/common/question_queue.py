@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from model.common.errors import BadInput, one_line
-from model.common.loop.source import Request, Source, check_length
-from model.common.prompts.conversation import Conversation
+from model.common.loop.source import Request, Source
+from model.common.prompts.conversation import Conversation, render
 from model.common.records.writer import answer_record, choice_record
 
 
@@ -45,10 +45,8 @@ class QuestionQueue(Source):
         if conversation.error is not None or turn == len(conversation.turns):
             return None
         bench = self.bench
-        limit = bench.args.max_new_tokens
         try:
-            ids = bench.prompter.render(conversation.turns, conversation.past)
-            check_length(bench.target, ids, limit)
+            ids = render(bench.prompter, conversation.question, conversation.past)
         except Exception as error:  # a template may raise anything; it is this question's error
             conversation.error = str(error) if isinstance(error, BadInput) else one_line(error)
             return None
@@ -56,6 +54,7 @@ class QuestionQueue(Source):
         seed = conversation.seed(bench.args.seed, turn)
         # of an answer that its prompt's own token ended, the drafter may never have been told
         continues = any(earlier.accept_lengths for earlier in conversation.results)
+        limit = bench.args.max_new_tokens
         return Request(ids, limit, seed, continues, owner=conversation)
 
     def done(self, request, turn):
@@ -64,6 +63,10 @@ class QuestionQueue(Source):
         conversation.add(turn, self.bench.prompter.text(turn.output_ids, self.bench.stop))
         if len(conversation.texts) == len(conversation.turns):
             self._close(turn.slot)
+
+    def failed(self, request, slot, reason):
+        request.owner.error = reason
+        self._close(slot)
 
     def decode_s(self) -> float:
         """Seconds in which at least one turn was being answered."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
+import re
 from pathlib import Path
 
 from model.common import args as arguments
 from model.common.errors import BadInput
+from model.common.remote_code import trust
 
 
 def run_sharded(method: str, args, build, engine) -> int:
     """Run on num_gpus_total / num_gpus_per_model workers; returns the failed questions."""
     ray = load_ray()
+    trust(args.trust_remote_code)
     num_workers = args.num_gpus_total // args.num_gpus_per_model
     runs = range(1, args.num_runs + 1) if args.num_runs else [None]
     return sum(_run_once(ray, method, args, build, engine, run, num_workers) for run in runs)
@@ -27,12 +29,13 @@ def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
     """One run (of --num-runs) on all workers; returns the failed questions."""
     from model.common.eval import choose_questions
     from model.common.records.files import open_answers
+    from model.common.records.writer import beside
 
     path = arguments.answer_path(args, run)
     questions = choose_questions(args)
     files = open_answers(method, args, questions, path)
     for file in files:
-        absorb(file, path)
+        absorb(file, path, args.overwrite)
     missing = [
         question["question_id"]
         for question in questions
@@ -45,10 +48,8 @@ def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
         if isinstance(result, str):
             raise BadInput(result)
     for file in files:
-        suffix = file.path.stem.removeprefix(path.stem)
         for shard in shards:
-            part = Path(shard.answer_file)
-            take_over(file, part.with_name(f"{part.stem}{suffix}.jsonl"))
+            take_over(file, beside(Path(shard.answer_file), ending(file, path)))
         file.finish([question["question_id"] for question in questions])
     return sum(results)
 
@@ -65,17 +66,20 @@ def load_ray():
     return ray
 
 
-def shard_arguments(args, path: Path, ids: list[int], num_workers: int) -> list:
+def shard_arguments(args, path: Path, ids: list[int | str], num_workers: int) -> list:
     """Arguments of each worker: contiguous questions of `ids`, a file of its own beside `path`."""
+    from model.common.prompts.questions import join_ids
+    from model.common.records.writer import beside
+
     num_workers = min(num_workers, len(ids))
     shards = []
     for worker in range(num_workers):
         begin, end = worker * len(ids) // num_workers, (worker + 1) * len(ids) // num_workers
         shard = copy.copy(args)
-        shard.question_ids = ",".join(map(str, ids[begin:end]))
+        shard.question_ids = join_ids(ids[begin:end])
         shard.num_gpus_total = args.num_gpus_per_model
         shard.num_runs = None
-        shard.answer_file = str(path.with_name(f"{path.stem}.shard{worker}.jsonl"))
+        shard.answer_file = str(beside(path, f".shard{worker}"))
         shards.append(shard)
     return shards
 
@@ -90,36 +94,37 @@ def run_shard(method: str, args, build, engine) -> int | str:
         return str(error)
 
 
-def absorb(file, path: Path) -> None:
-    """Take over what the shards of a killed run of the same command left behind."""
-    from model.common.records.writer import first_difference, identity, meta_path, whole_lines
+def ending(file, path: Path) -> str:
+    """What the name of one of a command's files has beyond that of its own file `path`."""
+    return file.path.name.removesuffix(".jsonl").removeprefix(path.name.removesuffix(".jsonl"))
 
-    suffix = file.path.stem.removeprefix(path.stem)
-    for part in sorted(path.parent.glob(f"{path.stem}.shard*.jsonl")):
-        if part.stem.removeprefix(f"{path.stem}.shard").lstrip("0123456789") != suffix:
-            continue
-        old = json.loads(meta_path(part).read_text(encoding="utf-8"))
-        selection = ("question_ids", "questions_sha256", "prompts_sha256")
-        settings = [identity(meta) for meta in (old, file.meta)]
-        for meta in settings:
-            meta["shared"] = {k: v for k, v in meta["shared"].items() if k not in selection}
-        if first_difference(*settings):
+
+def absorb(file, path: Path, overwrite: bool = False) -> None:
+    """Take over, or with --overwrite remove, what shards of a killed run of this command left."""
+    from model.common.records import writer
+
+    begin = f"{path.name.removesuffix('.jsonl')}.shard"
+    names = re.compile(re.escape(begin) + r"\d+" + re.escape(ending(file, path)) + r"\.jsonl")
+    for part in sorted(path.parent.iterdir()):
+        old = writer.read_meta(part) if names.fullmatch(part.name) else None
+        if old is None or writer.first_difference(*map(writer.identity, (old, file.meta))):
             continue  # of another run: its worker refuses it by name
-        for record in whole_lines(part).values():
+        records = {} if overwrite else writer.whole_lines(part)
+        writer.check_questions(part, records, old, file.meta)
+        for record in records.values():
             if not file.is_done(record["question_id"]):
                 file.add(record | {"model_id": file.meta["model_id"]})
         part.unlink()
-        meta_path(part).unlink()
+        writer.meta_path(part).unlink()
 
 
 def take_over(file, part: Path) -> None:
     """Move a shard's answers into the command's file."""
-    from model.common.records.writer import meta_path
+    from model.common.records.writer import all_lines, meta_path, read_meta
 
-    for line in part.read_text(encoding="utf-8").split("\n")[:-1]:
-        record = json.loads(line)
+    for record in all_lines(part).values():
         file.add(record | {"model_id": file.meta["model_id"]})
-    file.keep_measured(json.loads(meta_path(part).read_text(encoding="utf-8")))
+    file.keep_measured(read_meta(part) or {})
     file.note({})
     part.unlink()
     meta_path(part).unlink()

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.heads.head import module_bytes, row_of
-from model.common.loop.ranking import top_ids
+from model.common.loop.ranking import finite_rows, top_ids
 from model.common.loop.sampling import draw
 
 
@@ -29,7 +29,7 @@ class EagleDrafter(Drafter):
         self.needs = Needs(hidden=tuple(head.needs))
 
     def facts(self):
-        return {"head_bytes": module_bytes(self.head.module)}
+        return {"head_bytes": module_bytes(self.head.module), **self.head.facts()}
 
     def reserve(self, num_slots, capacity, sampler):
         head, self.sampler = self.head, sampler
@@ -117,6 +117,7 @@ class StaticEagleDrafter(EagleDrafter):
         if not sampler.greedy:
             uniforms = sampler.spread(sum(self.num_draws)).to(head.device).split(self.num_draws, 1)
         features, levels, laws, offset = self.features.unsqueeze(1), [], [], 0
+        finite = []
         for depth, plan in enumerate(self.passes):
             if depth:
                 tokens = levels[-1][:, plan.inner]  # [B, r]
@@ -124,6 +125,7 @@ class StaticEagleDrafter(EagleDrafter):
                 features = head.read(inputs, self.longest, offset, plan.ancestors, plan.depths)
                 offset += tokens.shape[1]
             logits = head.logits(features)  # [B, r, V]
+            finite.append(finite_rows(logits))
             if uniforms is None:
                 children = top_ids(logits, plan.num_children)  # [B, r, k]
             else:
@@ -133,8 +135,8 @@ class StaticEagleDrafter(EagleDrafter):
                     children = children.masked_fill(tokens.unsqueeze(-1) < 0, -1)
                 laws.append(given[:, plan.of_child, plan.ranks])
             levels.append(children[:, plan.of_child, plan.ranks])
-        probs = torch.cat(laws, 1) if laws else None
-        return Draft(torch.cat(levels, 1), self.tree.tree, probs)
+        probs, sound = torch.cat(laws, 1) if laws else None, torch.cat(finite, 1).all(1)
+        return Draft(torch.cat(levels, 1), self.tree.tree, probs, sound=sound)
 
 
 def draw_distinct(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ def draw_distinct(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     for j in range(uniforms.shape[-1]):
         total = probs.sum(-1, keepdim=True)
         probs = torch.where(total > 0, probs / total.clamp(min=1e-38), 0.0)
-        token = draw(probs, uniforms[..., j]).clamp(max=probs.shape[-1] - 1)
+        token = draw(probs, uniforms[..., j])
         ids.append(torch.where(total.squeeze(-1) > 0, token, -1))
         given.append(probs)
         probs = probs.scatter(-1, token.unsqueeze(-1), 0.0)

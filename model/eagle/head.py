@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint
-from model.common.heads.head import CachedHead, RowAttention, llama_config, shared_module
+from model.common.heads.checkpoint import Checkpoint, check_fields
+from model.common.heads.head import (
+    LAYER_FIELDS,
+    LAYER_LIMITS,
+    CachedHead,
+    RowAttention,
+    llama_config,
+    shared_module,
+    window_of,
+)
 
 FILES = ("pytorch_model.bin", "model.safetensors")
 KINDS = {"fc": "state"}  # see corner.KINDS
@@ -64,6 +72,10 @@ class EagleHead(CachedHead):
     def __init__(self, module, config, target):
         super().__init__(module, config, target.device, target.dtype, target.runtime)
 
+    def facts(self) -> dict:
+        """How it is wired, for Drafter.facts()."""
+        return {}
+
     def features(self, hidden: dict) -> Tensor:
         """What rows read of the target, [S, r, H]."""
         return hidden["last"].to(self.device)
@@ -77,9 +89,26 @@ class EagleHead(CachedHead):
         return ids
 
 
+def layer_config(checkpoint: Checkpoint, fields: dict, layer: str):
+    """LlamaConfig of a head's layer, whose tensors' names begin with `layer`.
+
+    attention_bias is one of the output too where that has a tensor: Llama's layer has one, the
+    heads' own and Qwen2's do not.
+    """
+    place = f"{checkpoint.path}/config.json"
+    config = llama_config(fields, place)
+    config.window = window_of(fields, place)
+    config.o_bias = bool(fields.get("attention_bias")) and (
+        f"{layer}.self_attn.o_proj.bias" in checkpoint.tensors
+    )
+    return config
+
+
 def module_config(checkpoint: Checkpoint, target):
     """The layer's config; another width than the target's is bad input."""
-    config = llama_config(checkpoint.config, f"{checkpoint.path}/config.json")
+    fields, place = checkpoint.config, f"{checkpoint.path}/config.json"
+    check_fields(fields, place, (*LAYER_FIELDS, "bias", "eagle_fc_bias"), LAYER_LIMITS)
+    config = layer_config(checkpoint, fields, "layers.0")
     for name, wanted in (
         ("hidden_size", target.config.hidden_size),
         ("vocab_size", target.vocab_size),
@@ -93,10 +122,12 @@ def module_config(checkpoint: Checkpoint, target):
 def load_eagle(path: str, target) -> EagleHead:
     """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors."""
     checkpoint, origin = Checkpoint(path, FILES), target.origin
+    checkpoint.strip("model.")
     config = module_config(checkpoint, origin)
+    bias = checkpoint.config.get("eagle_fc_bias", checkpoint.config.get("bias", True))
 
     def make(config):
-        return EagleModule(config, checkpoint.config.get("bias", True), None, None)
+        return EagleModule(config, bias, None, None)
 
     with torch.device("meta"):
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -106,12 +137,11 @@ def load_eagle(path: str, target) -> EagleHead:
     checkpoint.drop("embed_tokens.weight")  # a copy of the target's
     checkpoint.load_into(module, origin.dtype, origin.device)
     module, config = target.grown(module, config, make, KINDS)
-    module.borrowed = borrowed_from(target)
+    module.borrowed = (borrowed(target, "input"), borrowed(target, "output"))
     return EagleHead(module.eval(), config, target)
 
 
-def borrowed_from(target) -> tuple[nn.Module, nn.Module]:
-    """The target's embedding and lm_head, on the head's device."""
-    model = target.model
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return tuple(shared_module(module, target.device) for module in modules)
+def borrowed(target, end: str) -> nn.Module:
+    """The target's embedding (end "input") or lm_head ("output"), on the head's device."""
+    module = getattr(target.model, f"get_{end}_embeddings")()
+    return shared_module(module, target.device)

@@ -68,8 +68,9 @@ class DynamicEagleDrafter(EagleDrafter):
                 ancestors = torch.cat([above, self.itself.expand(batch, -1, -1)], 2)
                 own = first + chosen
                 level = tokens.gather(1, own)
+        sound = ~scores.isnan().any(1)  # logits that are not finite give them NaN
         tokens, parents, _ = best_nodes(tokens, scores, parents, self.max_nodes)
-        return Draft(tokens, Tree(parents, self.max_depth))
+        return Draft(tokens, Tree(parents, self.max_depth), sound=sound)
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(target ids, log probabilities) of the top_k candidates of each row, [.., V_d]."""

@@ -1,8 +1,9 @@
 """EAGLE-3's head: a Llama layer over fused target states, with an output vocabulary of its own.
 
-Row i reads the embedding of token i + 1 and, of the target, the inputs of decoder layers 2, L // 2
-and L - 3 at i, fused by one linear layer; while drafting, the layer's own output takes their place.
-Source: Li et al., arXiv 2503.01840.
+Row i reads the embedding of token i + 1 and, of the target, the inputs of three decoder layers
+(usually 2, L // 2 and L - 3) at i, fused by one linear layer; while drafting, the layer's own
+output takes their place.
+Source: Li et al., arXiv 2503.01840; config.py has what later heads do differently.
 """
 
 from __future__ import annotations
@@ -12,98 +13,130 @@ from torch import Tensor, nn
 
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint
-from model.common.heads.head import RowAttention, llama_config
+from model.common.heads.head import RowAttention
 from model.common.target.twin.corner import FAR
-from model.eagle.head import FILES, KINDS, EagleHead, borrowed_from
+from model.eagle.head import FILES, KINDS, EagleHead, borrowed, layer_config
+from model.eagle3.config import NORMS, PLAIN, Wiring, flat_fields, read_layers, read_wiring
 
-MIN_LAYERS = 8  # of the target: with fewer the three states coincide or lose their order
-UNSUPPORTED = {"norm_before_residual": False, "fc_norm": False, "norm_output": True}
-
-
-def fused_layers(num_layers: int) -> tuple[int, int, int]:
-    """Decoder layers whose inputs are fused: low, middle, high."""
-    if num_layers < MIN_LAYERS:
-        raise BadInput(f"EAGLE-3 needs a target of at least {MIN_LAYERS} layers, not {num_layers}")
-    return 2, num_layers // 2, num_layers - 3
+UNUSED = ("verifier_norm.weight", "verifier_lm_head.weight")  # copies of the target's
 
 
 class Eagle3Layer(nn.Module):
     """A Llama layer whose attention reads [embedding; feature], each with a norm of its own."""
 
-    def __init__(self, config):
+    def __init__(self, config, norm_before_residual: bool = False):
         from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
         super().__init__()
         norm = (config.hidden_size, config.rms_norm_eps)
+        self.norm_before_residual = norm_before_residual
         self.hidden_norm, self.input_layernorm = LlamaRMSNorm(*norm), LlamaRMSNorm(*norm)
         self.self_attn = RowAttention(config, 2 * config.hidden_size)
         self.post_attention_layernorm = LlamaRMSNorm(*norm)
         self.mlp = LlamaMLP(config)
 
-    def both(self, embedded: Tensor, features: Tensor) -> Tensor:
-        """What the attention reads, [B, r, 2 H]."""
-        return torch.cat([self.input_layernorm(embedded), self.hidden_norm(features)], -1)
+    def inputs(self, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the attention reads [B, r, 2 H], and the residual [B, r, H]."""
+        normed = self.hidden_norm(features)
+        residual = normed if self.norm_before_residual else features
+        return torch.cat([self.input_layernorm(embedded), normed], -1), residual
 
-    def finish(self, features: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output from its un-normed residual and the attention's output."""
-        rows = features + attended
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from its residual and the attention's output."""
+        rows = residual + attended
         return rows + self.mlp(self.post_attention_layernorm(rows))
 
     def forward(self, embedded, features, rotary, mask, place) -> Tensor:
-        attended = self.self_attn(self.both(embedded, features), rotary, mask, place)
-        return self.finish(features, attended)
+        rows, residual = self.inputs(embedded, features)
+        return self.finish(residual, self.self_attn(rows, rotary, mask, place))
 
 
 class Eagle3Module(nn.Module):
-    """The published tensors. borrowed: the target's embedding, unless the head has its own width.
+    """The published tensors.
 
     d2t [V_d] long: offset of each draft id to the target's; t2d [V] bool: target ids covered.
+
+    embedding    the target's, or with `owns` the head's own
+    draft_vocab  V_d; None = all of the target's ids, with the target's lm_head
+    borrowed     (embedding, lm_head or None) that rows go through
     """
 
-    def __init__(self, config, draft_vocab: int, target_width: int, embedding, owns=False):
+    def __init__(
+        self,
+        config,
+        draft_vocab: int | None,
+        target_width: int,
+        embedding,
+        owns: bool = False,
+        wiring: Wiring = PLAIN,
+    ):
         from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
         super().__init__()
-        self.fc = nn.Linear(3 * target_width, config.hidden_size, bias=False)
-        self.midlayer = Eagle3Layer(config)
-        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, draft_vocab, bias=False)
-        if draft_vocab != config.vocab_size:
+        width, epsilon, num_states = config.hidden_size, config.rms_norm_eps, wiring.num_states
+        self.wiring = wiring
+        if wiring.norm_before_fc:
+            self.input_norm = LlamaRMSNorm(num_states * target_width, epsilon)
+        if wiring.fc_norm:
+            norms = [LlamaRMSNorm(target_width, epsilon) for _ in range(num_states)]
+            self.fc_norm = nn.ModuleList(norms)
+        self.fc = nn.Linear(num_states * target_width, width, bias=False)
+        self.midlayer = Eagle3Layer(config, wiring.norm_before_residual)
+        self.norm = LlamaRMSNorm(width, epsilon)
+        if draft_vocab:
+            self.lm_head = nn.Linear(width, draft_vocab, bias=False)
+        if draft_vocab not in (None, config.vocab_size):
             self.register_buffer("d2t", torch.zeros(draft_vocab, dtype=torch.long))
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
         if owns:
             self.embed_tokens = embedding
-        self.borrowed = (embedding,)
+        self.borrowed = (embedding, None)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [B, r, H] of target ids."""
         return self.borrowed[0](tokens).to(self.fc.weight.dtype)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Target states [B, r, 3 H_t] to features [B, r, H]; the layer's own output stays."""
-        return self.fc(features) if features.shape[-1] == self.fc.in_features else features
+        """Target states [B, r, n H_t] to features [B, r, H]; the layer's own output stays."""
+        if features.shape[-1] != self.fc.in_features:
+            return features
+        if self.wiring.norm_before_fc:
+            features = self.input_norm(features)
+        if self.wiring.fc_norm:
+            parts = features.chunk(len(self.fc_norm), -1)
+            features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts)], -1)
+        return self.fc(features)
 
     def forward(self, inputs, rotary, mask, place) -> Tensor:
-        """inputs (tokens [S, r], states [S, r, 3 H_t] or features [S, r, H]) -> outputs before the
-        norm [S, r, H]; the rest as CachedHead gives it."""
+        """inputs (tokens [S, r], states [S, r, n H_t] or features [S, r, H]) -> outputs [S, r, H],
+        before the norm but for norm_output; the rest as CachedHead gives it."""
         tokens, features = inputs
-        return self.midlayer(self.embed(tokens), self.fuse(features), rotary, mask, place)
+        rows = self.midlayer(self.embed(tokens), self.fuse(features), rotary, mask, place)
+        return self.norm(rows) if self.wiring.norm_output else rows
 
     def logits(self, features: Tensor) -> Tensor:
         """[.., H] -> [.., V_d]."""
-        return self.lm_head(self.norm(features))
+        rows = features if self.wiring.norm_output else self.norm(features)
+        return (self.borrowed[1] or self.lm_head)(rows)
 
 
 class Eagle3Head(EagleHead):
-    """The head with its cache; needs the inputs of three of the target's layers."""
+    """The head with its cache; layers: of the target, whose inputs it reads."""
 
-    def __init__(self, module, config, target):
+    def __init__(self, module, config, target, layers: tuple[int, ...]):
         super().__init__(module, config, target)
-        self.needs = fused_layers(target.config.num_hidden_layers)
+        if target.twin:
+            layers = tuple(target.twin.depth_of(layer) for layer in layers)
+        self.needs = layers
         self.offsets = getattr(module, "d2t", None)
+        self.num_ids = (module.borrowed[1] or module.lm_head).out_features
+
+    def facts(self) -> dict:
+        norms = [name for name in NORMS if getattr(self.module.wiring, name)]
+        return {"fused_layers": list(self.needs), "wiring": " ".join(norms) or "plain"}
 
     def features(self, hidden: dict) -> Tensor:
-        """What rows read of the target, [S, r, 3 H_t]."""
+        """What rows read of the target, [S, r, n H_t]."""
         return torch.cat([hidden[layer].to(self.device) for layer in self.needs], -1)
 
     def target_ids(self, ids: Tensor) -> Tensor:
@@ -111,87 +144,100 @@ class Eagle3Head(EagleHead):
         return ids if self.offsets is None else ids + self.offsets[ids]
 
 
-def load_eagle3(path: str, target) -> Eagle3Head:
-    """EAGLE-3's published files; layers.0.* (speculators, vLLM) reads as midlayer.*."""
-    origin = target.origin
-    fused_layers(origin.config.num_hidden_layers)
-    checkpoint = Checkpoint(path, FILES)
+def load_eagle3(
+    path: str, target, layer_ids: str = "config", norm_output: str = "config"
+) -> Eagle3Head:
+    """EAGLE-3's published files; layers.0.* (speculators, NVIDIA) reads as midlayer.*.
+
+    layer_ids, norm_output: what the config's mean, see config.py.
+    """
+    origin, checkpoint = target.origin, Checkpoint(path, FILES)
+    checkpoint.strip("model.")
     for name in list(checkpoint.tensors):
         checkpoint.rename(name, name.replace("layers.0.", "midlayer."))
-    config = _config(checkpoint, origin)
-    width = origin.config.hidden_size
-    draft_vocab = checkpoint.config.get("draft_vocab_size") or config.vocab_size
-    owns = config.hidden_size != width
-    with torch.device("meta"):
-        embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        module = Eagle3Module(config, draft_vocab, width, embedding, owns)
+    checkpoint.drop(*UNUSED)
+    fields, place = flat_fields(checkpoint), f"{path}/config.json"
+    layers = read_layers(fields, place, origin.config.num_hidden_layers, layer_ids)
+    wiring = read_wiring(fields, place, len(layers), norm_output)
+    config = _config(checkpoint, fields, origin, len(layers))
+    own_width = config.hidden_size != origin.config.hidden_size
+    owns = own_width or fields.get("embed_requires_grad") is True
+    draft_vocab = fields.get("draft_vocab_size") or fields.get("truncated_vocab_size")
+    draft_vocab = draft_vocab or config.vocab_size
+    whole = draft_vocab == config.vocab_size
+    can_borrow = whole and not own_width and not fields.get("tie_word_embeddings")
+    if can_borrow and "lm_head.weight" not in checkpoint.tensors:
+        draft_vocab = None
     if not owns:
         checkpoint.drop("embed_tokens.weight")  # of no use, and random in some published files
-    if draft_vocab == config.vocab_size:
-        checkpoint.drop("d2t", "t2d")
-    checkpoint.load_into(module, origin.dtype, origin.device, optional=("t2d",))
-    check_vocabulary(module, checkpoint)
-    module, config = _grown(module, config, target)
-    module.borrowed = (module.embed_tokens,) if owns else borrowed_from(target)[:1]
-    return Eagle3Head(module.eval(), config, target)
+
+    def make(config, draft_vocab, width):
+        embedding = nn.Embedding(config.vocab_size, config.hidden_size) if owns else None
+        return Eagle3Module(config, draft_vocab, width, embedding, owns, wiring)
+
+    with torch.device("meta"):
+        module = make(config, draft_vocab, origin.config.hidden_size)
+    check_vocabulary(module, checkpoint, config.vocab_size)
+    checkpoint.load_into(module, origin.dtype, origin.device)
+    module, config = _grown(module, config, target, make)
+    embedding = module.embed_tokens if owns else borrowed(target, "input")
+    module.borrowed = (embedding, None if draft_vocab else borrowed(target, "output"))
+    return Eagle3Head(module.eval(), config, target, layers)
 
 
-def _grown(module: Eagle3Module, config, target):
+def _grown(module: Eagle3Module, config, target, make):
     """As Target.grown(); a twin's head has a row for every id, as those published for Vicuna."""
     if target.twin is None:
         return module, config
     if hasattr(module, "d2t"):
         ids = torch.arange(len(module.d2t)) + module.d2t
-        whole = nn.Linear(config.hidden_size, config.vocab_size)
+        dtype = module.lm_head.weight.dtype
+        whole = nn.Linear(config.hidden_size, config.vocab_size, dtype=dtype)
         with torch.no_grad():
             whole.weight.index_copy_(0, ids, module.lm_head.weight)
             whole.bias.fill_(FAR).index_fill_(0, ids, 0.0)
         module.lm_head = whole
+    has_output = hasattr(module, "lm_head")
 
-    def make(config):
-        return Eagle3Module(config, config.vocab_size, config.hidden_size, None)
+    def make_whole(config):
+        return make(config, config.vocab_size if has_output else None, config.hidden_size)
 
-    return target.grown(module, config, make, KINDS)
+    return target.grown(module, config, make_whole, {**KINDS, r"fc_norm\.\d+": "norm"})
 
 
-def _config(checkpoint: Checkpoint, target):
+def _config(checkpoint: Checkpoint, fields: dict, target, num_states: int):
     """The layer's config, which may be of another width if it says the target's."""
-    for name, usual in UNSUPPORTED.items():
-        if checkpoint.config.get(name, usual) != usual:
-            raise BadInput(f"{checkpoint.path}/config.json: {name} is not supported")
-    _check_layers(checkpoint, target)
-    config = llama_config(checkpoint.config, f"{checkpoint.path}/config.json")
-    read = checkpoint.config.get("target_hidden_size") or config.hidden_size
+    config = layer_config(checkpoint, fields, "midlayer")
+    read = fields.get("target_hidden_size") or config.hidden_size
     for name, found, wanted in (
         ("hidden_size of the target", read, target.config.hidden_size),
         ("vocab_size", config.vocab_size, target.vocab_size),
     ):
         if found != wanted:
             raise BadInput(f"{checkpoint.path}: {name} {found}, the target's is {wanted}")
+    if num_states * read == config.hidden_size:  # they could not be told from features
+        raise BadInput(f"{checkpoint.path}: {num_states} states of {read} are as wide as the head")
     return config
 
 
-def _check_layers(checkpoint: Checkpoint, target) -> None:
-    """Refuse a head trained on other states; its config counts layers' outputs, we their inputs."""
-    states = checkpoint.config.get("eagle_config") or {}
-    ours = [layer - 1 for layer in fused_layers(target.config.num_hidden_layers)]
-    found = states.get("eagle_aux_hidden_state_layer_ids") or ours
-    if not states.get("use_aux_hidden_state", True) or list(found) != ours:
-        raise BadInput(f"{checkpoint.path}/config.json: eagle_config {states}, supported is {ours}")
+def check_vocabulary(module: Eagle3Module, checkpoint: Checkpoint, vocab: int) -> None:
+    """Refuse offsets that lead outside the target's vocabulary or disagree with t2d.
 
-
-def check_vocabulary(module: Eagle3Module, checkpoint: Checkpoint) -> None:
-    """Refuse offsets that lead outside the target's vocabulary or disagree with t2d."""
+    A head with a row for every id needs no offsets, but may have zeros. A missing t2d is made.
+    """
+    tensors, file = checkpoint.tensors, checkpoint.file
+    offsets = tensors.get("d2t")
     if not hasattr(module, "d2t"):
-        return
-    if module.d2t.is_floating_point():
-        raise BadInput(f"{checkpoint.file}: tensor d2t is {module.d2t.dtype}, expected torch.int64")
-    ids = torch.arange(len(module.d2t)) + module.d2t.cpu()
-    vocab = module.t2d.shape[0]
+        if offsets is not None and len(offsets) == vocab and offsets.any():
+            raise BadInput(f"{file}: d2t moves ids, but the head has a row for every one")
+        return checkpoint.drop("d2t", "t2d")
+    checkpoint.check(module.state_dict(), optional=("t2d",))
+    if offsets.is_floating_point():
+        raise BadInput(f"{file}: tensor d2t is {offsets.dtype}, expected torch.int64")
+    ids = torch.arange(len(offsets)) + offsets.long()
     if ids.min() < 0 or ids.max() >= vocab or len(ids.unique()) < len(ids):
-        raise BadInput(f"{checkpoint.file}: d2t does not map into the {vocab} ids of the target")
-    covered = torch.zeros(vocab, dtype=torch.bool)
-    covered[ids] = True
-    if "t2d" in checkpoint.tensors and not torch.equal(module.t2d.cpu().bool(), covered):
-        raise BadInput(f"{checkpoint.file}: t2d and d2t do not cover the same ids")
-    module.t2d = covered.to(module.d2t.device)
+        raise BadInput(f"{file}: d2t does not map into the {vocab} ids of the target")
+    covered = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ids, True)
+    if not torch.equal(tensors.get("t2d", covered).bool(), covered):
+        raise BadInput(f"{file}: t2d and d2t do not cover the same ids")
+    tensors |= {"d2t": offsets.long(), "t2d": covered}

@@ -17,6 +17,20 @@ def add_args(parser):
     """Flags that only this method has."""
     add_weights(parser, "--eagle-path", "EAGLE-3 head", HEADS)
     add_tree_args(parser)
+    parser.add_argument(
+        "--layer-ids",
+        choices=("config", "inputs", "outputs"),
+        default="config",
+        help="of the target's layers whose ids the head's config lists, what the head reads "
+        "(config: known for the usual ids, and for speculators')",
+    )
+    parser.add_argument(
+        "--norm-output",
+        choices=("config", "on", "off"),
+        default="config",
+        help="draft on from the normed output (EAGLE-3.1), or from the plain one (config: as its "
+        "norm_output says, which heads of SpecForge before September 2026 mean otherwise)",
+    )
 
 
 def build(args, target):
@@ -24,9 +38,8 @@ def build(args, target):
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
     from model.eagle3.head import load_eagle3
 
-    head = load_eagle3(args.eagle_path, target)
-    num_ids = head.module.lm_head.out_features
-    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, num_ids)
+    head = load_eagle3(args.eagle_path, target, args.layer_ids, args.norm_output)
+    num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, head.num_ids)
     return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
 
 

@@ -46,7 +46,8 @@ class Eagle3Training(HeadTraining):
 
     def __init__(self, args, target, data):
         from model.common.heads.head import CausalRows, head_fields, llama_config
-        from model.eagle3.head import Eagle3Module, fused_layers
+        from model.eagle3.config import fused_layers
+        from model.eagle3.head import Eagle3Module
 
         self.args, self.target = args, target
         self.layers = fused_layers(target.config.num_hidden_layers)
@@ -108,12 +109,11 @@ class Eagle3Training(HeadTraining):
         """
         layer = self.module.midlayer
         attention = layer.self_attn
-        query, key, value = attention.project(
-            layer.both(embedded, features), self.rows.rotary(features, step)
-        )
+        inputs, residual = layer.inputs(embedded, features)
+        query, key, value = attention.project(inputs, self.rows.rotary(features, step))
         past.append((key, value))
         attended = unrolled_attention(query, past, attention.scaling, self.rows.mask(features))
-        return layer.finish(features, attention.o_proj(attended))
+        return layer.finish(residual, attention.o_proj(attended))
 
     def save(self, folder):
         """Write config.json and model.safetensors, names as published."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.heads.head import CachedHead, module_bytes, row_of, runtime_for, shared_module
-from model.common.loop.ranking import top_ids
+from model.common.loop.ranking import finite_rows, top_ids
 from model.hydra.heads import HydraHeads
 
 
@@ -48,7 +48,7 @@ class HydraDrafter(Drafter):
         self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
         self.levels = self._plan()
         runtime = runtime_for(heads, target)
-        self.guess = runtime.captured(runtime.compiled(self._tokens))
+        self.guess = runtime.captured(runtime.compiled(self._guesses))
         self.prefix = None
         if heads.prefix is not None:
             where = self.head_device, target.dtype, runtime
@@ -89,8 +89,9 @@ class HydraDrafter(Drafter):
         self.longest = prompt.max_committed - 1
 
     def propose(self):
-        tokens = self.guess(self.states, self.roots)
-        return Draft(tokens.to(self.tree.device), self.tree.tree)
+        guesses = self.guess(self.states, self.roots)
+        tokens, sound = (part.to(self.tree.device) for part in guesses)
+        return Draft(tokens, self.tree.tree, sound=sound)
 
     def observe(self, step):
         if step.max_committed == 0:
@@ -110,15 +111,17 @@ class HydraDrafter(Drafter):
         self.prefix.cache.advance(count)
         return row_of(states, (count - 1).clamp(min=0))
 
-    def _tokens(self, states: Tensor, roots: Tensor) -> Tensor:
-        """Tokens of the nodes [B, n], from states [B, H] and roots [B]."""
+    def _guesses(self, states: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens of the nodes [B, n], Draft.sound [B]), from states [B, H] and roots [B]."""
         inputs = torch.cat([states, self.embed(roots).to(states.dtype)], -1).unsqueeze(1)
-        found = []
+        found, finite = [], []
         for i, level in enumerate(self.levels):
-            best = top_ids(self.heads.guess(i, inputs), level.num_best)  # [B, inner nodes, k]
+            logits = self.heads.guess(i, inputs)  # [B, inner nodes, V]
+            finite.append(finite_rows(logits))
+            best = top_ids(logits, level.num_best)  # [B, inner nodes, k]
             tokens = best[:, level.parents, level.ranks]
             found.append(tokens)
             if i + 1 < len(self.levels):
                 own = self.embed(tokens[:, level.inner]).to(states.dtype)
                 inputs = torch.cat([inputs[:, level.inner_parents], own], -1)  # [B, r, (i+3) H]
-        return torch.cat(found, 1)
+        return torch.cat(found, 1), torch.cat(finite, 1).all(1)

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.checkpoint import Checkpoint, check_fields
 from model.common.heads.head import CausalRows, RowAttention, llama_config, target_rope
 from model.medusa.heads import ResidualBlock
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")
 ARCHS = ("mlp", "prefix-mlp")
+FIELDS = (  # of a config; heads are counted in the tensors, there is no dropout when drafting
+    *("hydra_head_arch", "hydra_num_heads", "hydra_num_layers", "grounded_heads"),
+    *("hidden_state_offset", "dropout_rate"),
+)
 PREFIX = "prefix_embeding_layer"  # so it is spelt in the published files
 UNUSED = (  # copies of the target's embedding, a table that nothing reads, RoPE's own numbers
     "input_embed_fn.weight",
@@ -124,21 +128,6 @@ class HydraHeads(nn.Module):
         """Logits [.., V] of head i, of states and embeddings side by side [.., (i+2) H]."""
         return self.hydra_lm_head[i](self.hydra_mlp[i](rows))
 
-    def forward(self, features: Tensor, embeddings: Tensor) -> list[Tensor]:
-        """Logits [B, T-i, V] of every head i with the right tokens in front of it.
-
-        features    [B, T, H] the target's hidden states after the final norm
-        embeddings  [B, T, H] of the tokens that follow them: column t is token t+1
-        Row t of head i guesses token t+2+i; it reads columns t .. t+i of the embeddings.
-        """
-        states, length = self.states(features), features.shape[1]
-        logits = []
-        for i in range(min(self.num_heads, length)):
-            rows = length - i
-            parts = [states[:, :rows], *(embeddings[:, j : j + rows] for j in range(i + 1))]
-            logits.append(self.guess(i, torch.cat(parts, -1)))
-        return logits
-
     def states(self, features: Tensor) -> Tensor:
         """s_t of whole sequences, [B, T, H]: the prefix layer's output, or the features."""
         if self.prefix is None:
@@ -228,6 +217,7 @@ def load_heads(path: str, target, num_heads: int) -> HydraHeads:
 def _kind(checkpoint: Checkpoint) -> tuple[str, int]:
     """(architecture, layers of a head) of the config; what cannot be run is refused."""
     place = f"{checkpoint.path}/config.json"
+    check_fields(checkpoint.config, place, FIELDS)
     arch = checkpoint.get("hydra_head_arch", "mlp")
     if arch not in ARCHS:
         known = " and ".join(ARCHS)

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.heads.head import module_bytes, runtime_for
-from model.common.loop.ranking import top_ids
+from model.common.loop.ranking import finite_rows, top_ids
 from model.medusa.heads import MedusaHeads
 
 
@@ -33,7 +33,7 @@ class MedusaDrafter(Drafter):
         depths = torch.tensor(tree.depths)
         self.columns = ((depths - 1) * self.num_best + tree.ranks.cpu()).to(head_device)
         runtime = runtime_for(heads, target)
-        self.guess = runtime.captured(runtime.compiled(self._tokens))
+        self.guess = runtime.captured(runtime.compiled(self._guesses))
 
     def facts(self):
         return {"head_bytes": module_bytes(self.heads)}
@@ -46,12 +46,14 @@ class MedusaDrafter(Drafter):
         self.states[prompt.slots] = prompt.last("last")
 
     def propose(self):
-        return Draft(self.guess(self.states).to(self.tree.device), self.tree.tree)
+        tokens, sound = (part.to(self.tree.device) for part in self.guess(self.states))
+        return Draft(tokens, self.tree.tree, sound=sound)
 
     def observe(self, step):
         self.states = step.last("last")
 
-    def _tokens(self, states: Tensor) -> Tensor:
-        """Tokens of the nodes [B, n], from hidden states [B, H]."""
-        best = top_ids(self.heads(states), self.num_best)  # [K, B, k]
-        return best.transpose(0, 1).flatten(1)[:, self.columns]
+    def _guesses(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens of the nodes [B, n], Draft.sound [B]), from hidden states [B, H]."""
+        logits = self.heads(states)  # [K, B, V]
+        best = top_ids(logits, self.num_best)  # [K, B, k]
+        return best.transpose(0, 1).flatten(1)[:, self.columns], finite_rows(logits).all(0)

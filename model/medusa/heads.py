@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint, read_config
+from model.common.heads.checkpoint import Checkpoint, check_fields, read_config
 
 HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")  # Medusa-2, and vLLM's packing
 BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.weight")
 KINDS = {r"\d+\.\d+\.linear": "state", r"\d+\.\d+": "output"}  # see corner.KINDS
+FIELDS = (  # of a config: published heads', then vLLM's. Sizes are those of the tensors
+    *("medusa_num_heads", "medusa_num_layers", "version", "hidden_size", "vocab_size"),
+    *("num_heads", "num_hidden_layers", "max_paths", "topk", "max_seq_len", "medusa_fc_bias"),
+)
 PACKED_BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.weight")
 
 
@@ -76,11 +80,6 @@ class MedusaHeads(nn.Module):
                     part.weight.copy_(lm_head.weight)
 
 
-def state_to_save(heads: MedusaHeads) -> dict[str, Tensor]:
-    """Tensors by their published names."""
-    return heads.state_dict()
-
-
 def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
     """The first num_heads heads of a directory or hub id, in the target's dtype.
 
@@ -90,17 +89,18 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
     Raises BadInput: a missing, unknown or misshapen tensor, or fewer heads.
     """
     checkpoint, packed = _open(path)
+    origin = target.origin
+    lm_head = origin.model.get_output_embeddings()
+    _check_fields(checkpoint.config, f"{path}/config.json", packed, len(lm_head.weight))
     pattern = PACKED_BLOCK if packed else BLOCK
     found = [match.groups() for match in map(pattern.fullmatch, checkpoint.tensors) if match]
     num_found, num_layers = len({k for k, _ in found}), len({j for _, j in found})
     if not found:
         first = _stored("0.0.linear.weight", packed)
         raise BadInput(f"{checkpoint.file}: no tensor {first}, so no Medusa head")
-    origin = target.origin
-    lm_head = origin.model.get_output_embeddings()
     outputs = {_stored(f"{k}.{num_layers}.weight", packed) for k in range(num_found)}
     owns = str(checkpoint.config.get("version")) != "2" or outputs & checkpoint.tensors.keys()
-    vocab_size, hidden_size = lm_head.weight.shape
+    vocab_size, hidden_size = origin.config.vocab_size, origin.config.hidden_size
     sizes = (hidden_size, vocab_size, num_layers, None if owns else lm_head)
     with torch.device("meta"):
         every = MedusaHeads(num_found, *sizes).state_dict()
@@ -127,15 +127,23 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
 
 def _open(path: str) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether its names are vLLM's; its config says where heads are kept."""
-    from model.common.target.loading import check_model_path
+    from model.common.target.loading import check_directory
 
-    check_model_path(path)
+    check_directory(path)
     kind = read_config(path).get("model_type")
     if kind == "medusa":
         return Checkpoint(path, MODEL_FILES), True
     if kind:
         return Checkpoint(path, MODEL_FILES, prefix="medusa_head."), False
     return Checkpoint(path, HEAD_FILES), False
+
+
+def _check_fields(fields: dict, place: str, packed: bool, vocab_size: int) -> None:
+    """See check_fields(); of a model that contains heads, the fields that are about them."""
+    if fields.get("model_type") and not packed:
+        fields = {name: value for name, value in fields.items() if name.startswith("medusa_")}
+    limits = {"original_lm_head": (False,), "truncated_vocab_size": (vocab_size,)}
+    check_fields(fields, place, FIELDS, {**limits, "logit_scale": (1,)})
 
 
 def _stored(name: str, packed: bool) -> str:

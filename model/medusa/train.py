@@ -26,11 +26,10 @@ RECIPE = {
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--num-heads", type=at_least(1), default=5, help="heads to train")
-    parser.add_argument(
-        "--num-layers", type=at_least(1), default=1, help="residual blocks of a head"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--num-heads", type=at_least(1), default=5, help="heads to train")
+    add("--num-layers", type=at_least(1), default=1, help="residual blocks of a head")
+    add(
         "--head-decay",
         type=between(0, 1),
         default=1.0,
@@ -72,14 +71,14 @@ class MedusaTraining(HeadTraining):
     def save(self, folder):
         """Write config.json and medusa_lm_head.safetensors, names as published."""
         from model.common.heads.checkpoint import save_checkpoint
-        from model.medusa.heads import HEAD_FILES, state_to_save
+        from model.medusa.heads import HEAD_FILES
 
         config = {
             "base_model_name_or_path": self.args.model_path,
             "medusa_num_heads": self.args.num_heads,
             "medusa_num_layers": self.args.num_layers,
         }
-        save_checkpoint(folder, config, HEAD_FILES[0], state_to_save(self.module))
+        save_checkpoint(folder, config, HEAD_FILES[0], self.module.state_dict())
 
 
 if __name__ == "__main__":

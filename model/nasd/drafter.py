@@ -147,4 +147,5 @@ def likely(logits: Tensor, num: int, sampler) -> Tensor:
         scores = scores.topk(sampler.top_k, dim=-1).values
         ids[..., sampler.top_k :] = -1
     probs = (values - scores.logsumexp(-1, keepdim=True)).exp()
-    return ids.masked_fill(probs.cumsum(-1) - probs >= sampler.top_p, -1)
+    cut = (probs.cumsum(-1) - probs >= sampler.top_p) | (probs < sampler.min_p * probs[..., :1])
+    return ids.masked_fill(cut, -1)

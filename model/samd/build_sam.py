@@ -12,12 +12,11 @@ three quarters of a GB while building and 50 MB on disk.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
 from model.common.args import Parser
-from model.common.errors import BadInput
+from model.common.errors import BadInput, ends_in_one_line
 
 LIMIT = 2**31 // 3  # tokens: an automaton has fewer than 3 edges a token
 
@@ -159,11 +158,8 @@ def run(args) -> None:
 def main(argv=None) -> None:
     """Build, or exit with 2 and one line."""
     args = parse(argv)
-    try:
+    with ends_in_one_line("build_sam", "starts anew"):
         run(args)
-    except BadInput as error:
-        print(f"build_sam: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ class CombinedDrafter(Drafter):
         copies_here = torch.tensor(copies_here, device=self.device)  # [B, 1]
         tokens = torch.where(copies_here, copied.tokens, guessed.tokens)
         parents = torch.where(copies_here, copied.layout.parents, guessed.layout.parents)
-        return Draft(tokens, Tree(parents, depth))
+        sound = None if guessed.sound is None else guessed.sound | copies_here[:, 0]
+        return Draft(tokens, Tree(parents, depth), sound=sound)
 
 
 def build_drafter(args, target) -> Drafter:

@@ -6,7 +6,7 @@ from model.common.contract.drafter import Drafter
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import read_config
 from model.common.target.draft_model import load_draft_model
-from model.common.target.loading import check_model_path
+from model.common.target.loading import check_directory
 from model.common.target.model import Target
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import SortedDraft
@@ -34,7 +34,7 @@ def make_drafter(args, target: Target) -> Drafter:
 
 def load_sorted(args, target: Target) -> SortedDraft:
     """The draft model with its exits; refused before it is loaded where they do not fit."""
-    check_model_path(args.drafter_path)
+    check_directory(args.drafter_path)
     config = read_config(args.drafter_path)
     if config.get("model_type") != "llama":
         raise BadInput(
@@ -42,7 +42,7 @@ def load_sorted(args, target: Target) -> SortedDraft:
             "needed"
         )
     exits, thresholds = resolve(args, config)
-    loaded = load_draft_model(args, target, USUAL)
+    loaded = load_draft_model(args, target, USUAL, trees=True)
     if loaded.twin:
         exits = [loaded.twin.depth_of(layers) for layers in exits]
     return SortedDraft(loaded, exits, thresholds)

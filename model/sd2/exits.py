@@ -87,6 +87,7 @@ class SortedDraft(CachedModel):
         some = None if len(slots) == self.cache.num_slots else owner
         self.make_room(longest)
         self.cache.clear(slots)
+        self.parked[:, slots] = 0
         for begin in range(0, longest, PROMPT_CHUNK):
             rows = ids[:, begin : begin + PROMPT_CHUNK]
             starts = torch.full_like(owner, begin)

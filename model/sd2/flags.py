@@ -60,35 +60,6 @@ def shape_of(args) -> dict:
     return READ_BY[args.draft] | {name: v for name, v in given.items() if v is not None}
 
 
-def exit_list(text: str) -> list[int]:
-    """Argument type: layer counts that rise, separated by commas.
-
-    >>> exit_list("6,9,12")
-    [6, 9, 12]
-    """
-    try:
-        exits = [int(part) for part in text.split(",")]
-        return checked_exits(exits)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text}: layer counts from 1 on that rise are needed, such as 6,9,12"
-        ) from error
-
-
-def threshold_list(text: str) -> list[float]:
-    """Argument type: probabilities separated by commas.
-
-    >>> threshold_list(".5,.5,0")
-    [0.5, 0.5, 0.0]
-    """
-    try:
-        return checked_thresholds([float(part) for part in text.split(",")])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text}: numbers from 0 to 1 are needed, such as .5,.5,0"
-        ) from error
-
-
 def checked_exits(exits) -> list[int]:
     """The exits; ValueError where they are no layer counts, not sorted, or doubled."""
     if not isinstance(exits, list) or not exits or any(type(e) is not int for e in exits):
@@ -105,6 +76,26 @@ def checked_thresholds(thresholds) -> list[float]:
     if any(type(t) not in (int, float) or not 0 <= t <= 1 for t in thresholds):
         raise ValueError("not from 0 to 1")
     return [float(threshold) for threshold in thresholds]
+
+
+def _list_of(convert, checked, words: str):
+    """Argument type: values separated by commas."""
+
+    def parse(text):
+        try:
+            return checked([convert(part) for part in text.split(",")])
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {words}") from error
+
+    return parse
+
+
+exit_list = _list_of(
+    int, checked_exits, "layer counts from 1 on that rise are needed, such as 6,9,12"
+)
+threshold_list = _list_of(
+    float, checked_thresholds, "numbers from 0 to 1 are needed, such as .5,.5,0"
+)
 
 
 def default_thresholds(exits: list[int]) -> list[float]:

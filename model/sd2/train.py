@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from model.common.args import at_least
 from model.common.errors import BadInput
-from model.common.training.trainer import HeadTraining, main
+from model.common.training.trainer import ModelTraining, add_checkpointing, main
 from model.sd2.flags import (
     EXITS_FIELD,
     THRESHOLDS_FIELD,
@@ -56,7 +56,7 @@ def add_args(parser):
     add("--num-heads", type=at_least(1), help="of random weights; none: the target's")
     add("--num-key-value-heads", type=at_least(1), help="of random weights; none: --num-heads")
     add("--epochs", type=at_least(1), default=3, help="passes over the data without --num-tokens")
-    add("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    add_checkpointing(parser)
 
 
 def load(args, prompter, ends):
@@ -79,36 +79,34 @@ def check(args) -> None:
         )
     if args.thresholds and len(args.thresholds) != len(args.exits):
         raise BadInput(f"--thresholds: {len(args.thresholds)} for {len(args.exits)} --exits")
-    if args.features == "cache":
-        raise BadInput("--features cache: all weights are trained, there is nothing to keep")
     for name in SHAPE:
         if args.init_from and getattr(args, name):
             raise BadInput(f"--{name.replace('_', '-')} says nothing beside --init-from")
 
 
-class SortedTraining(HeadTraining):
-    """The module is the draft, in float32; nothing of the target's states is needed."""
-
-    needs = ()
+class SortedTraining(ModelTraining):
+    """The module is the draft; nothing of the target's states is needed."""
 
     def __init__(self, args, target, data):
-        from model.common.prompts.prompter import load_tokenizer
-
-        self.args, self.exits = args, args.exits
+        super().__init__(args)
+        self.exits = args.exits
         how = "at all of them (SoFT)" if args.loss == "soft" else "at the last alone (SFT)"
-        self.title = f"Draft with exits after {shown(self.exits)} layers, trained {how}"
-        self.tokenizer = load_tokenizer(args.model_path)
+        layers = ", ".join(map(str, self.exits))
+        self.title = f"Draft with exits after {layers} layers, trained {how}"
         if args.init_from:
-            self.module = load_prefix(args.init_from, args.num_layers)
-            check_ids(args, self.module.config.vocab_size, target.vocab_size)
+            module = load_prefix(args.init_from, args.num_layers)
+            own = module.config.vocab_size
+            if own != target.vocab_size:
+                raise BadInput(
+                    f"--init-from {args.init_from}: {own} ids, but --model-path {args.model_path} "
+                    f"has {target.vocab_size}"
+                )
         else:
-            self.module = random_draft(args, target.config)
+            module = random_draft(args, target.config)
         target.model.get_decoder().layers = None  # they would only fill the device
-        keep_settings(self.module, args)
-        self.module.to(target.device).train()
-        self.buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        if args.gradient_checkpointing:
-            self.module.gradient_checkpointing_enable({"use_reentrant": False})
+        setattr(module.config, EXITS_FIELD, args.exits)
+        setattr(module.config, THRESHOLDS_FIELD, args.thresholds or default_thresholds(args.exits))
+        self.train_all(module.to(target.device))
 
     def loss(self, batch):
         """The mean of the exits' cross-entropies, or the last one's; those and accuracies by exit.
@@ -128,37 +126,15 @@ class SortedTraining(HeadTraining):
         losses = [loss for loss, _ in found]
         return losses[-1] if last_alone else torch.stack(losses).mean(), metrics
 
-    def save(self, folder):
-        """Write the model and its tokenizer as transformers does."""
-        self.module.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        for name, buffer in self.buffers.items():  # rounding them with the weights would be wrong
-            module, _, own = name.rpartition(".")
-            setattr(self.module.get_submodule(module), own, buffer)
-
-
-def shown(exits: list[int]) -> str:
-    """Layer counts in words: 6, 9, 12."""
-    return ", ".join(map(str, exits))
-
-
-def check_ids(args, own: int, wanted: int) -> None:
-    """Refuse a draft that begins from a model of other ids than the target's."""
-    if own != wanted:
-        raise BadInput(
-            f"--init-from {args.init_from}: {own} ids, but --model-path {args.model_path} has "
-            f"{wanted}"
-        )
-
 
 def load_prefix(path: str, num_layers: int):
     """The first layers of a Llama, with its embedding, norm and head, in float32."""
     import torch
     from transformers import AutoConfig, LlamaForCausalLM
 
-    from model.common.target.loading import LOAD_ERRORS, check_model_path, check_tensors
+    from model.common.target.loading import check_directory, check_tensors
 
-    check_model_path(path)
+    check_directory(path)
     try:
         config = AutoConfig.from_pretrained(path)
         if config.model_type != "llama":
@@ -176,7 +152,9 @@ def load_prefix(path: str, num_layers: int):
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except LOAD_ERRORS as error:
+    except BadInput:
+        raise
+    except Exception as error:  # of many kinds, as in load_model()
         lines = str(error).splitlines()
         reason = lines[0] if lines else repr(error)
         raise BadInput(f"--init-from {path}: cannot be loaded: {reason}") from error
@@ -208,20 +186,6 @@ def random_draft(args, config):
         **{name: value for name, value in same.items() if value is not None},
     )
     return LlamaForCausalLM(own)
-
-
-def keep_settings(model, args) -> None:
-    """Name exits and thresholds in config.json, and leave only ids in the generation config.
-
-    A generation config can have fields that cannot be saved: found out after training, too late.
-    """
-    from transformers import GenerationConfig
-
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    own = {name: getattr(model.generation_config, name, None) for name in names}
-    model.generation_config = GenerationConfig(**own)
-    setattr(model.config, EXITS_FIELD, args.exits)
-    setattr(model.config, THRESHOLDS_FIELD, args.thresholds or default_thresholds(args.exits))
 
 
 if __name__ == "__main__":

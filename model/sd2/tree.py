@@ -45,6 +45,7 @@ class SortedTreeDrafter(Drafter):
     def start(self, prompt):
         self.device = prompt.tokens.device
         self.draft.start(prompt)
+        self.model.keep(self.draft.committed, self.draft.committed)  # the last two are read again
 
     def propose(self):
         model, width, device = self.model, self.top_k, self.model.device
@@ -91,13 +92,15 @@ class SortedTreeDrafter(Drafter):
         """
         width, device = self.top_k, self.model.device
         tokens, scores, parents, columns = (torch.cat(part, 1) for part in zip(*nodes))
+        sound = ~scores.isnan().any(1)
         tokens, parents, kept = best_nodes(tokens, scores, parents, self.max_nodes)
         self.columns = columns.gather(1, kept)
         passes = (kept - width).div(width**2, rounding_mode="floor") + 1
         left = torch.tensor(exits, device=device).T.gather(1, passes)  # [B, n]
         numbers = torch.arange(len(self.counts), device=device)
         self.drafted = (left.unsqueeze(-1) == numbers).sum(1)  # [B, exits]
-        return Draft(tokens.to(self.device), Tree(parents.to(self.device), self.max_depth))
+        tree = Tree(parents.to(self.device), self.max_depth)
+        return Draft(tokens.to(self.device), tree, sound=sound.to(self.device))
 
     def observe(self, step):
         model, before = self.model, self.draft.committed[:]

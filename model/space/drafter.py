@@ -17,7 +17,7 @@ from torch import Tensor
 from model.common.contract.drafter import Draft, Drafter
 from model.common.contract.trees import Tree
 from model.common.errors import BadInput
-from model.common.loop.ranking import best_id
+from model.common.loop.ranking import best_id, finite_rows
 
 IDS_FIELD, NUM_FIELD = "space_mask_ids", "space_mask_num"  # in the fine-tuned model's config.json
 DEFAULT_NUM = 5
@@ -61,7 +61,7 @@ class SpaceDrafter(Drafter):
     """One static tree for all steps; the first step of an answer has masks and no candidates.
 
     mask_ids  the mask token of each place of a group, [k]
-    nodes     [B, n] of the next draft
+    nodes     [B, n] of the next draft; sound [B]: whether what it was heard from was finite
     """
 
     def __init__(self, mask_ids: list[int], device):
@@ -77,16 +77,17 @@ class SpaceDrafter(Drafter):
 
     def reserve(self, num_slots, capacity, sampler):
         self.nodes = self.nodes_of(self.mask_ids.new_full((num_slots, len(self.mask_ids)), -1))
+        self.sound = torch.ones(num_slots, dtype=torch.bool, device=self.nodes.device)
 
     def start(self, prompt):
         nothing = self.mask_ids.new_full((len(prompt.slots), len(self.mask_ids)), -1)
-        self.nodes[prompt.slots] = self.nodes_of(nothing)
+        self.nodes[prompt.slots], self.sound[prompt.slots] = self.nodes_of(nothing), True
 
     def propose(self):
-        return Draft(self.nodes, self.tree, probe=self.probe)
+        return Draft(self.nodes, self.tree, probe=self.probe, sound=self.sound)
 
     def observe(self, step):
-        self.nodes = self._next_nodes(step.logits, step.count)
+        self.nodes, self.sound = self._next_nodes(step.logits, step.count)
 
     def nodes_of(self, tokens: Tensor) -> Tensor:
         """All nodes [B, n] with candidates [B, k]; -1 = none."""
@@ -94,11 +95,12 @@ class SpaceDrafter(Drafter):
         nodes[:, self.candidates] = tokens
         return nodes
 
-    def _next_nodes(self, logits: Tensor, count: Tensor) -> Tensor:
-        """Nodes [B, n] behind a step, from its logits [B, 1+n, V] and tokens committed [B]."""
+    def _next_nodes(self, logits: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """(nodes [B, n], sound [B]) behind a step, from its logits [B, 1+n, V] and tokens committed
+        [B]."""
         accepted = (count - 1).clamp(min=0).unsqueeze(1)
         rows = accepted * (len(self.mask_ids) + 1) + self.group  # [B, k]
         index = rows.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         heard = logits.gather(1, index)
         heard[..., self.mask_ids] = float("-inf")  # a mask is no candidate
-        return self.nodes_of(best_id(heard))
+        return self.nodes_of(best_id(heard)), finite_rows(heard).all(1)

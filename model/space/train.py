@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from model.common.args import at_least, between
 from model.common.errors import BadInput
-from model.common.training.trainer import HeadTraining, main
+from model.common.training.trainer import ModelTraining, add_checkpointing, main
 
 RECIPE = {
     "dtype": "bfloat16",
@@ -30,61 +30,43 @@ RECIPE = {
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument("--mask-num", type=at_least(1), default=5, help="masks of a group")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--mask-num", type=at_least(1), default=5, help="masks of a group")
+    add(
         "--mask-id",
         type=at_least(0),
         nargs="+",
         help="ids of the vocabulary to use as masks, one or --mask-num; none: as config.json says,"
         " else new ones are added",
     )
-    parser.add_argument(
-        "--separate-masks", action="store_true", help="add a mask id for every place, not one"
-    )
-    parser.add_argument(
-        "--mask-prob", type=between(0, 1), default=0.5, help="share of samples with masks"
-    )
-    parser.add_argument(
-        "--mask-loss-weight", type=between(0, 1e3), default=1.0, help="of a mask's cross-entropy"
-    )
-    parser.add_argument(
+    add("--separate-masks", action="store_true", help="add a mask id for every place, not one")
+    add("--mask-prob", type=between(0, 1), default=0.5, help="share of samples with masks")
+    add("--mask-loss-weight", type=between(0, 1e3), default=1.0, help="of a mask's cross-entropy")
+    add(
         "--scheme",
         choices=("cut", "append"),
         default="cut",
         help="cut, as published: a sample ends in its masks; append: masks stand behind the sample",
     )
-    parser.add_argument(
-        "--num-groups", type=at_least(1), default=1, help="groups per sample; above 1: append only"
-    )
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="less memory, a third more time"
-    )
+    add("--num-groups", type=at_least(1), default=1, help="groups per sample; above 1: append only")
+    add_checkpointing(parser)
 
 
-class SpaceTraining(HeadTraining):
-    """The module is the target itself, in float32; no frozen states are needed."""
+class SpaceTraining(ModelTraining):
+    """The module is the target itself."""
 
-    needs = ()
     title = "Target fine-tuned with mask tokens (SPACE)"
 
     def __init__(self, args, target, data):
-        from model.common.prompts.prompter import load_tokenizer
         from model.common.target.attention import mask_kinds
 
-        if args.features == "cache":
-            raise BadInput("--features cache: all weights are trained, there is nothing to keep")
+        super().__init__(args)
         if args.scheme == "cut" and args.num_groups > 1:
             raise BadInput("--num-groups above 1 needs --scheme append")
-        self.args, self.config = args, target.config
-        self.tokenizer = load_tokenizer(args.model_path)
-        self.module = target.model.float().train()
+        self.config, model = target.config, target.model.float()
         self.kinds = mask_kinds(self.config)
-        self.masks = choose_masks(args, self.module, self.tokenizer).to(target.device)
-        keep_stop_ids(self.module)
-        self.buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        self.module.requires_grad_(True)
-        if args.gradient_checkpointing:
-            self.module.gradient_checkpointing_enable({"use_reentrant": False})
+        self.masks = choose_masks(args, model, self.tokenizer).to(target.device)
+        self.train_all(model)
 
     def sample(self, batch):
         """A samples.Sample of a features.Batch; in evaluation every row is masked that can be."""
@@ -143,14 +125,6 @@ class SpaceTraining(HeadTraining):
                 masks[kind] = allowed.unsqueeze(1)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def save(self, folder):
-        """Write the model and its tokenizer as transformers does."""
-        self.module.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        for name, buffer in self.buffers.items():  # rounding them with the weights would be wrong
-            module, _, own = name.rpartition(".")
-            setattr(self.module.get_submodule(module), own, buffer)
-
 
 def choose_masks(args, model, tokenizer):
     """Mask ids [k] of the flags, of the config, or new ones; the config is made to name them."""
@@ -184,18 +158,6 @@ def add_masks(model, tokenizer, num: int) -> list[int]:
             mean = table.weight[:known].mean(0)
             table.weight[min(known, min(ids)) :] = mean
     return ids
-
-
-def keep_stop_ids(model) -> None:
-    """Leave only the special ids in the generation config: some have fields that cannot be saved.
-
-    Found out when a trained model is written, that would come too late.
-    """
-    from transformers import GenerationConfig
-
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    own = {name: getattr(model.generation_config, name, None) for name in names}
-    model.generation_config = GenerationConfig(**own)
 
 
 if __name__ == "__main__":

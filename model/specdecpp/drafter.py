@@ -36,7 +36,10 @@ class SpecDecPPDrafter(SpSDrafter):
     def propose(self):
         num_slots = len(self.draft.committed)
         self.survival = torch.ones(num_slots, device=self.draft.model.device)
-        return super().propose()
+        draft = super().propose()
+        if draft.sound is not None:
+            draft.sound = draft.sound & self.survival.isfinite().to(self.device)
+        return draft
 
     def _read(self, node, token):
         if node == 0:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.common.errors import BadInput
-from model.common.prompts.templates import Rejected, read_records, turns_of
+from model.common.prompts.json_records import read_records
+from model.common.prompts.templates import Rejected, turns_of
 
 LISTS = {"prefix": int, "tokens": int, "draft": int, "p_acc": float}
 
@@ -44,7 +45,7 @@ def read_prompts(path: str, rejected: Rejected) -> list[Prompt]:
     Of a conversation the first turn is taken. A record that is none of these is rejected.
     """
     prompts = []
-    for number, (place, record) in enumerate(read_records(path)):
+    for number, (place, record) in enumerate(read_records(Path(path))):
         try:
             prompts.append(Prompt(number, place, prompt_of(record)))
         except ValueError as error:
@@ -59,7 +60,7 @@ def prompt_of(record) -> str:
     'Add.\\nInput: 1, 2'
     """
     if isinstance(record, ValueError):
-        raise ValueError(f"not JSON: {record}")
+        raise record
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     if "conversations" in record:
@@ -85,7 +86,7 @@ def _text(record: dict, field: str) -> str:
 
 def read_examples(path: str, rejected: Rejected) -> Iterator[Example]:
     """Examples of prepare.py's lines or of the published array; broken ones are rejected."""
-    for place, record in read_records(path):
+    for place, record in read_records(Path(path)):
         try:
             yield Example(place, *_lists(record))
         except ValueError as error:
@@ -95,7 +96,7 @@ def read_examples(path: str, rejected: Rejected) -> Iterator[Example]:
 def _lists(record) -> list[list]:
     """prefix, tokens, draft and p_acc of a record; ValueError says what is wrong with them."""
     if isinstance(record, ValueError):
-        raise ValueError(f"not JSON: {record}")
+        raise record
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     found = []
@@ -151,9 +152,8 @@ class ExampleFile:
             if found.get(name) != settings.get(name):
                 raise BadInput(f"{self.path}: of another {name}; --overwrite replaces it")
         whole = []
-        for line in self.path.read_bytes().split(b"\n")[
-            :-1
-        ]:  # what follows the last newline is cut
+        *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline is cut
+        for line in lines:
             try:
                 self.done.add(json.loads(line)["id"])
             except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.checkpoint import Checkpoint, check_fields
 
 HEAD_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -60,6 +60,7 @@ def load_head(path: str, hidden_size: int, device) -> AcceptanceHead:
     misshapen tensor, some of several blocks.
     """
     checkpoint = Checkpoint(path, HEAD_FILES)
+    check_fields(checkpoint.config, f"{path}/config.json", ("hidden_size", "num_layers"))
     width, num_layers = _size(checkpoint, "hidden_size", 1), _size(checkpoint, "num_layers", 0)
     if width != hidden_size:
         raise BadInput(f"{path}: a head of {width} numbers, the draft model has {hidden_size}")

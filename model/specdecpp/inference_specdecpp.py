@@ -15,30 +15,27 @@ HEADS = {"mini": mini_weights("specdecpp"), TARGET: "hacky/acchead-llama2-chat-7
 
 def add_args(parser):
     """Flags that only this method has."""
-    add_weights(
-        parser, "--drafter-path", "draft model", DRAFTS, lambda args: args.schedule != "none"
-    )
-    parser.add_argument("--drafter-device", help="of the draft model (default: the target's)")
+    add = parser.add_argument
+    add_weights(parser, "--drafter-path", "draft model", DRAFTS, lambda a: a.schedule != "none")
+    add("--drafter-device", help="of the draft model (default: the target's)")
     add_draft_scale(parser)
     add_weights(
-        parser, "--head-path", "acceptance head of ada", HEADS, lambda args: args.schedule == "ada"
+        parser, "--head-path", "acceptance head of ada", HEADS, lambda a: a.schedule == "ada"
     )
-    parser.add_argument(
+    add(
         "--schedule",
         choices=("constant", "heuristic", "ada", "none"),
         default="ada",
         help="constant and heuristic: as sps; ada: the head's rule; none: no draft at all",
     )
-    parser.add_argument(
-        "--num-draft", type=at_least(1), default=5, help="draft length, constant or the first one"
-    )
-    parser.add_argument(
+    add("--num-draft", type=at_least(1), default=5, help="draft length, constant or the first one")
+    add(
         "--threshold",
         type=between(0, 1),
         default=0.7,
         help="ada ends the draft where the probability of a refusal in it is above this",
     )
-    parser.add_argument(
+    add(
         "--bound",
         type=at_least(1),
         nargs=2,

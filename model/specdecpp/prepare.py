@@ -13,15 +13,11 @@ import os
 
 from model.common.args import DTYPES, Parser, at_least, temperature
 from model.common.errors import ends_in_one_line
+from model.common.training.flags import Help
 
 
 def make_parser() -> Parser:
     """The flags."""
-    import argparse
-
-    class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-        """The docstring as it stands, and every flag's default."""
-
     parser = Parser(prog="prepare_specdecpp", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--model-path", required=True, help="target: directory or hub id")

@@ -30,24 +30,17 @@ RECIPE = {
 
 def add_args(parser):
     """Flags that only this method has."""
-    parser.add_argument(
-        "--num-layers", type=at_least(0), default=3, help="residual blocks before the output"
-    )
-    parser.add_argument(
-        "--untied", action="store_true", help="blocks of their own; else one block, used again"
-    )
-    parser.add_argument(
-        "--mismatch-weight", type=between(1e-3, 1e3), default=6.0, help="of refusals in the loss"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--num-layers", type=at_least(0), default=3, help="residual blocks before the output")
+    add("--untied", action="store_true", help="blocks of their own; else one block, used again")
+    add("--mismatch-weight", type=between(1e-3, 1e3), default=6.0, help="of refusals in the loss")
+    add(
         "--mixing-ratio",
         type=between(0, 1),
         default=0.15,
         help="share of positions that read the target's token and have no label",
     )
-    parser.add_argument(
-        "--epochs", type=at_least(1), default=3, help="passes over the data without --num-tokens"
-    )
+    add("--epochs", type=at_least(1), default=3, help="passes over the data without --num-tokens")
 
 
 class LabelledRow(NamedTuple):

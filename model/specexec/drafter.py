@@ -104,6 +104,7 @@ class SpecExecDrafter(Drafter):
         reader, shape, device = self.reader, self.shape, self.reader.draft_device
         room = torch.tensor(reader.room, device=device)
         self.pool = pool = Pool(len(room), shape.budget, device)
+        self.sound = torch.ones_like(room, dtype=torch.bool)
         self.steps += 1
         if not any(reader.room):  # every answer ends with this step
             return self._as_draft(0)
@@ -126,6 +127,7 @@ class SpecExecDrafter(Drafter):
     def _grow(self, logits: Tensor, index: Tensor, there: Tensor) -> None:
         """Add the successors of nodes index [B, r] (-1 = the root) where `there` [B, r]."""
         ids, logq = top_logp(logits, self.shape.branch_width, self.shape.temperature)  # [B, r, W]
+        self.sound = self.sound & ~(logq.isnan().any(-1) & there).any(1)
         above, level = self._of(self.pool.scores, index, 0.0), self._of(self.pool.levels, index, -1)
         scores = above.unsqueeze(-1) + (self.log_decay + logq)
         scores = scores.masked_fill(~there.unsqueeze(-1) | (scores <= self.shape.min_log_prob), OUT)
@@ -154,13 +156,13 @@ class SpecExecDrafter(Drafter):
 
     def _as_draft(self, depth: int) -> Draft:
         pool, device = self.pool, self.reader.device
-        tokens = pool.tokens.to(device)
+        tokens, sound = pool.tokens.to(device), self.sound.to(device)
         if depth == 0:
-            return Draft(tokens)
+            return Draft(tokens, sound=sound)
         filled = pool.filled
         self.lowest = self.lowest + pool.scores.masked_fill(~filled, 0).amin(1).sum()
         self.drafts = self.drafts + filled.any(1).sum()
-        return Draft(tokens, Tree(pool.parents.to(device), depth))
+        return Draft(tokens, Tree(pool.parents.to(device), depth), sound=sound)
 
     def observe(self, step):
         self.reader.observe(step, self.pool.columns)

@@ -1,7 +1,8 @@
-"""Flags of the draft's shape: which mode reads which, and their defaults."""
+"""Flags of the draft's shape: which mode reads which, their defaults, and the drafter they make."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from model.common.args import add_weights, at_least, between
@@ -146,3 +147,30 @@ def shape_of(args, num_ids: int) -> Shape | None:
     decay = 0.95 if given["decay"] is None else given["decay"]
     length, width = given["max_beam_len"] or 32, width or min(32, num_ids)
     return Shape(beams, length, budget, width, least, decay, **common)
+
+
+def load_draft(args, target):
+    """The draft model's Target, None where nothing is drafted."""
+    from model.common.target.draft_model import load_draft_model
+
+    if args.gen_type == "zero":
+        return None
+    if args.gen_type == "specexec" and args.runtime == "cudagraph":
+        args = copy.copy(args)
+        args.runtime = "eager"  # hardly two passes are alike: each would be recorded anew
+    return load_draft_model(args, target, trees=True)
+
+
+def make_drafter(args, draft, target):
+    """The drafter of --gen-type, of load_draft()'s model; the sweep makes several for one."""
+    from model.common.contract.sequence import EmptyDrafter
+    from model.specexec.drafter import SpecExecDrafter
+    from model.specexec.reader import TreeReader
+    from model.specexec.specinfer import SpecInferDrafter
+
+    num_ids = min(target.vocab_size, draft.vocab_size) if draft else target.vocab_size
+    shape = shape_of(args, num_ids)
+    if shape is None:
+        return EmptyDrafter()
+    kind = SpecInferDrafter if args.gen_type == "specinfer" else SpecExecDrafter
+    return kind(TreeReader(draft, target), shape)

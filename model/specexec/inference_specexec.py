@@ -7,7 +7,7 @@ Run:    python -m model.specexec.inference_specexec --model-path meta-llama/Llam
 
 from model.common.args import add_draft_scale, add_offload
 from model.common.eval import main
-from model.specexec.flags import add_tree_flags
+from model.specexec.flags import add_tree_flags, load_draft, make_drafter
 
 
 def add_args(parser):
@@ -19,8 +19,6 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
-    from model.specexec.build import load_draft, make_drafter
-
     return make_drafter(args, load_draft(args, target), target)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter
 from model.common.contract.trees import Tree
-from model.common.loop.ranking import best_id, top_ids
+from model.common.loop.ranking import best_id, finite_rows, top_ids
 from model.common.loop.sampling import draw
 from model.specexec.flags import Shape
 from model.specexec.reader import TreeReader
@@ -59,7 +59,7 @@ class SpecInferDrafter(Drafter):
         room = torch.tensor(reader.room, device=device).unsqueeze(1)
         if num_levels == 0:
             return Draft(torch.empty(len(room), 0, dtype=torch.long, device=reader.device))
-        logits, tokens, laws = reader.catch_up(), [], []
+        logits, tokens, laws, finite = reader.catch_up(), [], [], []
         if not self.shape.best:
             num = reader.vocab_size + num_levels * beams
             self.uniforms = self.sampler.spread(num).to(device)
@@ -71,7 +71,8 @@ class SpecInferDrafter(Drafter):
             chosen, law = self._choose(logits, level)
             tokens.append(chosen.masked_fill(room <= level, -1))
             laws.append(law)
-        return self._as_draft(tokens, laws)
+            finite.append(finite_rows(logits).view(len(room), -1) | (room <= level))
+        return self._as_draft(tokens, laws, torch.cat(finite, 1).all(1))
 
     def _columns(self, level: int) -> Tensor:
         """The draft model's columns of a level's nodes, [beams]; -1 = the root."""
@@ -95,13 +96,12 @@ class SpecInferDrafter(Drafter):
         first = vocab_size + level * beams
         return draw(law, self.uniforms[:, first : first + beams]), law
 
-    def _as_draft(self, tokens: list[Tensor], laws: list) -> Draft:
-        nodes, probs = torch.cat(tokens, 1).to(self.reader.device), None
+    def _as_draft(self, tokens: list[Tensor], laws: list, sound: Tensor) -> Draft:
+        device, probs = self.reader.device, None
         if not (self.shape.best or self.sampler.greedy):
-            probs = torch.cat(laws, 1).to(self.reader.device)
-        if self.shape.num_beams == 1:
-            return Draft(nodes, probs=probs)
-        return Draft(nodes, self._tree(len(tokens)), probs)
+            probs = torch.cat(laws, 1).to(device)
+        tree = None if self.shape.num_beams == 1 else self._tree(len(tokens))
+        return Draft(torch.cat(tokens, 1).to(device), tree, probs, sound=sound.to(device))
 
     def _tree(self, num_levels: int) -> Tree:
         """Level by level: node i goes on from node i - beams."""

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common.args import add_draft_scale, add_offload
-from model.common.errors import BadInput
-from model.specexec.flags import add_tree_flags
+from model.common.errors import BadInput, ends_in_one_line
+from model.common.grid import Grid, check, table, totals
+from model.specexec.flags import add_tree_flags, load_draft, make_drafter
 
 SWEPT = ("max_num_beams", "max_beam_len", "max_budget", "min_log_prob", "max_branch_width")
 COLUMNS = {  # name -> (format, unit or meaning)
@@ -42,6 +43,7 @@ COLUMNS = {  # name -> (format, unit or meaning)
     "gen_speed": (".3f", "tokens a second of t0 + t1"),
     "mem_use": (".2f", "GiB, peak: the device's, on a CPU the process's so far"),
 }
+UNITS = {name: meaning for name, (_, meaning) in COLUMNS.items()}
 
 
 def values_of(kind):
@@ -86,14 +88,8 @@ def combinations(args) -> list:
     return found
 
 
-def check(args) -> None:
-    """Refuse what a sweep cannot do."""
-    arguments.check(args)
-    for name in ("answer_file", "num_runs", "paired"):
-        if getattr(args, name):
-            raise BadInput(f"--{name.replace('_', '-')} cannot go with a sweep")
-    if args.num_gpus_total > args.num_gpus_per_model:
-        raise BadInput("--num-gpus-total above --num-gpus-per-model cannot go with a sweep")
+def open_folder(args) -> Path:
+    """The folder of --output, empty or to be written anew."""
     folder = Path(args.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,46 +98,38 @@ def check(args) -> None:
         (folder / "summary.json").write_text("", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from error
+    return folder
 
 
 def run_all(runs: list) -> tuple[list[dict], int]:
-    """(a summary of every run, how many questions failed); models are loaded once."""
-    from model.common.eval import Bench
-    from model.common.records.files import open_answers
-    from model.specexec.build import load_draft, make_drafter
-
-    drafts = []
+    """(a row of every run, how many questions failed); models are loaded once."""
+    drafts, begun = [], 0.0
 
     def build(args, target):
-        drafts.append(load_draft(args, target))
-        for run in runs:  # a bad combination is refused before the first one is run
-            make_drafter(run, drafts[0], target)
+        nonlocal begun
+        if not drafts:
+            drafts.append(load_draft(args, target))
+            for run in runs:  # a bad combination is refused before the first one is run
+                make_drafter(run, drafts[0], target)
+        reset_peak()
+        begun = time.perf_counter()
         return make_drafter(args, drafts[0], target)
 
-    bench, rows, failed = None, [], 0
+    grid, rows = Grid("specexec", build), []
     for run in runs:
-        path = Path(run.answer_file)
-        if bench is None:
-            bench = Bench("specexec", run, build, None, [path])
-        else:
-            bench.args = run
-            bench.runs = [open_answers("specexec", run, bench.questions, path)]
-            bench.drafter = make_drafter(run, drafts[0], bench.target)
-        reset_peak()
-        begin = time.perf_counter()
-        failed += bench.run()
-        seconds = time.perf_counter() - begin
-        answers = list(bench.runs[0][0].records.values())
-        facts = bench.drafter.facts() | bench.target.facts()
-        shape = getattr(bench.drafter, "shape", None)
-        rows.append(summary(run, shape, answers, facts, seconds, peak_gib()))
-    return rows, failed
+        answers, facts = grid.run(run)
+        shape = getattr(grid.bench.drafter, "shape", None)
+        seconds = time.perf_counter() - begun
+        failed = len(grid.bench.questions) - len(answers)
+        rows.append(summary(run, shape, answers, facts, seconds, peak_gib()) | {"failed": failed})
+    return rows, grid.failed
 
 
 def summary(run, shape, answers: list[dict], facts: dict, exp_time: float, mem_use: float) -> dict:
     """One row of the table, with totals and facts beside it; None where nothing was drafted."""
-    counts = [steps_of(record) for record in answers if "error" not in record]
-    counts = [count for count in counts if count["steps"]]
+    counts = [count for answer in answers if (count := totals([answer]))["steps"]]
+    for count in counts:
+        count["target_s"] = count["verify_s"] + count["commit_s"]
     tree = run.gen_type == "specexec"
 
     def mean(number):
@@ -159,38 +147,24 @@ def summary(run, shape, answers: list[dict], facts: dict, exp_time: float, mem_u
         "t0": mean(lambda c: c["draft_s"] / c["steps"]),
         "t1": mean(lambda c: c["target_s"] / c["steps"]),
         "tree_h": mean(lambda c: c["depth"] / c["steps"]),
-        "tree_size": mean(lambda c: c["nodes"] / c["steps"]),
+        "tree_size": mean(lambda c: c["drafted"] / c["steps"]),
         "min_CLP": facts.get("mean_lowest_score"),
         "exp_time": exp_time,
-        "gen_rate": mean(lambda c: c["tokens"] / c["steps"]),
-        "gen_speed": mean(lambda c: c["tokens"] / (c["draft_s"] + c["target_s"])),
+        "gen_rate": mean(lambda c: c["accept_lengths"] / c["steps"]),
+        "gen_speed": mean(lambda c: c["accept_lengths"] / (c["draft_s"] + c["target_s"])),
         "mem_use": mem_use,
     }
     seconds = total("draft_s") + total("target_s")
     more = {
-        "gen_rate_micro": total("tokens") / total("steps") if counts else None,
-        "gen_speed_micro": total("tokens") / seconds if counts else None,
+        "gen_rate_micro": total("accept_lengths") / total("steps") if counts else None,
+        "gen_speed_micro": total("accept_lengths") / seconds if counts else None,
         "questions": len(counts),
-        "failed": len(answers) - sum("error" not in record for record in answers),
-        "tokens": total("tokens"),
+        "tokens": total("accept_lengths"),
         "steps": total("steps"),
         "model_id": run.model_id,
         "answer_file": Path(run.answer_file).name,
     }
     return row | more | facts
-
-
-def steps_of(record: dict) -> dict:
-    """Totals over the steps of a question's answers; the prefill and its token are no step."""
-    totals = {"steps": 0, "tokens": 0, "nodes": 0, "depth": 0, "draft_s": 0.0, "target_s": 0.0}
-    for choice in record["choices"]:
-        totals["steps"] += len(choice["accept_lengths"])
-        totals["tokens"] += sum(choice["accept_lengths"])
-        names = {"nodes": ("drafted",), "depth": ("depth",), "draft_s": ("draft_s",)}
-        names["target_s"] = ("verify_s", "commit_s")
-        for name, fields in names.items():
-            totals[name] += sum(sum(map(sum, choice[field])) for field in fields)
-    return totals
 
 
 def reset_peak() -> None:
@@ -212,23 +186,9 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as text, columns aligned, units below."""
-    lines = [list(COLUMNS)]
-    for row in rows:
-        lines.append(
-            ["-" if row[n] is None else format(row[n], style) for n, (style, _) in COLUMNS.items()]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-    units = [f"{name}: {meaning}" for name, (_, meaning) in COLUMNS.items()]
-    return "\n".join([*text, "", *units])
-
-
 def write(folder: Path, args, rows: list[dict]) -> None:
     """summary.json (arguments, units, rows) and summary.csv (the table's columns)."""
-    units = {name: meaning for name, (_, meaning) in COLUMNS.items()}
-    document = {"tool": "sweep", "arguments": vars(args), "units": units, "rows": rows}
+    document = {"tool": "sweep", "arguments": vars(args), "units": UNITS, "rows": rows}
     (folder / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     with (folder / "summary.csv").open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(COLUMNS), extrasaction="ignore")
@@ -242,14 +202,13 @@ def main(argv=None) -> None:
     parser.prog = "sweep"
     args = parser.parse_args(argv)
     args.model_id = args.model_id or arguments.default_model_id("specexec", args)
-    try:
-        check(args)
+    with ends_in_one_line(parser.prog, "starts anew"):
+        check(args, "sweep")
+        folder = open_folder(args)
         rows, failed = run_all(combinations(args))
-        write(Path(args.output), args, rows)
-    except BadInput as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    print(table(rows))
+        write(folder, args, rows)
+    print(table(rows, {name: (name, style) for name, (style, _) in COLUMNS.items()}))
+    print("\n".join(["", *(f"{name}: {meaning}" for name, meaning in UNITS.items())]))
     sys.exit(1 if failed else 0)
 
 

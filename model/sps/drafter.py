@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter
+from model.common.loop.ranking import finite_rows
 from model.common.loop.sampling import DRAFT, draw
 from model.common.target.draft_model import DraftModel
 from model.common.target.model import Target
@@ -49,9 +50,10 @@ class SpSDrafter(Drafter):
         limits = torch.tensor(self.lengths, device=self.draft.model.device)
         longest, token = max(self.lengths), None
         alive = None  # [B] slots that draft on within their limits, None = all
-        chain, laws = [], []
+        chain, laws, finite = [], [], []
         for node in range(longest):
             logits = to_width(self._read(node, token), self.vocab_size)
+            finite.append(finite_rows(logits))
             token, law = self._choose(logits, node)
             chain.append(token if alive is None else token.masked_fill(~alive, -1))
             laws.append(law)
@@ -61,7 +63,7 @@ class SpSDrafter(Drafter):
                 alive = goes_on if alive is None else alive & goes_on
                 if not alive.any():
                     break
-        return self._as_draft(chain, laws, limits)
+        return self._as_draft(chain, laws, finite, limits)
 
     def _read(self, node: int, token: Tensor | None) -> Tensor:
         """The draft model's logits [B, V] after the node before, token [B], None = the root."""
@@ -84,8 +86,9 @@ class SpSDrafter(Drafter):
         law = logits.float().softmax(-1) if law is None else law
         return law.gather(1, token.unsqueeze(1)).squeeze(1) >= self.confidence
 
-    def _as_draft(self, chain: list[Tensor], laws: list[Tensor | None], limits: Tensor) -> Draft:
-        """The draft of its nodes' tokens [B] and laws [B, V], cut to each slot's limit [B]."""
+    def _as_draft(self, chain: list, laws: list, finite: list, limits: Tensor) -> Draft:
+        """The draft of its nodes' tokens [B], laws [B, V] and whether their logits were finite [B],
+        cut to each slot's limit [B]."""
         if not chain:
             shape = len(self.lengths), 0
             return Draft(torch.empty(shape, dtype=torch.long, device=self.device))
@@ -94,7 +97,8 @@ class SpSDrafter(Drafter):
             nodes = torch.arange(len(chain), device=tokens.device)
             tokens = tokens.masked_fill(nodes >= limits.unsqueeze(1), -1)
         probs = None if laws[0] is None else torch.stack(laws, 1).to(self.device)
-        return Draft(tokens.to(self.device), None, probs)
+        sound = (torch.stack(finite, 1) | (tokens < 0)).all(1)
+        return Draft(tokens.to(self.device), None, probs, sound=sound.to(self.device))
 
     def observe(self, step):
         self.draft.observe(step)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
 from model.common.errors import BadInput
 from model.common.loop.clock import now
-from model.common.loop.source import check_length
-from model.common.loop.turns import StopRules, Turn
+from model.common.loop.ranking import finite_rows
+from model.common.loop.source import check_prompt
+from model.common.loop.turns import StopRules, Turn, not_finite
 from model.common.target.attention import own_attention
 
 
@@ -41,10 +43,46 @@ class _Stops:
         return torch.full((ids.shape[0],), ends, dtype=torch.bool, device=ids.device)
 
 
-def _sampling_options(sampler) -> dict:
-    """generate()'s names of a sampler's settings."""
-    names = ("temperature", "top_p", "top_k")
+class _Finite:
+    """A logits processor that notes which rows are finite; of others generate() draws any token."""
+
+    def __init__(self):
+        self.rows: list[torch.Tensor] = []  # [1] each
+
+    def __call__(self, ids, scores):
+        self.rows.append(finite_rows(scores))
+        return torch.where(self.rows[-1].unsqueeze(1), scores, 0.0)
+
+    def check(self, dtype) -> None:
+        """Raise BadInput where one is not."""
+        rows = torch.cat(self.rows).tolist()
+        if not all(rows):
+            raise BadInput(not_finite("target", rows.index(False), dtype))
+
+
+class _AnswerPenalties:
+    """A logits processor for the penalties that generate() has no name for; before its warpers."""
+
+    def __init__(self, penalties, num_prompt: int):
+        self.penalties, self.num_prompt = replace(penalties, repetition=1.0), num_prompt
+
+    def __call__(self, ids, scores):
+        new = ids[:, self.num_prompt :]
+        counts = torch.zeros_like(scores, dtype=torch.int32)
+        counts.scatter_add_(1, new, torch.ones_like(new, dtype=torch.int32))
+        return self.penalties.apply(scores, counts, torch.zeros_like(scores, dtype=torch.bool))
+
+
+def _sampling_options(sampler, num_prompt: int, finite: _Finite) -> dict:
+    """generate()'s names of a sampler's settings; num_prompt: ids before the answer's."""
+    from transformers import LogitsProcessorList
+
+    names = ("temperature", "top_p", "top_k", "min_p")
     values = {name: None if sampler.greedy else getattr(sampler, name) for name in names}
+    penalties, processors = sampler.penalties, LogitsProcessorList([finite])
+    if penalties.presence or penalties.frequency:
+        processors.append(_AnswerPenalties(penalties, num_prompt))
+    values |= {"repetition_penalty": penalties.repetition, "logits_processor": processors}
     return {"do_sample": not sampler.greedy, **values}
 
 
@@ -54,21 +92,31 @@ def run(target, source, sampler, stop: StopRules) -> None:
     from transformers import GenerationConfig
 
     # the loop knows neither the model's penalties nor its sampling defaults, so generate() must not
-    target.model.generation_config = GenerationConfig(eos_token_id=sorted(stop.eos_ids) or None)
-    own_attention(target.model)
+    target.model.generation_config = GenerationConfig(
+        eos_token_id=sorted(stop.eos_ids) or None,
+        decoder_start_token_id=getattr(target, "start", None),
+    )
+    if target.twin is not None:  # others are loaded as transformers loads them
+        own_attention(target.model)
     while (request := source.take(0)) is not None:
-        source.done(request, answer(target, request, sampler, stop))
+        try:
+            turn = answer(target, request, sampler, stop)
+        except BadInput as error:
+            source.failed(request, 0, str(error))
+        else:
+            source.done(request, turn)
 
 
 def answer(target, request, sampler, stop: StopRules) -> Turn:
-    """One answer by model.generate()."""
+    """One answer by model.generate(). Raises BadInput where there is none."""
     from transformers import StoppingCriteriaList
 
     device, ids = target.device, request.ids
-    limit = check_length(target, ids, request.limit)
+    limit = check_prompt(target, request, stop.decode)
     inputs = torch.tensor([ids], device=device)
     torch.manual_seed(request.seed)
-    stops = _Stops(device, stop, len(ids))
+    first = 1 if target.model.config.is_encoder_decoder else len(ids)  # of the new ones
+    stops, finite = _Stops(device, stop, first), _Finite()
     unix, begin = time.time(), now(device)
     output = target.model.generate(
         inputs,
@@ -77,10 +125,11 @@ def answer(target, request, sampler, stop: StopRules) -> Turn:
         eos_token_id=sorted(stop.eos_ids) or None,
         pad_token_id=min(stop.eos_ids, default=0),
         stopping_criteria=StoppingCriteriaList([stops]),
-        **_sampling_options(sampler),
+        **_sampling_options(sampler, first, finite),
     )
     end = now(device)
-    new = output[0, len(ids) :].tolist()
+    finite.check(target.dtype)
+    new = output[0, first:].tolist()
     kept, reason = stop.cut(new, len(new), limit)
     steps = kept - 1
     return Turn(

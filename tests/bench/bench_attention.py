@@ -12,15 +12,12 @@ Outputs are held against float64 before: a wrong one is not timed, and the exit 
 Run:  python tests/bench/bench_attention.py --num-threads 1 (one core, minutes; GPU: --device cuda)
 """
 
-import argparse
 import functools
-import json
 import math
 import statistics
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import bench_parts as parts
 
 CONTENDERS = ("sdpa-mask", "sdpa-repeated", "flex")
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # outputs are of about 1
@@ -142,21 +139,17 @@ def measure(case, args, read_gb_s: float) -> list[dict]:
 
 def parse_args(argv=None):
     """Flags."""
-    from model.common.args import DTYPES, Parser, at_least
+    from model.common.args import at_least
 
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = {"num_threads": None, "rounds": 5, "dtype": "float32", "device": "auto"}
+    parser = parts.make_parser(__doc__, **shared, output=None)
     add = functools.partial(parser.add_argument, type=at_least(1))
     add("--columns", nargs="+", default=[512, 2048, 8192, 32768], help="committed ones")
     add("--rows", nargs="+", default=[1, 8, 61], help="of the tree, its root included")
     add("--heads", default=32, help="of queries")
     add("--kv-heads", default=8, help="of keys and values")
     add("--head-dim", default=128, help="of all of them")
-    add("--num-threads", help="CPU threads (default: PyTorch's)")
-    add("--rounds", default=5, help="timed rounds after one that is not")
-    add("--dtype", type=str, choices=DTYPES, default="float32", help="of queries, keys and values")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     add("--contenders", nargs="+", type=str, choices=CONTENDERS, default=CONTENDERS)
-    add("--output", type=str, help="JSON file")
     args = parser.parse_args(argv)
     if args.heads % args.kv_heads:
         parser.error(f"--heads {args.heads} is no multiple of --kv-heads {args.kv_heads}")
@@ -179,10 +172,7 @@ def main(argv=None) -> None:
         print(f"read bandwidth {probe['read']} GB/s\n{HEAD}")
         for shape in ((columns, rows) for columns in args.columns for rows in args.rows):
             table += measure(Case(args, *shape, device, probe["buffer_bytes"]), args, probe["read"])
-    document = {"tool": "bench_attention", **vars(args), "bandwidth": probe, "table": table}
-    if args.output:
-        Path(args.output).write_text(json.dumps(document) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    parts.print_json("bench_attention", args, bandwidth=probe, table=table)
     sys.exit(any(row["status"].startswith("wrong") for row in table))
 
 

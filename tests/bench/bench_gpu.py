@@ -20,7 +20,6 @@ Run:    python tests/bench/bench_gpu.py --output bench_gpu.json              (on
             --questions 2 --max-new-tokens 16 --output try.json
 """
 
-import argparse
 import gc
 import json
 import math
@@ -31,11 +30,9 @@ import time
 import traceback
 from pathlib import Path
 
-BEGIN = time.perf_counter()
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
+import bench_parts as parts
 
-MINI = ROOT / "data" / "mini_models"
+BEGIN = time.perf_counter()
 CONTENDERS = {  # name: (method, runtime: None = --runtime), in order of importance
     "vanilla": ("vanilla", None),
     "eagle2": ("eagle2", None),
@@ -50,38 +47,29 @@ CONTENDERS = {  # name: (method, runtime: None = --runtime), in order of importa
     "eagle2-eager": ("eagle2", "eager"),
     "vanilla-compiled": ("vanilla", "compile"),  # some time in the compiler
 }
-FLAGS = {
-    "sps": ("--drafter-path", MINI / "sps"),
-    "medusa": ("--medusa-path", MINI / "medusa"),
-    "eagle": ("--eagle-path", MINI / "eagle"),
-    "eagle2": ("--eagle-path", MINI / "eagle"),
-    "eagle3": ("--eagle-path", MINI / "eagle3"),
-}
 LEAST_S = 8.0  # of the budget left for a contender to begin
 GENEROUS = 1.6  # times its fair part of what is left that a contender may take
 
 
 def parse_args(argv=None):
     """Flags; see the module's text."""
-    from model.common.args import RUNTIMES, Parser, at_least, between, shape_name
+    from model.common.args import between, shape_name
 
-    parser = Parser(
-        prog="bench_gpu.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parts.make_parser(
+        __doc__,
+        model_path=parts.TARGET,
+        dtype="bfloat16",
+        device="auto",
+        runtime=None,
+        questions=24,
+        max_new_tokens=256,
+        num_threads=None,
+        output="bench_gpu.json",
     )
     add = parser.add_argument
-    add("--model-path", default=str(MINI / "target"), help="target; other than ours: --contenders")
     add("--scale-to", type=shape_name, default="7b", help="the twin's shape")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--runtime", choices=RUNTIMES, help="default: cudagraph on CUDA, else eager")
     add("--contenders", default=",".join(CONTENDERS), help="some of these, in this order")
-    add("--questions", type=at_least(1), default=24, help="of mini_bench, categories in turn")
-    add("--max-new-tokens", type=at_least(2), default=256, help="per question (tokens)")
     add("--budget-s", type=between(1, 1e6), default=520.0, help="seconds from start to table")
-    add("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
-    add("--output", default="bench_gpu.json", help="JSON file, rewritten after each contender")
     args = parser.parse_args(argv)
     args.contenders = args.contenders.split(",")
     for name in args.contenders:
@@ -98,26 +86,19 @@ class Lab:
     def __init__(self, args):
         import torch
         import transformers
-        from bench_batch import spread
 
-        from model.common.prompts.prompter import Prompter, load_tokenizer
-        from model.common.prompts.questions import read_questions
         from model.common.target.loading import load_target
+        from model.common.target.model import Target
 
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
         self.args, self.rows = args, []
-        prompter = Prompter(load_tokenizer(args.model_path))
-        questions = spread(read_questions(ROOT / "data/mini_bench/question.jsonl"), args.questions)
-        self.prompts = [prompter.render(question["turns"], []) for question in questions]
-        self.capacity = max(map(len, self.prompts)) + args.max_new_tokens + 1
+        prompter, self.prompts = parts.read_bench(args.model_path, args.questions)
         where, twin = (args.model_path, args.dtype, args.device), args.scale_to
         eager = load_target(*where, "eager", scale_to=twin)
         self.device, self.stop = eager.device, prompter.stop_rules(eager.model.generation_config)
         self.on_gpu = self.device.type == "cuda"
         self.runtime = args.runtime or ("cudagraph" if self.on_gpu else "eager")
-        from model.common.target.model import Target
-
         self.targets = {"eager": eager}
         if self.runtime == "cudagraph":  # the same weights, with another cache
             self.targets["cudagraph"] = Target(eager.model, "cudagraph", eager.twin)
@@ -179,20 +160,21 @@ class Lab:
         """One contender: built, warmed up, timed; what fails is recorded and the rest goes on."""
         import torch
 
-        begin, drafter = elapsed(), None
+        begin, drafter, limit = elapsed(), None, self.args.max_new_tokens
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         try:
             target = self.targets["eager" if runtime == "generate" else runtime]
             drafter = self.build(CONTENDERS[name][0], target, runtime)
             decode = self.decoder(target, drafter, runtime)
-            self.warm_up(target, drafter, decode)
+            parts.warm_up(target, drafter, self.stop, self.prompts, limit)
+            decode(self.prompts[0], min(24, limit))
             setup_s = elapsed() - begin
             turns = []
             for ids in self.prompts:
                 if turns and elapsed() > deadline:
                     break
-                turns.append(decode(ids, self.args.max_new_tokens))
+                turns.append(decode(ids, limit))
             row = {"status": "ok", "setup_s": round(setup_s, 1), **self.measured(turns, drafter)}
             if getattr(target.step, "broken", False):
                 row["note"] = "a capture failed: steps ran eager"
@@ -211,24 +193,18 @@ class Lab:
 
     def build(self, method: str, target, runtime: str):
         """The method's drafter, as its command builds it."""
-        from bench_drafters import build_script
-
         args = self.args
         argv = ["--model-path", args.model_path, "--scale-to", args.scale_to, "--dtype", args.dtype]
-        argv += ["--device", str(self.device)]
+        argv += ["--device", self.device]
         argv += ["--runtime", runtime if runtime in self.targets else "eager"]
-        return build_script(method, [*argv, *map(str, FLAGS.get(method, ()))], target)
+        return parts.build_script(method, argv, target)
 
     def decoder(self, target, drafter, runtime: str):
         """A function (prompt ids, limit) -> Turn."""
-        from model.common.loop import decode
         from model.common.loop.sampling import Sampler
         from model.common.loop.source import Prompts, Request
         from model.common.target.attention import NAME
         from model.vanilla import hf_engine
-
-        def answer(ids, limit):
-            return decode.generate(target, drafter, [ids], Sampler(), [0], self.stop, limit)[0]
 
         def generate(ids, limit):
             source = Prompts([Request(ids, limit)])
@@ -236,15 +212,9 @@ class Lab:
             target.model.set_attn_implementation(NAME)  # run() has changed it
             return source.turns[0]
 
-        return generate if runtime == "generate" else answer
-
-    def warm_up(self, target, drafter, decode) -> None:
-        """An untimed short answer, then every shape at every width where these are static."""
-        target.reserve(1, self.capacity + 256)
-        decode(self.prompts[0], min(24, self.args.max_new_tokens))
-        if target.runtime.static:
-            for shown in target.rehearse(drafter, self.prompts[0]):
-                decode(shown, 8)
+        if runtime == "generate":
+            return generate
+        return lambda ids, limit: parts.answer(target, drafter, self.stop, ids, limit)
 
     def measured(self, turns, drafter) -> dict:
         """The figures of a contender's answers."""
@@ -350,23 +320,16 @@ COLUMNS = {  # heading: (key, format, factor)
     "speedup": ("speedup", ".2f", 1),
     "peak GiB": ("peak_gib", ".1f", 1),
 }
-
-
-def header() -> str:
-    """The table's first line."""
-    return f"{'contender':14}{'runtime':>10}" + "".join(f"{c:>10}" for c in [*COLUMNS, "ids"])
+HEADER = f"{'contender':18}{'runtime':>10}{parts.header(COLUMNS)}{'ids':>8}"
 
 
 def line_of(lab: Lab, row: dict) -> str:
     """A contender's line of the table."""
-    line = f"{row['name']:14}{row['runtime']:>10}"
+    line = f"{row['name']:18}{row['runtime']:>10}"
     if row["status"] != "ok":
         return f"{line}  {row['status']}: {row['reason']}"
     row["speedup"] = speedup(lab.rows, row)
-    for key, form, factor in COLUMNS.values():
-        value = row.get(key)
-        line += f"{'-' if value is None else format(factor * value, form):>10}"
-    line += f"{row['ids_same']}/{row['ids_compared']}".rjust(10)
+    line += parts.cells(row, COLUMNS) + f"{row['ids_same']}/{row['ids_compared']}".rjust(8)
     line += f"  cut after {row['questions']}" * row["cut"]
     captured = row["captured_while_timed"]
     line += f"  {captured} graphs made while timed" * bool(captured)
@@ -395,7 +358,7 @@ def report(lab: Lab) -> int:
         f"\n{args.model_path} at {args.scale_to}, {facts['parameters'] / 1e9:.2f} B parameters, "
         f"{args.dtype}, {facts['device']}, torch {facts['torch']}, "
         f"transformers {facts['transformers']}; {args.questions} questions, "
-        f"{args.max_new_tokens} tokens; read bandwidth {bandwidth.get('read')} GB/s\n{header()}"
+        f"{args.max_new_tokens} tokens; read bandwidth {bandwidth.get('read')} GB/s\n{HEADER}"
     )
     for row in lab.rows:
         print(line_of(lab, row))
@@ -424,7 +387,7 @@ def main(argv=None) -> None:
         if not Path(args.output).absolute().parent.is_dir():
             raise BadInput(f"--output {args.output}: no such folder")
         lab = Lab(args)
-        print(header(), flush=True)
+        print(HEADER, flush=True)
         lab.run_all()
     sys.exit(report(lab))
 

@@ -10,18 +10,14 @@ Run:    python tests/bench/bench_overhead.py                          (every met
         python tests/bench/bench_overhead.py --methods vanilla,sps --runtime eager
 """
 
-import argparse
-import json
-import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from statistics import fmean
+from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
-MINI = ROOT / "data" / "mini_models"
-METHODS = ("vanilla", "pld", "sps", "recycling", "medusa", "hydra", "eagle", "eagle2", "eagle3")
+import bench_parts as parts
+
+METHODS = "vanilla,pld,sps,recycling,medusa,hydra,eagle,eagle2,eagle3"
 
 
 class Forwards:
@@ -35,38 +31,29 @@ class Forwards:
         """Whatever is handed to a runtime to be recorded is timed from then on."""
         from model.common.target.runtime import CudaGraphs, Runtime
 
-        kinds = (Runtime, CudaGraphs)
-        originals = [vars(kind)["captured"] for kind in kinds]
-        for kind, original in zip(kinds, originals):
-            kind.captured = self._timed(original)
-        try:
+        with ExitStack() as patches:
+            for kind in (Runtime, CudaGraphs):
+                captured = self._capturing(kind.captured)
+                patches.enter_context(mock.patch.object(kind, "captured", captured))
             yield
-        finally:
-            for kind, original in zip(kinds, originals):
-                kind.captured = original
 
-    def _timed(self, captured):
-        def wrapped(runtime, function):
-            return TimedCall(captured(runtime, function), self)
+    def _capturing(self, captured):
+        return lambda runtime, function: self._timed(captured(runtime, function))
 
-        return wrapped
+    def _timed(self, function):
+        """A function whose calls are timed; the outermost one where they are nested."""
 
+        def call(*arguments):
+            begin = time.perf_counter()
+            self.depth += 1
+            try:
+                return function(*arguments)
+            finally:
+                self.depth -= 1
+                if not self.depth:
+                    self.spent += time.perf_counter() - begin
 
-class TimedCall:
-    """A function whose calls are timed; the outermost one where they are nested."""
-
-    def __init__(self, function, forwards: Forwards):
-        self.function, self.forwards = function, forwards
-
-    def __call__(self, *arguments):
-        forwards, begin = self.forwards, time.perf_counter()
-        forwards.depth += 1
-        try:
-            return self.function(*arguments)
-        finally:
-            forwards.depth -= 1
-            if not forwards.depth:
-                forwards.spent += time.perf_counter() - begin
+        return call
 
 
 def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
@@ -101,11 +88,11 @@ def decode(target, drafter, stop, limit: int, ids, forwards: Forwards) -> dict:
     finally:
         loop.Clock = Clock
     steps = len(turn.accept_lengths)
-    parts = {name: sum(times) for name, times in turn.phase_s.items()}
-    parts["rest"] = turn.wall_s - turn.prefill_s - sum(parts.values())
+    spent = {name: sum(times) for name, times in turn.phase_s.items()}
+    spent["rest"] = turn.wall_s - turn.prefill_s - sum(spent.values())
     return {
         name: (1e3 * inside.get(name, 0.0) / steps, 1e3 * (s - inside.get(name, 0.0)) / steps)
-        for name, s in parts.items()
+        for name, s in spent.items()
     }
 
 
@@ -113,13 +100,13 @@ class Contender:
     """A method's drafter on a target of its own, and each prompt's best round."""
 
     def __init__(self, target, drafter, stop, forwards: Forwards, limit: int, prompts):
-        self.parts, self.prompts = (target, drafter, stop, limit), prompts
+        self.given, self.prompts = (target, drafter, stop, limit), prompts
         self.forwards, self.best = forwards, [None] * len(prompts)
 
     def round(self) -> None:
         """Decode all prompts; of each the round with the least time outside is kept."""
         for place, ids in enumerate(self.prompts):
-            cells = decode(*self.parts, ids, self.forwards)
+            cells = decode(*self.given, ids, self.forwards)
             if self.best[place] is None or _outside(cells) < _outside(self.best[place]):
                 self.best[place] = cells
 
@@ -137,72 +124,39 @@ def _outside(cells: dict) -> float:
     return sum(outside for _, outside in cells.values())
 
 
-def build(method: str, runtime: str, prompts, limit: int):
-    """(target, drafter, stop rules, Forwards) of a method with its defaults, all compiled."""
-    from bench_batch import FLAGS
-    from bench_drafters import build_script
-
-    from model.common.prompts.prompter import Prompter, load_tokenizer
+def build(method: str, args, prompter, prompts) -> Contender:
+    """A method with its defaults on a target of its own, all compiled."""
     from model.common.target.loading import load_target
 
-    path, forwards = str(MINI / "target"), Forwards()
-    flags = ["--model-path", path, "--dtype", "float32", "--runtime", runtime]
+    path, limit, forwards = parts.TARGET, args.max_new_tokens, Forwards()
+    flags = ["--model-path", path, "--dtype", "float32", "--runtime", args.runtime]
     with forwards.building():
-        target = load_target(path, "float32", "cpu", runtime)
-        drafter = build_script(method, flags + FLAGS.get(method, "").split(), target)
-    stop = Prompter(load_tokenizer(path)).stop_rules(target.model.generation_config)
-    warm_up(target, drafter, stop, prompts[0], max(map(len, prompts)) + limit)
-    return target, drafter, stop, forwards
+        target = load_target(path, "float32", "cpu", args.runtime)
+        drafter = parts.build_script(method, flags, target)
+    stop = prompter.stop_rules(target.model.generation_config)
+    parts.warm_up(target, drafter, stop, prompts, limit)
+    return Contender(target, drafter, stop, forwards, limit, prompts)
 
 
-def warm_up(target, drafter, stop, ids, capacity: int, num_slots: int = 1) -> None:
-    """Answers and forwards in which the runtime meets every shape of a drafter."""
-    from model.common.loop.decode import Loop
-    from model.common.loop.sampling import Sampler
-    from model.common.loop.source import Prompts, Request
-
-    loop = Loop(target, drafter, Sampler(), stop, num_slots, capacity)
-    loop.run(Prompts([Request(ids, 24) for _ in range(2 * num_slots)]))
-    for shown in target.rehearse(drafter, ids):
-        loop.run(Prompts([Request(shown, 8)]))
-
-
-def main(argv=None):
+def main(argv=None) -> None:
     """Print the table and one JSON line."""
-    from model.common.args import RUNTIMES
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma list")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="compile")
-    parser.add_argument("--limit-per-category", type=int, default=1)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--num-threads", type=int, default=1)
+    shared = {"methods": METHODS, "runtime": "compile", "questions": 6, "max_new_tokens": 128}
+    parser = parts.make_parser(__doc__, **shared, rounds=8, num_threads=1)
     args = parser.parse_args(argv)
     import torch
 
-    from model.common.prompts.prompter import Prompter, load_tokenizer
-    from model.common.prompts.questions import per_category, read_questions
-
     torch.set_num_threads(args.num_threads)
-    prompter = Prompter(load_tokenizer(str(MINI / "target")))
-    questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
-    questions = per_category(questions, args.limit_per_category)
-    prompts = [prompter.render(question["turns"], []) for question in questions]
-    limit = args.max_new_tokens
-    contenders = {}
-    for method in args.methods.split(","):
-        parts = build(method, args.runtime, prompts, limit)
-        contenders[method] = Contender(*parts, limit, prompts)
+    prompter, prompts = parts.read_bench(parts.TARGET, args.questions)
+    contenders = {method: build(method, args, prompter, prompts) for method in args.methods}
     for _ in range(args.rounds):
         for contender in contenders.values():
             contender.round()
     rows = [{"method": name, "runtime": args.runtime, **c.row()} for name, c in contenders.items()]
-    cells = list(rows[0])[2:]
-    print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in cells))
+    names = list(rows[0])[2:]
+    print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in names))
     for row in rows:
-        print(f"{row['method']:12}" + "".join(f"{row[name]:>16}" for name in cells))
-    print(json.dumps({"tool": "bench_overhead", "rows": rows}))
+        print(f"{row['method']:12}" + "".join(f"{row[name]:>16}" for name in names))
+    parts.print_json("bench_overhead", args, rows=rows)
 
 
 if __name__ == "__main__":

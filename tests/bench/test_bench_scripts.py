@@ -4,6 +4,8 @@ import json
 import types
 
 import bench_batch
+import bench_drafters
+import bench_engines
 import bench_gpu
 import bench_overhead
 import pytest
@@ -29,6 +31,12 @@ def ended(main, argv, capsys):
     return end.value.code, printed.out
 
 
+def rows_of(main, argv, capsys):
+    """Rows of the JSON line with which a script that does not judge ends."""
+    main(argv)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+
+
 def test_bench_batch(capsys):
     flags = ["--questions", "4", "--batches", "2,4", "--max-new-tokens", "10", "--rounds", "1"]
     status, out = ended(bench_batch.main, flags, capsys)
@@ -46,60 +54,75 @@ def test_bench_batch(capsys):
         assert row["idle"] == 0 if batch == 1 else 0 <= row["idle"] < 1
 
 
-def test_bench_batch_fails_where_ids_differ(capsys):
-    def contender(method, batch, answers):
-        return types.SimpleNamespace(
-            method=method, batch=batch, answers=answers, speeds=[2.0, 9.0, 4.0], idle=0, accepted=1
-        )
-
-    argv = ["--methods", "pld", "--batches", "1"]
-    same = [contender("vanilla", 1, [[1], [2]]), contender("pld", 1, [[1], [2]])]
-    other = [contender("vanilla", 1, [[1], [2]]), contender("pld", 1, [[1], [3]])]
-    assert bench_batch.report(same, bench_batch.parse_args(argv)) == 0
-    assert "ids as vanilla 4/4" in capsys.readouterr().out
-    assert bench_batch.report(other, bench_batch.parse_args(argv)) == 1
+@pytest.mark.parametrize("other, dtype, status", [(2, "float32", 0), (3, "float32", 1),
+                                                  (3, "float16", 0)])  # fmt: skip
+def test_bench_batch_fails_where_ids_differ(capsys, other, dtype, status):
+    """In float32: near-ties of others flip."""
+    contenders = []
+    for method, last in (("vanilla", 2), ("pld", other)):
+        contender = bench_batch.Contender(method, 1, ())
+        contender.answers, contender.speeds = [[1], [last]], [2.0, 9.0, 4.0]
+        contenders.append(contender)
+    flags = ["--methods", "pld", "--batches", "1", "--dtype", dtype, "--flags", "pld=--n 2 --x"]
+    args = bench_batch.parse_args(flags)
+    assert args.methods == ["vanilla", "pld"] and args.flags == {"pld": "--n 2 --x"}
+    assert bench_batch.report(contenders, args) == status
     printed = capsys.readouterr().out
-    assert "ids as vanilla 3/4" in printed
+    assert f"ids as vanilla {4 if other == 2 else 3}/4" in printed
     assert json.loads(printed.splitlines()[-1])["rows"][0]["tokens_per_s"] == 4  # the median
-    half = bench_batch.parse_args([*argv, "--dtype", "float16"])
-    assert bench_batch.report(other, half) == 0  # near-ties flip
-
-
-@pytest.mark.parametrize(
-    "argv, said",
-    [
-        (["--batches", "1,5", "--questions", "4"], "--batches 5: from 1 to --questions 4"),
-        (["--batches", "two"], "integers separated by commas"),
-        (["--methods", "nothing"], "no method nothing"),
-        (["--flags", "nothing=--x"], "no method nothing"),
-        (["--questions", "5000", "--batches", "1"], "the bench has"),
-    ],
-)
-def test_bench_batch_refuses_in_one_line(argv, said, capsys):
-    with pytest.raises(SystemExit) as end:
-        bench_batch.main(argv)
-    assert end.value.code == 2
-    message = capsys.readouterr().err.splitlines()
-    assert said in message[-1]
-
-
-def test_flags_of_a_method_are_ones_own():
-    args = bench_batch.parse_args(["--flags", "sps=--drafter-path x --schedule constant"])
-    assert args.method_flags["sps"] == "--drafter-path x --schedule constant"
-    assert args.method_flags["medusa"] == bench_batch.FLAGS["medusa"]
 
 
 def test_bench_overhead(capsys):
     """What is inside and outside the forwards adds up, and a draft model's reads are inside."""
-    flags = ["--methods", "vanilla,sps", "--runtime", "eager", "--limit-per-category", "1"]
-    bench_overhead.main([*flags, "--max-new-tokens", "8", "--rounds", "1"])
-    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    flags = ["--methods", "vanilla,sps", "--runtime", "eager", "--max-new-tokens", "8"]
+    rows = rows_of(bench_overhead.main, [*flags, "--rounds", "1"], capsys)
     assert [row["method"] for row in rows] == ["vanilla", "sps"]
     phases = [f"{phase}_outside_ms" for phase in ("draft", "verify", "commit", "rest")]
     for row in rows:
         assert row["outside_ms"] == pytest.approx(sum(row[name] for name in phases), abs=0.003)
         assert 0 < row["outside_ms"] < row["forwards_ms"]
     assert rows[1]["forwards_ms"] > rows[0]["forwards_ms"]
+
+
+def test_bench_drafters(capsys, monkeypatch):
+    monkeypatch.setattr(bench_drafters, "CONTEXTS", (256, 512))
+    flags = ["--vocab-size", "500", "--steps", "2", "--store-tokens", "1000"]
+    rows = rows_of(bench_drafters.main, flags, capsys)
+    assert len(rows) == 2 * 6 and all(min(row["us"].values()) > 0 for row in rows)
+
+
+def test_bench_engines(capsys):
+    """Transformers' prompt lookup and ours commit the same; passes and accepted tokens add up."""
+    flags = ["--methods", "pld", "--runtimes", "eager", "--questions", "3", "--rounds", "1"]
+    theirs, ours = rows_of(
+        bench_engines.main, [*flags, "--max-new-tokens", "20", "--count"], capsys
+    )
+    assert theirs["ids_as_vanilla"] == ours["ids_as_vanilla"] == 3
+    assert ours["ratio_to_others"] == pytest.approx(
+        ours["tokens_per_s"] / theirs["tokens_per_s"], abs=0.01
+    )
+    assert ours["passes"] + sum(ours["accepted"]) == 3 * 19
+
+
+@pytest.mark.parametrize(
+    "script, argv, said",
+    [
+        (bench_batch, ["--batches", "1,5", "--questions", "4"], "--batches 5: from 1 to"),
+        (bench_batch, ["--batches", "two"], "integers separated by commas"),
+        (bench_batch, ["--methods", "nothing"], "no method nothing"),
+        (bench_batch, ["--flags", "nothing=--x"], "no method nothing"),
+        (bench_batch, ["--questions", "5000", "--batches", "1"], "the bench has"),
+        (bench_gpu, ["--contenders", "pld"], "the first has to be a vanilla"),
+        (bench_gpu, ["--contenders", "vanilla,nothing"], "no nothing"),
+        (bench_gpu, ["--scale-to", "huge"], "huge"),
+        (bench_gpu, ["--output", "no/file.json"], "no such folder"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(script, argv, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        script.main(argv)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -195,16 +218,3 @@ def test_first_differences_and_their_gaps(tmp_path):
     assert lab.ulp(9.5) == 2**-20 and lab.ulp(1.0) == 2**-23
     shorter = lab.compared([[4, 4], ids[:5]])["differences"][0]
     assert shorter["token"] == 5 and shorter["gap"] is None
-
-
-def test_bench_gpu_refuses_in_one_line(tmp_path, capsys):
-    for argv, said in (
-        (["--contenders", "pld"], "the first has to be a vanilla"),
-        (["--contenders", "vanilla,nothing"], "no nothing"),
-        (["--scale-to", "huge"], "huge"),
-        (["--output", str(tmp_path / "no" / "file.json")], "no such folder"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            bench_gpu.main(argv)
-        assert end.value.code == 2
-        assert said in capsys.readouterr().err.splitlines()[-1]

@@ -16,10 +16,13 @@ from pathlib import Path
 import conftest
 import torch
 from conftest import FAMILIES, make_model
-from tiny_methods import METHODS, TINY_FLAGS, TINY_LAYERS
+from eagle_dirs import eagle_dir
+from slow_penalties import penalised
+from tiny_methods import METHODS, TINY_FLAGS, TINY_LAYERS, random_eagle
 
 from model.common import args as arguments
 from model.common.loop.decode import generate
+from model.common.loop.penalties import NO_PENALTIES
 from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
@@ -47,7 +50,14 @@ SPECINFER += ["--max-num-beams", "3", "--max-beam-len", "4"]
 VARIANTS = {
     "lookahead": {"prompt-ngrams": lambda paths: ["--prompt-ngrams"]},
     "sd2": {"chain": lambda paths: ["--drafter-path", "", "--exits", "1,2,3", *CHAIN]},
-    "samd": {"recycling": lambda paths: ["--auxiliary", "recycling"]},
+    "samd": {
+        "recycling": lambda paths: ["--auxiliary", "recycling"],
+        "corpus": lambda paths: ["--static-path", own_automaton(paths["target"])],
+        "eagle2": lambda paths: [
+            *["--auxiliary", "eagle2", "--eagle-path", random_eagle(eagle_dir, paths["target"])],
+            *["--static-path", own_automaton(paths["target"]), "--len-bias", "0"],
+        ],
+    },
     "specexec": {
         "specinfer": lambda paths: SPECINFER,
         "best": lambda paths: [*SPECINFER, "--draws", "best"],
@@ -98,6 +108,7 @@ def make_lively(family="llama", noise=0.0, **shape):
 def make_tokenizer():
     """A letter a token, everything else dropped; ids 14 and 15 of the model are no tokens of it."""
     tokenizer = conftest.make_tokenizer(letters=LETTERS)
+    tokenizer.chat_template += "{{ opening }}"  # nothing, where no --template-args say it
     assert len(tokenizer) == KNOWN
     return tokenizer
 
@@ -140,12 +151,14 @@ class World:
         last = torch.tensor([len(ids) - 1 for ids in sequences])
         return self.plain(input_ids=ids, use_cache=False).logits[torch.arange(len(ids)), last]
 
-    def answer(self, prompt: list[int], length: int = LENGTH) -> list[int]:
+    def answer(self, prompt, length: int = LENGTH, penalties=NO_PENALTIES) -> list[int]:
         """Greedy ids, the first of equals; at most to the end of the context."""
         length = min(length, CONTEXT - len(prompt))
-        ids = self._answers.setdefault(tuple(prompt), [])
+        ids = self._answers.setdefault((tuple(prompt), penalties), [])
         while len(ids) < length:
             (scores,) = self.logits([prompt + ids])
+            if penalties:
+                scores = penalised(scores, prompt, ids, penalties)
             ids.append(int((scores == scores.max()).nonzero()[0]))
         return ids[:length]
 
@@ -161,18 +174,33 @@ def world_of(family: str = "llama", layers: int = 3) -> World:
 
 
 @functools.cache
+def own_corpus(num: int = 6) -> str:
+    """A corpus file of some of the tiny target's answers, as far as the tokenizer knows them."""
+    words, file = ["<s>", "</s>", *LETTERS], Path(new_folder()) / "corpus.jsonl"
+    answers = [world_of().answer(prompt) for prompt in make_prompts(num)]
+    texts = ["".join(words[token] for token in ids if token < KNOWN) for ids in answers]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return str(file)
+
+
+@functools.cache
 def own_store(model_path: str) -> str:
-    """A REST datastore of some of the tiny target's answers, as far as the tokenizer knows them."""
+    """A REST datastore of that corpus."""
     from model.rest.build_datastore import main as build_datastore
 
-    folder, words = Path(new_folder()), ["<s>", "</s>", *LETTERS]
-    answers = [world_of().answer(prompt) for prompt in make_prompts(6)]
-    texts = ["".join(words[token] for token in ids if token < KNOWN) for ids in answers]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "corpus.jsonl").write_text(lines, encoding="utf-8")
-    argv = ["--model-path", model_path, "--input", str(folder / "corpus.jsonl")]
-    build_datastore([*argv, "--output", str(folder / "store")])
-    return str(folder / "store")
+    folder = new_folder()
+    build_datastore(["--model-path", model_path, "--input", own_corpus(), "--output", folder])
+    return folder
+
+
+@functools.cache
+def own_automaton(model_path: str) -> str:
+    """SAM-Decoding's automaton of two of the answers, so that text and corpus differ."""
+    from model.samd.build_sam import main as build_sam
+
+    folder = new_folder()
+    build_sam(["--model-path", model_path, "--input", own_corpus(2), "--output", folder])
+    return folder
 
 
 # in place of TINY_FLAGS, where these would hardly ever hit

@@ -10,15 +10,19 @@ import dataclasses
 import itertools
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from conformance import greedy, law, runs
+from conformance.cases import world_of
 from model.common.contract.drafter import Draft
 from model.common.contract.sequence import PerSequence
 from model.common.loop import verify
+from model.common.loop.penalties import PenalisedSlots
 from model.common.loop.sampling import TARGET, Sampler, draw
 from model.common.loop.turns import StopRules
 from model.common.prompts.conversation import Conversation
 from model.common.prompts.prompter import Prompter
+from model.common.target.attention import additive
 from model.common.target.cache import KVCache
 from model.common.target.model import Target
 from model.nasd.drafter import NASDSequence, NGramStore
@@ -103,6 +107,34 @@ def second_best_will_do(patch):
         return rule(raised, draft)
 
     patch.setattr(verify, "greedy", lenient)
+
+
+# --- penalties ---
+
+
+def forgotten_ancestors(patch):
+    """Every row of a draft is penalised for the committed tokens alone."""
+
+    def committed_alone(self, logits, draft):
+        if not self.penalties:
+            return logits
+        return self.penalties.apply(logits, self.counts.unsqueeze(1), self.in_prompt.unsqueeze(1))
+
+    patch.setattr(PenalisedSlots, "rows", committed_alone)
+
+
+def stale_counts(patch):
+    """A slot's next answer is penalised for what the one before it held."""
+    begin = PenalisedSlots.begin
+
+    def kept(self, slots, ids, lengths, logits):
+        before = None if self.counts is None else self.counts.clone()
+        scores = begin(self, slots, ids, lengths, logits)
+        if before is not None:
+            self.counts += before.where(self.counts == 0, 0)
+        return scores
+
+    patch.setattr(PenalisedSlots, "begin", kept)
 
 
 # --- stop rules ---
@@ -208,6 +240,49 @@ def positions_off_by_one(patch):
     read_wrapped(patch, lambda known, depths: (known, depths + (depths > 0)))
 
 
+BOUNDARY = 20  # position from which on call_maximum() reads all rows of a call otherwise
+
+
+def call_maximum(patch):
+    """All rows of a call have the rotary factors of its largest position, as longrope has them.
+
+    transformers' own forward of one prefix has them too, and is right: it ends at that position.
+    """
+    forward = LlamaRotaryEmbedding.forward
+
+    def stretched(self, x, position_ids):
+        far = bool(position_ids.max() >= BOUNDARY)
+        return forward(self, x, position_ids / 4 if far else position_ids)
+
+    patch.setattr(LlamaRotaryEmbedding, "forward", stretched)
+    new_answers(patch)
+
+
+def column_bias(patch):
+    """Attention is biased by the columns of a call, as ALiBi is where it counts the cache's index.
+
+    Chains stand where they belong and are read rightly, nodes of a tree do not.
+    """
+    forward = LlamaAttention.forward
+
+    def biased(self, hidden_states, attention_mask=None, **named):
+        mask, rows = attention_mask, hidden_states.shape[1]
+        if mask is None:
+            mask = torch.ones(1, 1, rows, rows, dtype=torch.bool).tril()
+        if mask.dtype == torch.bool:
+            mask = additive(mask.squeeze(1), hidden_states.dtype)
+        bias = torch.arange(mask.shape[-1], dtype=mask.dtype)
+        return forward(self, hidden_states, attention_mask=mask + bias, **named)
+
+    patch.setattr(LlamaAttention, "forward", biased)
+    new_answers(patch)
+
+
+def new_answers(patch):
+    """The plain model is another one under a patch of its class: no answer is known yet."""
+    patch.setattr(world_of(), "_answers", {})
+
+
 # --- state ---
 
 
@@ -270,6 +345,12 @@ EXPECTED = [  # (defect, check, method, variant)
     (forgotten_residual, law.check_law, "sps", ""),
     (forgotten_residual, law.check_law, "eagle", ""),
     (shared_uniforms, law.check_law, "sps", ""),
+    (forgotten_ancestors, greedy.check_penalties, "recycling", ""),
+    (forgotten_ancestors, greedy.check_penalties, "medusa", ""),
+    (forgotten_ancestors, law.check_penalised_law, "sps", ""),
+    (forgotten_ancestors, law.check_penalised_law, "pld", ""),
+    (stale_counts, greedy.check_penalties, "vanilla", ""),
+    (forgotten_ends, runs.check_flags, "recycling", ""),
     (peeking_stop, law.check_law, "sps", ""),
     (last_of_equals, greedy.check_ties, "vanilla", ""),
     (last_of_equals, greedy.check_ties, "medusa", ""),
@@ -291,6 +372,10 @@ EXPECTED = [  # (defect, check, method, variant)
     (seen_siblings, greedy.check_exact, "recycling", ""),
     (positions_off_by_one, greedy.check_logits, "medusa", ""),
     (positions_off_by_one, greedy.check_exact, "recycling", ""),
+    (call_maximum, greedy.check_exact, "vanilla", ""),
+    (call_maximum, greedy.check_exact, "sps", ""),
+    (column_bias, greedy.check_logits, "medusa", ""),
+    (column_bias, greedy.check_exact, "recycling", ""),
     (wrong_slot, greedy.check_refilled, "pld", ""),
     (wrong_slot, greedy.check_refilled, "nasd", ""),
     (stale_slot, greedy.check_refilled, "vanilla", ""),

@@ -9,21 +9,16 @@ import contextlib
 import dataclasses
 
 import torch
+from oracle import facts, outputs
+from recording import Around
 
 from conformance.cases import CONTEXT, LENGTH, PROMPTS, VOCAB, Case, make_prompts
-from model.common.contract.drafter import Drafter
+from model.common.loop.penalties import Penalties
+from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 
+PENALTIES = Penalties(1.1, 0.1, 0.05)  # answers still repeat themselves, so that drafts are taken
 SURE = 1e-5  # logits differ by less, whatever the order of sums: norms round to float32
-
-
-def outputs(turns):
-    return [turn.output_ids for turn in turns]
-
-
-def facts(turns):
-    """What was committed and how it came about."""
-    return [(turn.output_ids, turn.accept_lengths, turn.drafted) for turn in turns]
 
 
 def drafts_of(case: Case) -> bool:
@@ -49,6 +44,17 @@ def check_exact(case: Case, least: int = 3) -> None:
         check_counts(turns, LENGTH)
         longest = max(length for turn in turns for length in turn.accept_lengths)
         assert longest >= least if drafts_of(case) else longest == 1
+
+
+def check_penalties(case: Case) -> None:
+    """Penalised by each place's own prefix: alone, and in slots of which one is filled again."""
+    known = [case.world.answer(prompt, penalties=PENALTIES) for prompt in PROMPTS]
+    assert known != [case.world.answer(prompt) for prompt in PROMPTS]
+    for batch in (1, 3):
+        turns = case.decode(PROMPTS, batch=batch, sampler=Sampler(penalties=PENALTIES))
+        assert outputs(turns) == known
+        longest = max(length for turn in turns for length in turn.accept_lengths)
+        assert longest >= 2 if drafts_of(case) else longest == 1
 
 
 def check_memory(case: Case) -> None:
@@ -137,29 +143,18 @@ def check_stop_strings(case: Case) -> None:
             assert turn.output_ids == known[: next(ends)] and turn.finish_reason == "stop"
 
 
-class Around(Drafter):
-    """Another drafter, called as it is."""
-
-    def __init__(self, inner):
-        self.inner, self.needs = inner, inner.needs
-        self.max_nodes, self.max_depth = inner.max_nodes, inner.max_depth
-        self.reserve, self.end = inner.reserve, inner.end
-        self.start, self.propose, self.observe = inner.start, inner.propose, inner.observe
-
-
 class Muted(Around):
     """Every second draft of a sequence with nothing in it that could be committed."""
 
     def __init__(self, inner):
         super().__init__(inner)
-        self.start, self.propose = self._start, self._propose
         self.steps: dict[int, int] = {}  # drafts of each slot's sequence so far
 
-    def _start(self, prompt):
+    def start(self, prompt):
         self.steps |= dict.fromkeys(prompt.slots, 0)
         self.inner.start(prompt)
 
-    def _propose(self):
+    def propose(self):
         draft = self.inner.propose()
         tokens = draft.tokens.clone()
         candidate = torch.ones_like(tokens[0], dtype=torch.bool)
@@ -262,19 +257,18 @@ class Watched(Around):
 
     def __init__(self, inner):
         super().__init__(inner)
-        self.start, self.propose, self.observe = self._start, self._propose, self._observe
         self.texts: dict[int, list[int]] = {}  # by slot
         self.notes = []  # (text of a row, logits [V])
 
-    def _start(self, prompt):
+    def start(self, prompt):
         self.texts |= {slot: list(ids) for slot, ids in zip(prompt.slots, prompt.host_ids)}
         self.inner.start(prompt)
 
-    def _propose(self):
+    def propose(self):
         self.draft = self.inner.propose()
         return self.draft
 
-    def _observe(self, step):
+    def observe(self, step):
         tokens, parents = self.draft.tokens.tolist(), self.draft.layout.parents
         parents = parents.expand(len(tokens), -1).tolist()
         for row, ids in enumerate(step.host_ids):

@@ -20,32 +20,43 @@ import pytest
 import torch
 from laws import detectable, transformers_probs
 from scipy import stats
+from slow_penalties import penalised
 
 from conformance.cases import CASES, VOCAB, Case, World
 from model.common.loop import verify
+from model.common.loop.penalties import NO_PENALTIES, Penalties
 from model.common.loop.sampling import TARGET, Sampler, draw, seed_of
 
-SETTINGS = (0.6, 0, 0.9)
+SETTINGS = (0.6, 0, 0.9, 0.0, NO_PENALTIES)  # of a Sampler
+PENALISED = (0.8, 0, 1.0, 0.05, Penalties(1.3, 0.2, 0.4))
 PROMPT = [2, 14, 3, 0, 5, 9, 13, 4, 6, 12, 0, 5, 3, 14, 2, 3, 8, 0, 5]  # with text to copy
 LENGTH = 4  # the prefill's token, and three that take one to three steps
 BATCH, NUM, NUM_GUESSED = 500, 4000, 500
+NUM_PENALISED = 1000
 FAMILY, POWER = 1e-3, 0.99
 LEVEL = FAMILY / len(CASES)  # of a case alone: Holm's first step
 LONG, NUM_LONG = 16, 60  # tokens and answers in which drafts are looked for
 FEWEST = 5  # words a cell is expected to hold, else it is pooled with others
 
 
+def following(world: World, words: list[tuple], settings) -> torch.Tensor:
+    """Law of the token behind each word, [N, V]: transformers' own model and warpers."""
+    logits = world.logits([[*PROMPT, *word] for word in words])
+    if settings[4]:
+        rows = [penalised(row, PROMPT, word, settings[4]) for row, word in zip(logits, words)]
+        logits = torch.stack(rows)
+    return transformers_probs(logits, *settings[:4])
+
+
 @functools.cache
-def law_of(world: World) -> dict[tuple, float]:
-    """Probability of every word that can occur, from transformers' own model and warpers."""
+def law_of(world: World, settings=SETTINGS) -> dict[tuple, float]:
+    """Probability of every word that can occur."""
     law = {(): 1.0}
     for _ in range(LENGTH):
         words = list(law)
-        logits = world.logits([[*PROMPT, *word] for word in words])
-        following = transformers_probs(logits, *SETTINGS).tolist()
         law = {
             (*word, token): law[word] * chance
-            for word, line in zip(words, following)
+            for word, line in zip(words, following(world, words, settings).tolist())
             for token, chance in enumerate(line)
             if chance > 0
         }
@@ -76,19 +87,18 @@ def g_test(words, law: dict[tuple, float]) -> float:
 
 
 @functools.cache
-def baseline_words(world: World) -> list[tuple]:
+def baseline_words(world: World, settings=SETTINGS) -> list[tuple]:
     """What plain sampling of the target's own logits gives the first seeds, without a draft."""
     positions = []
     for row in range(NUM_GUESSED):
-        sampler = Sampler(*SETTINGS)
+        sampler = Sampler(*settings)
         sampler.reserve(1, torch.device("cpu"))
         sampler.begin([0], [seed_of(0, row, 0, 0)], [LENGTH + 1])
         positions.append(sampler.table[TARGET, 0, :LENGTH])
     uniforms, words = torch.stack(positions), [()] * NUM_GUESSED
     for place in range(LENGTH):
         known = {word: None for word in words}
-        laws = transformers_probs(world.logits([[*PROMPT, *word] for word in known]), *SETTINGS)
-        laws = dict(zip(known, laws))
+        laws = dict(zip(known, following(world, list(known), settings)))
         lines = torch.stack([laws[word] for word in words])
         tokens = draw(lines, uniforms[:, place]).tolist()
         words = [(*word, token) for word, token in zip(words, tokens)]
@@ -106,12 +116,12 @@ def detectable_variation(world: World) -> float:
     return detectable(NUM, num_cells(law_of(world)), LEVEL, POWER)
 
 
-def sampled(case: Case, num: int) -> list:
+def sampled(case: Case, num: int, settings=SETTINGS) -> list:
     """Turns of `num` answers, each with a seed of its own."""
     turns = []
     for begin in range(0, num, BATCH):
         seeds = [seed_of(0, begin + row, 0, 0) for row in range(BATCH)]
-        turns += case.decode([PROMPT] * BATCH, LENGTH, sampler=Sampler(*SETTINGS), seeds=seeds)
+        turns += case.decode([PROMPT] * BATCH, LENGTH, sampler=Sampler(*settings), seeds=seeds)
     return turns
 
 
@@ -129,17 +139,18 @@ def draws_with_laws(case: Case) -> bool:
     return any(laws)
 
 
-def long_answers(case: Case, drafter=None) -> list:
+def long_answers(case: Case, drafter=None, settings=SETTINGS) -> list:
     """Turns of fewer and longer answers, in which every method comes to draft."""
     seeds = [seed_of(2, row, 0, 0) for row in range(NUM_LONG)]
-    prompts, sampler = [PROMPT] * NUM_LONG, Sampler(*SETTINGS)
+    prompts, sampler = [PROMPT] * NUM_LONG, Sampler(*settings)
     return case.decode(prompts, LONG, drafter=drafter, sampler=sampler, seeds=seeds)
 
 
 @functools.cache
-def baseline_answers(world: World) -> list[list[int]]:
+def baseline_answers(world: World, settings=SETTINGS) -> list[list[int]]:
     """Ids of the same answers without a draft."""
-    return [turn.output_ids for turn in long_answers(Case("vanilla", world=world))]
+    vanilla = Case("vanilla", world=world)
+    return [turn.output_ids for turn in long_answers(vanilla, settings=settings)]
 
 
 def check_law(case: Case) -> float:
@@ -160,6 +171,27 @@ def check_law(case: Case) -> float:
         assert words == baseline_words(case.world)
         assert [turn.output_ids for turn in turns] == baseline_answers(case.world)
     return chance
+
+
+def check_penalised_law(case: Case) -> None:
+    """The same with min-p and penalties, which make the law of a row depend on its own prefix.
+
+    Drawn from known laws: a G-test of fewer words. Point guesses: the baseline's own answers, and
+    the baseline's are those of the target's own logits.
+    """
+    if draws_with_laws(case):
+        turns = sampled(case, NUM_PENALISED, PENALISED)
+        words = [tuple(turn.output_ids) for turn in turns]
+        assert g_test(words, law_of(case.world, PENALISED)) >= LEVEL
+    elif case.method == "vanilla":
+        turns = sampled(case, NUM_GUESSED, PENALISED)
+        words = [tuple(turn.output_ids) for turn in turns]
+        assert words == baseline_words(case.world, PENALISED)
+    else:
+        turns = long_answers(case, settings=PENALISED)
+        assert [turn.output_ids for turn in turns] == baseline_answers(case.world, PENALISED)
+    longest = max(length for turn in turns for length in turn.accept_lengths)
+    assert longest == 1 if case.method == "vanilla" else longest > 1
 
 
 def holm(p_values: dict[str, float]) -> list[str]:

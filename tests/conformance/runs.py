@@ -10,7 +10,7 @@ import pytest
 from harness_runs import COMMON, read, run, write
 
 from conformance.cases import EOS, LETTERS, Case, new_folder
-from conformance.greedy import cut_at
+from conformance.greedy import PENALTIES, cut_at
 
 LIMIT = 24
 TWO_TURNS = {
@@ -74,6 +74,55 @@ def check_two_turns(case: Case) -> None:
     assert len(wanted[0]) > 2  # there is an answer that could be forgotten
     assert choice["output_ids"] == wanted
     assert choice["turns"] == [text_of(ids) for ids in wanted]
+
+
+def whole_text(ids: list[int]) -> str:
+    """With special tokens, which stop strings are looked for between."""
+    words = ["<s>", "</s>", *LETTERS]
+    return "".join(words[token] for token in ids if token < len(words))
+
+
+def first_end(ids: list[int], token: int, text: str) -> tuple[int, str]:
+    """(tokens up to the first end, which kind it is) of an answer: "id", "text" or "length"."""
+    for num in range(1, len(ids) + 1):
+        if ids[num - 1] == token:
+            return num, "id"
+        if text in whole_text(ids[:num]):
+            return num, "text"
+    return len(ids), "length"
+
+
+def choose_ends(known: list[list[int]]) -> tuple[int, str]:
+    """An id and a text of two letters that each end an answer, not at once, EOS or not before."""
+    pairs = {text_of(ids[at : at + 2]) for ids in known for at in range(4, 9)}
+    for token in range(2, 2 + len(LETTERS)):
+        for text in sorted(pair for pair in pairs if len(pair) == 2):
+            ends = [first_end(ids, token, text) for ids in known]
+            if {"id", "text"} <= {kind for _, kind in ends} and min(ends)[0] > 2:
+                return token, text
+    raise AssertionError("no such ends")
+
+
+def check_flags(case: Case) -> None:
+    """Penalties, system prompt, template's variables and ends of the command line, all at once."""
+    system, opening, prompts = "no noise", "rain", []
+    for turn in (question["turns"][0] for question in QUESTIONS):
+        text = f"system: {system} user: {turn} assistant: {opening}"
+        prompts.append([0, *token_ids(text)])
+    known = [case.world.answer(prompt, LIMIT, PENALTIES) for prompt in prompts]
+    token, text = choose_ends(known)
+    flags = ["--system-prompt", system, "--template-args", json.dumps({"opening": opening})]
+    flags += ["--stop-token-ids", token, "--stop", text, "--ignore-eos", "--batch-size", 2]
+    for name, value in vars(PENALTIES).items():
+        flags += [f"--{name}-penalty", value]
+    questions = [{**question, "turns": question["turns"][:1]} for question in QUESTIONS]
+    records = answers(case, questions, Path(new_folder()) / "a.jsonl", *flags)
+    for record, ids in zip(records, known):
+        (choice,), (num, kind) = record["choices"], first_end(ids, token, text)
+        assert choice["output_ids"] == [ids[:num]]
+        cut = len(text) if kind == "text" else 0
+        assert choice["turns"] == [text_of(ids[: num - cut])]
+        assert choice["finish_reason"] == ["length" if kind == "length" else "stop"]
 
 
 def sampled_run(case: Case, questions=QUESTIONS) -> list[dict]:

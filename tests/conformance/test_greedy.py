@@ -4,7 +4,7 @@ import pytest
 from tiny_methods import METHODS
 
 from conformance.cases import CASES, PROMPTS, VOCAB, case, world_of
-from conformance.greedy import CHECKS, check_exact, rounded
+from conformance.greedy import CHECKS, check_exact, check_logits, rounded
 
 every_case = pytest.mark.parametrize(
     "method, variant", CASES, ids=["-".join(filter(None, pair)) for pair in CASES]
@@ -21,6 +21,12 @@ def test_greedy(name, method, variant):
 @pytest.mark.parametrize("method", METHODS)
 def test_families(method, family):
     check_exact(case(method, family=family), least=2)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma2", "gemma3_text"])
+def test_rows_of_a_family_read_their_own_lines(family):
+    """Whatever was committed before them: windows, capped scores, moved rows of the cache."""
+    check_logits(case("recycling", family=family))
 
 
 @pytest.mark.parametrize("layers", [3, 8])

@@ -7,6 +7,7 @@ from conformance.law import (
     LEVEL,
     NUM,
     check_law,
+    check_penalised_law,
     check_seeds,
     detectable_variation,
     g_test,
@@ -24,6 +25,11 @@ every_case = pytest.mark.parametrize(
 def test_law(method, variant):
     one = case(method, variant)
     p_values[repr(one)] = check_law(one)
+
+
+@every_case
+def test_penalised_law(method, variant):
+    check_penalised_law(case(method, variant))
 
 
 def test_no_method_is_rejected():

@@ -1,4 +1,5 @@
-"""trees.py: ancestors, depths, parent rows, paths, pruning and padding, against slow references."""
+"""trees.py: ancestors, depths, parent rows, paths, pruning, padding and static trees, against
+slow references (refused trees: Token Recycling's tests)."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from slow_trees import random_parents, slow_lines
 from model.common.contract import trees
 from model.common.contract.drafter import Draft
 from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter, draft_of
+from model.common.contract.static_tree import StaticTree, check_tree
 from model.common.contract.trees import Tree, best_nodes, chain_tree
 
 
@@ -163,3 +165,25 @@ def test_drafts_of_lists():
     mixed = draft_of([[5, 6], Guess([7, 8, 9], [-1, -1, 1], 2)], "cpu")
     assert mixed.tokens.tolist() == [[5, 6, -1], [7, 8, 9]] and mixed.depth == 2
     assert mixed.tree.parents.tolist() == [[-1, 0, -1], [-1, -1, 1]]
+
+
+def test_a_static_tree_by_hand():
+    """Nodes 0, 1, 2 of depth 1, then 3 and 4 below node 0, 5 below node 2, and 6 below 3."""
+    paths = [[0], [1], [2], [0, 0], [0, 1], [2, 0], [0, 0, 0]]
+    nodes = check_tree(paths[::-1], "small", 3)
+    assert nodes == [tuple(path) for path in paths]
+    static = StaticTree(nodes, "cpu")
+    assert len(static) == 7 and static.depth == static.tree.depth == 3
+    assert static.parents.tolist() == [-1, -1, -1, 0, 0, 2, 3]
+    assert static.tree.parents.tolist() == [static.parents.tolist()]
+    assert static.ranks.tolist() == [0, 1, 2, 0, 1, 0, 0]
+    assert static.depths == [1, 1, 1, 2, 2, 2, 3]
+    assert static.levels == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert static.num_children == [3, 2, 0, 1, 1, 0, 0, 0]
+    assert static.inner == [[-1], [0, 2], [3]]
+    assert static.is_sibling_closed
+    assert not StaticTree([(0,), (0, 1)], "cpu").is_sibling_closed
+
+
+def test_digits_are_paths_too():
+    assert check_tree(["1", "0", "01"], "digits", 2) == [(0,), (1,), (0, 1)]

@@ -30,6 +30,7 @@ SETTINGS = {
     "T 0.7": (0.7, 0, 1.0),
     "T 0.6, top-p 0.9": (0.6, 0, 0.9),
     "T 1, top-k 3": (1.0, 3, 1.0),
+    "T 1.2, min-p 0.2": (1.2, 0, 1.0, 0.2),
 }
 CHAIN, TREE = Proposer([-1, 0]), Proposer([-1, -1, -1, 0, 0, 1], distinct=True)
 GUESSES = Proposer([-1, 0], guesses=True)

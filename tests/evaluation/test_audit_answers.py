@@ -5,6 +5,7 @@ import copy
 import pytest
 from answer_samples import ROOT, assert_refused, last_json, run_tool, task, write
 
+from evaluation.answers.meta import AnswerError
 from evaluation.audit.recount import FITS, fit, read_side
 from evaluation.audit_answers import audit, finding_lines, table_lines
 from evaluation.cli import load_tokenizer
@@ -67,6 +68,14 @@ def found(result):
     return {(finding.kind, finding.side): finding for finding in result["findings"]}
 
 
+def counted(choice):
+    return sum(choice["new_tokens"])
+
+
+def told(choice):
+    return sum(len(text.split()) for text in choice["turns"])
+
+
 def speeds(lines, tokens):
     """Mean tokens/s by hand: tokens(choice) over the sum of its times."""
     choices = [record["choices"][0] for record in lines]
@@ -84,9 +93,7 @@ def test_a_clean_pair(tmp_path):
     assert [finding["kind"] for finding in result["findings"]] == ["two token rules"]
     assert "\n- two token rules (both): " in done.stdout and "\n! " not in done.stdout
     overall = task(result["recounted"], "overall")
-    expected = speeds(method, lambda c: sum(c["new_tokens"])) / speeds(
-        base, lambda c: sum(c["new_tokens"])
-    )
+    expected = speeds(method, counted) / speeds(base, counted)
     assert overall["speedup"]["mean_ratio"]["value"] == pytest.approx(expected)
     assert overall["mean_accepted"]["over_steps"] == pytest.approx(
         result["published"]["overall"]["mean_accepted"]
@@ -98,77 +105,66 @@ def test_a_clean_pair(tmp_path):
 def test_published_beside_recounted_with_a_tokenizer(tmp_path):
     method, base = samples()
     result = audited(tmp_path, method, base, count_words)
-    rules = {
-        "new": lambda c: sum(c["new_tokens"]),
-        "text": lambda c: sum(len(text.split()) for text in c["turns"]),
-    }
-    published = speeds(method, rules["new"]) / speeds(base, rules["text"])
+    published = speeds(method, counted) / speeds(base, told)
     assert result["published"]["overall"]["speedup"] == pytest.approx(published)
-    recounted = speeds(method, rules["text"]) / speeds(base, rules["text"])
+    recounted = speeds(method, told) / speeds(base, told)
     overall = task(result["recounted"], "overall")["speedup"]["mean_ratio"]
     assert overall["value"] == pytest.approx(recounted)
     finding = found(result)["two token rules", "both"]
     assert finding.counts and len(finding.places) == 12
-    same = speeds(method, rules["new"]) / speeds(base, rules["new"])
+    same = speeds(method, counted) / speeds(base, counted)
     assert finding.effect == pytest.approx({"before": published, "after": same})
     assert f"{published:.3f}" in table_lines(result)[-1]
     shown = "\n".join(finding_lines(result["findings"], 1))
     assert "! two token rules" in shown and "question 80 (texts [9], [10]); and 11 more" in shown
 
 
+def first(record, **fields):
+    """A line's only choice, with other fields."""
+    record["choices"][0].update(fields)
+    return record["choices"][0]
+
+
+def carried(method, base, **fields):
+    """The fifth answer has the numbers of the fourth, and perhaps another text."""
+    before = {key: value for key, value in first(method[3]).items() if key != "turns"}
+    first(method[4], **before, **fields)
+
+
 def stale(method, base):
-    before, after = (record["choices"][0] for record in method[3:5])
-    after.update({key: before[key] for key in before if key != "turns"}, turns=["ERROR"])
-
-
-def carried(method, base):
-    before, after = (record["choices"][0] for record in method[3:5])
-    after.update({key: before[key] for key in before if key != "turns"})
-
-
-def lost(method, base):
-    del method[4]
+    carried(method, base, turns=["ERROR"])
 
 
 def twice(method, base):
     method.append(copy.deepcopy(method[4]))
-    method[-1]["choices"][0]["wall_time"] = [0.5]
-
-
-def after_end(method, base):
-    method[4]["choices"][0]["turns"][0] += " </s> and more"
+    first(method[-1], wall_time=[0.5])
 
 
 def cut(record, steps, tokens):
     """An answer of `tokens` that ends at `steps` steps, of one or two tokens each."""
     lengths = [2] * (tokens - steps) + [1] * (2 * steps - tokens)
     facts = {"decoding_steps": [steps], "new_tokens": [tokens], "accept_lengths": lengths}
-    record["choices"][0].update(facts, turns=["cut off"], wall_time=[0.012 * steps])
+    first(record, **facts, turns=["cut off"], wall_time=[0.012 * steps])
 
 
-def cut_at_512(method, base):
-    cut(method[4], 512, 1020)
-
-
-def cut_at_shared_limit(method, base):
-    cut(method[4], 200, 398)
-    cut(method[7], 200, 390)
-
-
-def no_time(method, base):
-    method[4]["choices"][0]["wall_time"] = [0.0]
-
-
-def too_slow(method, base):
-    method[4]["choices"][0]["wall_time"][0] *= 20
-
-
-def cold_start(method, base):
-    method[0]["choices"][0]["wall_time"][0] *= 4
+def slower(record, times):
+    first(record)["wall_time"][0] *= times
 
 
 def wrong_sum(method, base):
-    method[4]["choices"][0]["accept_lengths"][0] += 5
+    first(method[4])["accept_lengths"][0] += 5
+
+
+def after_end(method, base):
+    first(method[4])["turns"][0] += " </s> and more"
+
+
+def cut_twice(method, base):
+    cut(method[4], 200, 398), cut(method[7], 200, 390)
+
+
+def not_counted(method, base):
+    first(method[4], new_tokens=[0])
 
 
 def other_category(method, base):
@@ -177,85 +173,109 @@ def other_category(method, base):
 
 def counted_after_end(method, base):
     for record in method:
-        record["choices"][0]["new_tokens"][0] += 2
-        record["choices"][0]["accept_lengths"][0] += 2
+        first(record)["new_tokens"][0] += 2
+        first(record)["accept_lengths"][0] += 2
 
 
 @pytest.mark.parametrize(
-    "change, kind, side, place",
+    "change, place, kind, side",
     [
-        (stale, "stale rows", "method", "question 84 turn 0 (ERROR, numbers of the turn before)"),
-        (carried, "stale rows", "method", "question 84 turn 0 (numbers of the turn before)"),
-        (lost, "question sets", "baseline", "question 84"),
-        (twice, "duplicate questions", "method", "question 84 line 13"),
-        (after_end, "tokens after EOS", "method", "question 84 turn 0 (</s> after 42 characters)"),
-        (cut_at_512, "step limit", "method", "question 84 turn 0 (1020 tokens)"),
-        (cut_at_shared_limit, "step limit", "method", "question 84 turn 0 (398 tokens)"),
-        (no_time, "wall times", "method", "question 84 turn 0 (0 s)"),
-        (too_slow, "wall times", "method", "question 84 turn 0 (1.68 s, 7 steps: 20 times"),
-        (cold_start, "warm-up", "method", "question 80 (4"),
-        (wrong_sum, "accept lengths", "method", "question 84 (14 tokens, sum 19)"),
-        (other_category, "different questions", "method", "question 84 (('rag', 1)"),
-        (counted_after_end, "tokens not in the text", "both", "question 80 turn 0 (12 tokens"),
+        (stale, "84 turn 0 (ERROR, numbers of the turn before)", "stale rows", "method"),
+        (carried, "84 turn 0 (numbers of the turn before)", "stale rows", "method"),
+        (lambda m, b: m.pop(4), "84", "question sets", "baseline"),
+        (twice, "84 line 13", "duplicate questions", "method"),
+        (after_end, "84 turn 0 (</s> after 42 characters)", "tokens after EOS", "method"),
+        (lambda m, b: cut(m[4], 512, 1020), "84 turn 0 (1020 tokens)", "step limit", "method"),
+        (cut_twice, "84 turn 0 (398 tokens)", "step limit", "method"),
+        (lambda m, b: slower(m[4], 0), "84 turn 0 (0 s)", "wall times", "method"),
+        (lambda m, b: slower(m[4], 20), "84 turn 0 (1.68 s, 7 steps: 20", "wall times", "method"),
+        (lambda m, b: slower(m[0], 4), "80 (4", "warm-up", "method"),
+        (wrong_sum, "84 (14 tokens, sum 19)", "accept lengths", "method"),
+        (not_counted, "84 turn 0 (41 characters)", "tokens not counted", "method"),
+        (other_category, "84 (('rag', 1)", "different questions", "method"),
+        (counted_after_end, "80 turn 0 (12 tokens", "tokens not in the text", "both"),
     ],
 )
-def test_what_changes_the_numbers(tmp_path, change, kind, side, place):
+def test_what_changes_the_numbers(tmp_path, change, place, kind, side):
     method, base = samples()
     change(method, base)
     result = audited(tmp_path, method, base)
     counting = {key: finding for key, finding in found(result).items() if finding.counts}
     assert list(counting) == [(kind, side)]
-    assert counting[kind, side].places[0][1].startswith(place)
+    assert counting[kind, side].places[0][1].startswith(f"question {place}")
     assert counting[kind, side].effect is not None
     if side != "both" and kind != "different questions":  # the files in each other's place
         other = {"method": "baseline", "baseline": "method"}[side]
         assert (kind, other) in found(audited(tmp_path, base, method))
 
 
-def reverse(method, base):
-    method.reverse()
+def test_a_baseline_that_counts_no_tokens(tmp_path):
+    method, base = samples()
+    expected = audited(tmp_path, method, base, count_words)["recounted"]["tasks"]
+    for choice in map(first, base):
+        choice["new_tokens"] = [0] * len(choice["turns"])
+    result = audited(tmp_path, method, base, count_words)
+    assert result["recounted"]["tasks"] == expected
+    counting = [finding for finding in result["findings"] if finding.counts]
+    assert [(finding.kind, len(finding.places)) for finding in counting] == [
+        ("tokens not counted", 13)
+    ]
+    with pytest.raises(AnswerError, match="new_tokens is 0 beside a text: --tokenizer-path"):
+        audited(tmp_path, method, base)
+
+
+def test_lines_that_are_broken_or_bare(tmp_path, capsys):
+    """A number that is not finite, no category, a half-written last line: the rest counts."""
+    method, base = samples()
+    whole = audited(tmp_path, method[:-1], base[:-1])
+    for record in method:
+        del record["category"]
+    again = audited(tmp_path, method[:-1], base[:-1])
+    assert again["recounted"]["tasks"] == whole["recounted"]["tasks"]
+    assert [f.kind for f in again["findings"]] == [f.kind for f in whole["findings"]]
+    first(method[4], wall_time=[float("nan")])
+    path = write(tmp_path / "m.jsonl", method)
+    path.write_text(path.read_text()[:-9])
+    sides = read_side("method", path), read_side("baseline", tmp_path / "base.jsonl")
+    result = audit(*sides, None, 9)
+    assert capsys.readouterr().err.startswith(f"warning: {path}: its half-written last line")
+    assert result["recounted"]["left_out"]["failed_in_method"] == [84]
+    assert result["recounted"]["questions"] == 10
+    assert found(result)["failed questions", "method"].places[0][0] == 84
 
 
 def two_choices(method, base):
-    method[4]["choices"].append({**copy.deepcopy(method[4]["choices"][0]), "index": 1})
+    method[4]["choices"].append({**copy.deepcopy(first(method[4])), "index": 1})
 
 
 def from_zero(method, base):
-    for record in method:
-        choice = record["choices"][0]
+    for choice in map(first, method):
         choice["idxs"] = [steps - 1 for steps in choice.pop("decoding_steps")]
 
 
-def other_text(method, base):
-    method[4]["choices"][0]["turns"][0] = "another answer"
-
-
 def no_lengths(method, base):
-    del method[4]["choices"][0]["accept_lengths"]
+    del first(method[4])["accept_lengths"]
 
 
 def prefill_apart(method, base):
-    for record in method:
-        choice = record["choices"][0]
+    for choice in map(first, [*method, *base]):
         choice["new_tokens"] = [n + 1 for n in choice["new_tokens"]]
-    for record in base:
-        choice = record["choices"][0]
-        choice["new_tokens"] = [n + 1 for n in choice["new_tokens"]]
+    for choice in map(first, base):
         choice["accept_lengths"] += [1] * len(choice["turns"])
 
 
 @pytest.mark.parametrize(
-    "change, kind, side, words",
+    "change, words, kind, side",
     [
-        (reverse, "order of questions", "method", "12 places"),
-        (two_choices, "choices", "method", "1 questions have several"),
-        (from_zero, "decoding steps", "method", "12 questions; 12 of them one fewer a turn"),
-        (other_text, "texts", "both", "12 of 13 turns are equal"),
-        (no_lengths, "accept lengths", "method", "1 questions have none"),
-        (prefill_apart, "accept lengths", "both", "12 new_tokens - 1 a turn; baseline 12"),
+        (lambda m, b: m.reverse(), "12 places", "order of questions", "method"),
+        (two_choices, "1 questions have several", "choices", "method"),
+        (from_zero, "12 questions; 12 of them one fewer a turn", "decoding steps", "method"),
+        (lambda m, b: first(m[4], turns=["other"]), "12 of 13 turns are equal", "texts", "both"),
+        (no_lengths, "1 questions have none", "accept lengths", "method"),
+        (prefill_apart, "12 new_tokens - 1 a turn; baseline 12", "accept lengths", "both"),
     ],
 )
-def test_what_is_only_reported(tmp_path, change, kind, side, words):
+def test_what_is_only_reported(tmp_path, change, words, kind, side):
     method, base = samples()
     change(method, base)
     findings = found(audited(tmp_path, method, base))
@@ -269,10 +289,9 @@ def test_tokens_beyond_the_limit(tmp_path):
     for record, tokens, lengths in [(b, 300, [1] * 300) for b in base[:2]] + [
         (m, 304, [2] * 152) for m in method[:2]
     ]:
-        choice = record["choices"][0]
         text = {"turns": [f"{record['model_id']} answer"], "new_tokens": [tokens]}
         seconds = {"wall_time": [0.01 * len(lengths) + 1e-4 * record["question_id"]]}
-        choice.update(**text, **seconds, accept_lengths=lengths, decoding_steps=[len(lengths)])
+        first(record, **text, **seconds, accept_lengths=lengths, decoding_steps=[len(lengths)])
     finding = found(audited(tmp_path, method, base))["token limit", "method"]
     assert "2 turns go beyond the baseline's 300 tokens, by 8" in finding.text
     assert finding.surplus == {80: 4, 81: 4} and finding.counts
@@ -283,9 +302,7 @@ def test_stale_questions_are_in_the_published_number_only(tmp_path):
     stale(method, base)
     result = audited(tmp_path, method, base, count_words)
     assert result["recounted"]["questions"] == 11
-    whole = speeds(method, lambda c: sum(c["new_tokens"])) / speeds(
-        base, lambda c: sum(len(text.split()) for text in c["turns"])
-    )
+    whole = speeds(method, counted) / speeds(base, told)
     assert result["published"]["overall"]["speedup"] == pytest.approx(whole)
 
 
@@ -346,7 +363,7 @@ def test_a_tokenizer_counts_both_sides(tmp_path):
         return sum(len(count(text).input_ids) - less for text in choice["turns"])
 
     base_published = speeds(base, lambda c: lengths(c, 1))
-    published = speeds(method, lambda c: sum(c["new_tokens"])) / base_published
+    published = speeds(method, counted) / base_published
     assert result["published"]["overall"]["speedup"] == pytest.approx(published)
     ours, theirs = (speeds(lines, lambda c: lengths(c, special)) for lines in (method, base))
     overall = task(result["recounted"], "overall")

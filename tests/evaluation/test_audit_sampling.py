@@ -1,6 +1,7 @@
 """audit_sampling.py: its level, its power, its columns, real runs end to end, refusals."""
 
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from answer_samples import assert_refused, base_lines, last_json, meta, run_tool, write
 from harness_runs import answer
 from power_sampling import FAULTS, NULL, SETTINGS, p_values
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from evaluation import audit_sampling
@@ -144,7 +146,15 @@ def test_tokens_outside_the_support():
     assert law.impossible.tolist() == [False, False, True, True]
     law = token_law.token_law(logits, tokens, uniforms(4), Sampling(1.0, 0, 0.8))
     assert law.impossible.tolist() == [False, False, True, True]
+    law = token_law.token_law(logits, tokens, uniforms(4), Sampling(1.0, min_p=0.2))
+    assert law.impossible.tolist() == [False, False, True, True]  # e^-1 and e^-2 of the best
+    assert not token_law.token_law(logits, tokens, uniforms(4), Sampling(1.0)).impossible.any()
     close = torch.tensor([[2.0, 1.0, 0.99, -1.0]]).repeat(4, 1)  # 2 could be 1 after rounding
+    for margin, tolerated in ((0.01, True), (0.001, False)):
+        least = Sampling(1.0, min_p=float(np.exp(-1.0)) + 1e-6, margin=margin)
+        law = token_law.token_law(close, tokens, uniforms(4), least)
+        assert law.tolerated.tolist() == [False, True, tolerated, False]
+        assert law.impossible.tolist() == [False, False, not tolerated, True]
     for settings in ((1.0, 2), (1.0, 0, 0.7)):
         strict = token_law.token_law(close, tokens, uniforms(4), Sampling(*settings))
         assert strict.impossible.tolist() == [False, False, True, True]
@@ -304,6 +314,20 @@ def test_files_of_other_writers(audit, sampled, tmp_path, model_dir, question_fi
     assert unwarped.returncode == 1 and "impossible tokens: " in unwarped.stdout
 
 
+def test_a_target_whose_logits_are_no_numbers_convinces_nobody(
+    audit, sampled, tmp_path, model_dir, question_file
+):
+    lines = [json.loads(line) for line in sampled["sps"].read_text().splitlines()]
+    path = write(tmp_path / "theirs.jsonl", lines)
+    broken = shutil.copytree(model_dir, tmp_path / "model")
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    asked = ["--model-path", broken, "--question-file", question_file, "--dtype", "float32"]
+    done = audit(path, flags=[*asked, *SAMPLED])
+    assert_refused(done, path, "question 11 choice 0 turn 0", "the target's logits are not finite")
+
+
 def test_repeated_draws_count_once(audit, sampled, tmp_path):
     """A file whose choices were all drawn with the same numbers is one choice's evidence."""
     lines = [json.loads(line) for line in sampled["vanilla"].read_text().splitlines()]
@@ -318,6 +342,58 @@ def test_repeated_draws_count_once(audit, sampled, tmp_path):
     results = last_json(audit(one, four))["results"]
     assert results[0]["tests"] == results[1]["tests"]
     assert any("counted once" in note for note in results[1]["notes"])
+
+
+FLAGS = ["--temperature", 0.25, "--min-p", 0.03, "--num-choices", 4, "--ignore-eos"]
+PENALTIES = {"repetition_penalty": 0.3, "presence_penalty": -0.4, "frequency_penalty": -0.2}
+
+
+@pytest.fixture(scope="module")
+def penalised(model_dir, draft_dir, question_file, tmp_path_factory):
+    """{method: answer file} with penalties, min-p, a system's message and no end but the limit."""
+    folder = tmp_path_factory.mktemp("penalised")
+    own = {"vanilla": [], "sps": ["--drafter-path", draft_dir, "--num-draft", 3]}
+    flags = [*FLAGS, "--system-prompt", "Be brief."]
+    for name, value in PENALTIES.items():
+        flags += [f"--{name.replace('_', '-')}", value]
+    for name, more in own.items():
+        path = folder / f"{name}.jsonl"
+        answer(name, model_dir, question_file, path, *flags, "--model-id", name, *more)
+    return {name: folder / f"{name}.jsonl" for name in own}
+
+
+def test_penalised_runs_are_held_to_the_penalised_law(audit, penalised, tmp_path):
+    """Honest files are consistent; the same answers are not what their metas say otherwise."""
+    done = audit(*penalised.values())
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = last_json(done)["results"]
+    assert all(r["settings"].items() >= {**PENALTIES, "min_p": 0.03}.items() for r in results)
+    lines = [json.loads(line) for line in penalised["sps"].read_text().splitlines()]
+    content = json.loads(penalised["sps"].with_suffix(".meta.json").read_text())
+    for name, value in {**dict.fromkeys(PENALTIES), "min_p": 0.3, "system_prompt": None}.items():
+        changed = {**content, "shared": {**content["shared"], name: value}}
+        changed["arguments"] = {**content["arguments"], name: value}
+        path = write(tmp_path / f"{name}.jsonl", lines, changed)
+        if name == "system_prompt":
+            assert_refused(audit(path), path, "prompts")
+        else:
+            (found,) = last_json(audit(path))["results"]
+            assert found["verdict"] == "REJECTED", name
+
+
+def test_penalties_of_other_writers_come_from_flags(audit, penalised, tmp_path, model_dir):
+    lines = [json.loads(line) for line in penalised["vanilla"].read_text().splitlines()]
+    content = json.loads(penalised["vanilla"].with_suffix(".meta.json").read_text())
+    path = penalised["vanilla"]
+    assert_refused(audit(path, flags=["--min-p", 0.5]), path, "its meta says min_p 0.03")
+    refused = audit(path, flags=["--repetition-penalty", 1.1])
+    assert_refused(refused, path, "its meta says repetition_penalty 0.3")
+    unset = {**content, "shared": {**content["shared"], "repetition_penalty": None}}
+    path = write(tmp_path / "unset.jsonl", lines, unset)
+    refused = audit(path, flags=["--repetition-penalty", 1.1])
+    assert_refused(refused, path, "its meta says repetition_penalty 1")
+    for flag, value in (("--repetition-penalty", 0), ("--min-p", 2)):
+        assert_refused(audit(path, flags=[flag, value]), f"{flag} {value}")
 
 
 def test_refusals(audit, sampled, tmp_path):
@@ -338,4 +414,4 @@ def test_refusals(audit, sampled, tmp_path):
     assert_refused(audit(changed), "no output_ids")
     content["shared"]["weights_sha256"] = "00"
     changed = write(tmp_path / "c.jsonl", lines, content)
-    assert_refused(audit(changed), changed, "weights_sha256 differs")
+    assert_refused(audit(changed), changed, "weights_sha256")

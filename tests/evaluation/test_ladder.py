@@ -32,7 +32,7 @@ def rung(folder, name, lines, **shared):
 def quick_lines(step_s=0.1):
     """base_lines() in steps of step_s: 5 tokens and 3 tokens after 0.5 s of prefill."""
     return [
-        line(1, "writing", [([1] * 4, [step_s] * 4)]),
+        line(1, "translation", [([1] * 4, [step_s] * 4)]),
         line(2, "qa", [([1] * 2, [step_s] * 2)]),
     ]
 
@@ -131,7 +131,7 @@ def test_profile_by_hand(tmp_path):
     assert found["accepted"] == pytest.approx(6 / 4) and found["pays"] is True
     speedup = found["accepted"] / found["break_even"]
     assert speedup == pytest.approx(identity["speedup_total_ratio"])  # what break-even means
-    slow = [line(1, "writing", [([2, 1, 1], [1.0] * 3)]), line(2, "qa", [([2], [1.0])])]
+    slow = [line(1, "translation", [([2, 1, 1], [1.0] * 3)]), line(2, "qa", [([2], [1.0])])]
     content = meta("s") | {"run_s": {"decode": 3.0, "harness": 1.0}}
     slow = write(tmp_path / "s.jsonl", [record | {"model_id": "s"} for record in slow], content)
     done = run_tool(SPEED, "--file-path", method, slow, "--base-path", base, "--profile")

@@ -59,7 +59,7 @@ def test_hand_computed_table(tmp_path):
     assert decode["total_ratio"]["value"] == pytest.approx(2.4)
     assert decode["geometric_mean"]["value"] == pytest.approx(math.sqrt(2 * 4))
     assert row["mean_accepted"] == pytest.approx({"over_steps": 6 / 4, "over_questions": 5 / 3})
-    assert [r["name"] for r in result["tasks"]] == ["Multi-turn", "QA", "Overall"]
+    assert [r["name"] for r in result["tasks"]] == ["Translation", "QA", "Overall"]
     one = task(result, "qa")["speedup"]["mean_ratio"]  # a single question has no interval
     assert one["low"] is None and report.ratio_text(one) == "2.000 [-]"
     identity = result["time_identity"]
@@ -138,7 +138,7 @@ def test_a_question_without_tokens_stays_in_the_interval():
 
 
 def test_one_question_with_steps_has_no_decode_interval(tmp_path):
-    lines = [line(1, "writing", [([], [])]), method_lines()[1]]  # the first ends at the prefill
+    lines = [line(1, "translation", [([], [])]), method_lines()[1]]  # the first ends at the prefill
     base = write(tmp_path / "base.jsonl", base_lines())
     row = task(compared(write(tmp_path / "m.jsonl", lines), base), "overall")
     assert row["decode_speedup"]["mean_ratio"] == {"value": 4.0, "low": None, "high": None}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import time
 
@@ -188,7 +189,7 @@ def test_markdown_rows_name_their_files(tmp_path):
     header, rule, row, base_row, document = done.stdout.splitlines()
     assert header.count("|") == rule.count("|") == row.count("|") == base_row.count("|")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:8] == ["m", "1.67x", "-", "-", "2.00x", "-", "-", "1.500"]
+    assert cells[:8] == ["m", "-", "1.67x", "-", "2.00x", "-", "-", "1.500"]
     assert cells[8].startswith("1.833 [1.667, 2.000]") and "mini" in cells
     assert f"m.jsonl ({read_answers(method).sha256[:12]})" in cells
     assert json.loads(document)["results"][1]["tasks"][-1]["speedup"]["mean_ratio"]["value"] == 1
@@ -244,6 +245,30 @@ def test_paired_takes_the_baseline_beside_each_file(tmp_path):
     assert ratios[1] == pytest.approx(2 * ratios[0])
     both = speed("--file-path", method, "--base-path", base, "--paired")
     assert_refused(both, "either --base-path or --paired")
+
+
+def test_ids_of_any_kind_keep_the_files_order(tmp_path):
+    """Whatever the order of Python's sets, in every tool that pairs answers."""
+    ids, said = ["zeta", 7, "a/1", "B", "10", "9f"], set()
+    for side, name in ((base_lines(), "base"), (method_lines(), "m")):
+        lines = [{**side[0], "question_id": i} for i in ids]
+        lines += [{**side[1], "question_id": f"only in {name} {i}"} for i in "cab"]
+        write(tmp_path / f"{name}.jsonl", lines[::-1] if name == "m" else lines)
+    base, method = tmp_path / "base.jsonl", tmp_path / "m.jsonl"
+    both = ["--file-path", method, "--base-path", base, "--resamples", 50]
+    for seed in "123":
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        runs = [
+            speed(*both, "--common", env=env),
+            run_tool("evaluation/equal.py", base, method, env=env),
+            run_tool("evaluation/audit_answers.py", *both, "--places", 9, env=env),
+        ]
+        said.add("".join(done.stdout for done in runs))
+    (text,) = said
+    listed = ", ".join(f"only in base {i}" for i in "cab")
+    assert f"--common: left out, not in m.jsonl: 3 questions: {listed}" in text
+    assert text.index("question only in base c (qa)") < text.index("question only in base a (qa)")
+    assert "question 9f, baseline zeta; question 10, baseline 7; question B, baseline a/1" in text
 
 
 def slower(choices):

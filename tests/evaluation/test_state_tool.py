@@ -42,6 +42,34 @@ def test_report(model_dir):
     assert means[2] > means[0] >= 1
 
 
+def test_questions_of_any_form(tmp_path, monkeypatch):
+    """Ids that are places in the file stay with their questions in every order."""
+    path = tmp_path / "question.jsonl"
+    texts = ["a\u2028b", "c", "d"]
+    lines = [json.dumps({"question": text}, ensure_ascii=False) for text in texts]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    read = [json.loads(line) for line in state.question_lines(path)]
+    assert [(q["question_id"], q["turns"]) for q in read] == [(i, [t]) for i, t in enumerate(texts)]
+    path.write_text("{}")
+    with pytest.raises(AnswerError, match="question.jsonl:1: a question needs"):
+        state.question_lines(path)
+
+
+def test_questions_that_fail_are_left_out(model_dir, tmp_path, capfd):
+    """In every run, with a line; the others are compared."""
+    lines = [
+        json.dumps({"question_id": i, "turns": [text]}) for i, text in (("b", "ab" * 600), (2, "a"))
+    ]
+    flags = ["--model-path", model_dir, "--dtype", "float32", "--device", "cpu", "--warmup", "0"]
+    flags += ["--max-new-tokens", "6"]
+    found = state.run("nasd", "cold", lines, tmp_path / "0", flags)
+    assert [question.error is None for question in found.values()] == [False, True]
+    err = capfd.readouterr().err
+    assert "warning: nasd --state cold: question b: " in err
+    runs = {("cold", "as given"): found, ("cold", "shuffled"): found}
+    assert state.result_of(runs)["leaks"] == []
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -104,7 +132,7 @@ def test_several_methods_in_one_table(monkeypatch, capsys, questions):
     shared = ["--dtype", "float32"]
     flags = {"nasd": shared, "samd": [*shared, "--auxiliary", "recycling"]}
     assert asked == [(m, state, flags[m]) for m in flags for state, _ in ORDERS]
-    assert lines[1].split() == ["method", "state", "order", "Multi-turn", "QA", "Overall"]
+    assert lines[1].split() == ["method", "state", "order", "Translation", "QA", "Overall"]
     expected = [
         [method, state, *order.split(), *means]
         for method in flags

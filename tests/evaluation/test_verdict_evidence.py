@@ -12,11 +12,13 @@ from verdict_files import Planter
 from evaluation.answers.meta import AnswerError
 from evaluation.judging import control, proof
 from evaluation.judging.gaps import turn_gaps, ulp_sizes
-from evaluation.judging.noise import calibrate
+from evaluation.judging.noise import WINDOW, calibrate, sample_windows, window_at
+from evaluation.judging.readings import Text
 from evaluation.judging.retokenised import could_begin, least_gap, token_texts
-from evaluation.judging.verdicts import BUG, EXACT, SUSPECT, TIES, QuestionJudgement, file_verdict
+from evaluation.judging.verdicts import BUG, CANNOT, EXACT, SUSPECT, TIES, file_verdict
 from model.common.contract.sequence import EmptyDrafter
 from model.common.loop.decode import generate
+from model.common.loop.penalties import NO_PENALTIES, Penalties
 from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
@@ -29,37 +31,31 @@ def random_ids(num, seed=1, vocab_size=97):
     return torch.randint(2, vocab_size, (num,), generator=generator).tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_gaps_are_those_of_plain_forwards(family):
+@pytest.mark.parametrize("family, penalty", [("llama", 1.0), ("gemma2", 1.0), ("llama", 1.3)])
+def test_gaps_are_those_of_plain_forwards(family, penalty):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
     # transformers takes some steps in float32 whatever the dtype
     model, plain = (make_model(family, dtype=torch.float64) for _ in range(2))
     plain.set_attn_implementation("eager")
     prompt, ids = make_prompts()[1], random_ids(30)
-    found = turn_gaps(Target(model), prompt, ids, rival=(4, 7))
+    texts = [Text(make_prompts()[i], random_ids(n, n)) for i, n in ((0, 5), (2, 41))]
+    texts.insert(1, Text(prompt, ids, rival=(4, 7), penalties=Penalties(repetition=penalty)))
+    every = turn_gaps(Target(model), texts)  # side by side in three slots
+    assert [len(gaps.gaps) for gaps in every] == [5, 30, 41]
+    found = every[1]
     for position, token in enumerate(ids):
         with torch.inference_mode():
             rows = torch.tensor([prompt + ids[:position]])
-            logits = plain(input_ids=rows).logits[0, -1]
+            logits = plain(input_ids=rows).logits[:, -1]
+        (logits,) = RepetitionPenaltyLogitsProcessor(penalty)(rows, logits)
         probs = logits.softmax(-1)
         assert found.gaps[position] == pytest.approx(float(logits.max() - logits[token]), abs=1e-6)
         assert found.best[position] == int(logits.argmax())
         share = float(probs.max() - probs[token])
         assert found.probabilities[position] == pytest.approx(share, abs=1e-6)
         if position == 4:
-            rival = float(logits.max() - logits[7])
-            assert found.rival == (4, pytest.approx(rival, abs=1e-6))
-
-
-def test_greedy_answers_have_no_gap_above_the_bound():
-    for dtype in DTYPES:
-        target = Target(make_model(dtype=getattr(torch, dtype), scale=0.08))
-        prompt = make_prompts()[1]
-        (turn,) = generate(target, EmptyDrafter(), [prompt], Sampler(), [0], StopRules(), 40)
-        noise = calibrate(target, [(prompt, turn.output_ids)], dtype, 4, 64, 0)
-        found = turn_gaps(target, prompt, turn.output_ids)
-        assert len(found.gaps) == 40
-        for gap, size in zip(found.gaps, found.ulp_size):
-            assert gap <= noise.bound_at(size)
+            assert found.rival_gap == pytest.approx(float(logits.max() - logits[7]), abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -70,29 +66,36 @@ def test_ulps_are_the_distance_to_the_next_number(dtype):
 
 
 def test_noise_grows_as_the_precision_falls_and_is_seeded():
-    texts = [(prompt, random_ids(30, seed)) for seed, prompt in enumerate(make_prompts(6))]
-    found = {}
+    texts = [Text(prompt, random_ids(30, seed)) for seed, prompt in enumerate(make_prompts(6))]
+    windows, found = sample_windows(texts, 64, 0), {}
+    assert windows == sample_windows(texts, 64, 0) != sample_windows(texts, 64, 1)
     for dtype in DTYPES:
         target = Target(make_model(dtype=getattr(torch, dtype), hidden_size=256, head_dim=64))
-        found[dtype] = calibrate(target, texts, dtype, 5, 64, 0)
-        assert found[dtype].positions == 64 and found[dtype].samples == 3 * 64
-    assert 0 < found["float64"].bound < 1e-9
-    assert found["float64"].bound < 1e-4 * found["float32"].bound
-    at = {
-        dtype: noise.bound_at(torch.finfo(getattr(torch, dtype)).eps)
-        for dtype, noise in found.items()
-    }
-    assert at["float64"] < at["float32"] < at["bfloat16"] < 8
-    again = calibrate(target, texts, "bfloat16", 5, 64, 0)
-    assert again == found["bfloat16"]
+        found[dtype] = calibrate(target, windows, dtype, 5, 0)
+        size = sum(window.end - window.begin for window in windows)
+        assert (found[dtype].positions, found[dtype].samples) == (size, 3 * size)
+        assert 64 <= size < 72 and found[dtype].odd is None
+    assert 0 < found["float64"].bound < min(1e-9, 1e-4 * found["float32"].bound)
+    at = [found[d].bound_at(torch.finfo(getattr(torch, d)).eps) for d in DTYPES]
+    assert at == sorted(at) and at[-1] < 8
+    assert calibrate(target, windows, "bfloat16", 5, 0) == found["bfloat16"]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 20])
 def test_every_reading_scores_the_same_tokens(width):
     """In float64 a wrong row, parent or committed path would change margins by far more."""
     target = Target(make_model(dtype=torch.float64))
-    noise = calibrate(target, [(make_prompts()[1], random_ids(25))], "float64", width, 64, 0)
-    assert noise.positions == 24 and noise.maximum < 1e-9
+    windows = sample_windows([Text(make_prompts()[1], random_ids(25))], 99, 0)
+    assert sorted((w.begin, w.end) for w in windows) == [(0, 8), (8, 16), (16, 24)]
+    noise = calibrate(target, windows, "float64", width, 0)
+    assert noise.positions == 24 and noise.maximum < 1e-9 and noise.own < 1e-6
+
+
+def test_a_window_ends_where_it_is_asked_for():
+    text = Text([5], random_ids(30))
+    for position, begin, end in ((20, 12, 20), (29, 21, 29), (3, 0, WINDOW), (0, 0, WINDOW)):
+        window = window_at(text, position)
+        assert (window.begin, window.end) == (begin, end)
 
 
 def test_logits_that_are_no_numbers_are_refused():
@@ -101,26 +104,54 @@ def test_logits_that_are_no_numbers_are_refused():
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(AnswerError, match="not finite"):
-        turn_gaps(Target(model), make_prompts()[0], random_ids(5))
+        turn_gaps(Target(model), [Text(make_prompts()[0], random_ids(5))])
 
 
-def test_idle_rows_change_nothing_in_float64():
+def test_the_control_finds_what_is_not_the_best_and_says_where_rounding_ends():
     target = Target(make_model(dtype=torch.float64))
-    prompt = make_prompts()[1]
-    plain, idle = (
-        generate(target, control.inert_drafter(n), [prompt], Sampler(), [0], StopRules(), 30)[0]
-        for n in (0, 9)
+    turns = [
+        generate(target, EmptyDrafter(), [prompt], Sampler(), [0], StopRules(), 30)[0]
+        for prompt in make_prompts()
+    ]
+    asked = {
+        number: [Text(prompt, turn.output_ids, f"question {number}")]
+        for number, (prompt, turn) in enumerate(zip(make_prompts(), turns))
+    }
+    noise = calibrate(
+        target, sample_windows([t for (t,) in asked.values()], 64, 0), "float64", 9, 0
     )
-    assert plain.output_ids == idle.output_ids
-    assert idle.accept_lengths == [1] * 29 and idle.drafted == [0] * 29
+    found = control.run_control(target, asked, {1, 2}, noise, 0)
+    assert (found["control_differ"], found["method_differ"], found["odd"]) == (0, 2, None)
+    asked[2][0].ids[13] += 1
+    found = control.run_control(target, asked, {1, 2}, noise, 0)
+    assert found["control_differing"] == [2]
+    assert (found["odd"]["where"], found["odd"]["position"]) == ("question 2", 13)
+    ties = [SimpleNamespace(verdict=TIES)] * 2
+    verdict, (reason,) = file_verdict(ties, noise, found, None)
+    assert verdict == CANNOT and "question 2 token 13" in reason
+
+
+def test_tokens_of_a_rerun_are_held_to_transformers_own_forward():
+    target = Target(make_model())
+    prompt = make_prompts()[1]
+    (turn,) = generate(target, EmptyDrafter(), [prompt], Sampler(), [0], StopRules(), 30)
+    subject = SimpleNamespace(prompt=lambda *place: prompt, penalties=NO_PENALTIES)
+    choice = SimpleNamespace(output_ids=[turn.output_ids])
+    question = SimpleNamespace(question_id=7, choices=[choice])
+    assert proof.held_to_own(target, subject, [question]) == (2, None)
+    choice.output_ids[0][-1] += 1
+    checked, off = proof.held_to_own(target, subject, [question])
+    assert checked == 2 and off["position"] == 29 and off["gap"] > 0.01
+    found = {"identical": True, "dtype": "float32", "off": off}
+    assert file_verdict([], None, None, found)[0] == BUG
 
 
 def test_a_file_that_differs_more_often_than_the_control_is_suspect():
-    ties = [QuestionJudgement(i, "qa", False, TIES) for i in range(20)]
-    found = {"questions": 24, "method_differ": 20, "control_differ": 2, "width": 5}
+    ties = [SimpleNamespace(verdict=TIES)] * 20
+    found = {"questions": 24, "method_differ": 20, "control_differ": 2, "width": 5, "odd": None}
     for hits, verdict in ((20, SUSPECT), (4, TIES)):
         low, _ = control.newcombe(hits, 24, 2, 24)
-        assert file_verdict(ties, {**found, "significant": low > 0}, None)[0] == verdict
+        assert file_verdict(ties, None, {**found, "significant": low > 0}, None)[0] == verdict
 
 
 @pytest.fixture(scope="module")
@@ -194,30 +225,10 @@ def test_a_file_without_ids_is_tokenised_anew(planter, tmp_path, capsys):
     assert "note: no token ids: texts re-tokenised" in out
 
 
-def word_planter(folder, question_file):
-    """A target whose tokenizer has letters and a word made of them."""
-    model = save_model(folder / "model", words=("ab", "abc"), scale=0.08)
-    answer("vanilla", model, question_file, folder / "vanilla.jsonl", "--model-id", "base")
-    return Planter(model, question_file, folder / "vanilla.jsonl", "float32")
-
-
-def test_tokenising_anew_is_told_from_a_bug(tmp_path, question_file):
-    """A token that the text allows at the place excuses it, one that it does not allow does not."""
-    planter = word_planter(tmp_path, question_file)
-    tokenizer = planter.prompter.tokenizer
-    texts = token_texts(tokenizer, planter.target.vocab_size)
-    ids = tokenizer.convert_tokens_to_ids(["ab", "abc", "a"])
-    assert [texts[i] for i in ids] == ["ab", "abc", "a"]
-    assert texts[tokenizer.eos_token_id] is None
-    assert could_begin("ab", "abc!", False) and not could_begin("ac", "abc!", False)
-    assert could_begin(" ab", "abc!", True) and not could_begin(" ab", "abc!", False)
-    assert could_begin("!\n", "!", False)
-
-
 def least_gaps(planter, rest, forced):
     """least_gap of a text at the place where the target's best token is `forced`."""
     tokenizer = planter.prompter.tokenizer
-    subject = SimpleNamespace(tokenizer=tokenizer)
+    subject = SimpleNamespace(tokenizer=tokenizer, penalties=NO_PENALTIES)
     bias = torch.zeros(planter.target.vocab_size)
     bias[tokenizer.convert_tokens_to_ids(forced)] = 50.0
     head = planter.target.model.lm_head
@@ -229,8 +240,18 @@ def least_gaps(planter, rest, forced):
         hook.remove()
 
 
-def test_the_least_gap_of_any_tokenisation(tmp_path, question_file):
-    planter = word_planter(tmp_path, question_file)
+def test_tokenising_anew_is_told_from_a_bug(tmp_path, question_file):
+    """A token that the text allows at the place excuses it, one that it does not allow does not."""
+    model = save_model(tmp_path / "model", words=("ab", "abc"), scale=0.08)
+    answer("vanilla", model, question_file, tmp_path / "vanilla.jsonl", "--model-id", "base")
+    planter = Planter(model, question_file, tmp_path / "vanilla.jsonl", "float32")
+    tokenizer = planter.prompter.tokenizer
+    texts = token_texts(tokenizer, planter.target.vocab_size)
+    ids = tokenizer.convert_tokens_to_ids(["ab", "abc", "a"])
+    assert [texts[i] for i in ids] == ["ab", "abc", "a"] and texts[tokenizer.eos_token_id] is None
+    begins = [("ab", "abc!", 0), ("ac", "abc!", 0), (" ab", "abc!", 1), (" ab", "abc!", 0)]
+    assert [could_begin(*each) for each in begins] == [True, False, True, False]
+    assert could_begin("!\n", "!", False)
     for forced in ("a", "ab", "abc"):
         assert least_gaps(planter, "abcx", forced) == 0  # any of them may have been committed
     assert least_gaps(planter, "xabc", "abc") > 40
@@ -288,5 +309,5 @@ def test_recorded_arguments_make_the_same_command():
     given = ["--model-path", "t", "--prompt-ngrams", "--batch-size", "2", "--temperature", "0"]
     recorded = vars(parser.parse_args(given))
     flags = proof.recorded_flags(parser, recorded)
-    assert flags == ["--prompt-ngrams", "--batch-size", "2"]
+    assert flags == ["--prompt-ngrams", "--batch-size=2"]
     assert vars(parser.parse_args(["--model-path", "t", *flags])) == recorded

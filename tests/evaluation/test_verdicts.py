@@ -7,7 +7,7 @@ from verdict_files import LIMIT, Planter
 
 from evaluation import equal
 from evaluation.answers.meta import AnswerError
-from evaluation.judging.verdicts import BUG, EXACT, LOSSY, SUSPECT, TIES, worst
+from evaluation.judging.verdicts import BUG, CANNOT, EXACT, LOSSY, SUSPECT, TIES, worst
 
 LOSSY_META = {"lossy": True, "acceptance": "typical (lossy)"}
 
@@ -74,7 +74,7 @@ def test_one_replaced_token_is_a_bug(planters, dtype, tmp_path, capsys):
     (question,) = differing(found)
     token = question["worst"]
     assert token["gap"] > 4 * token["bound"] and token["token"] != token["best"]
-    assert question["baseline"]["gap"] <= question["baseline"]["bound"]
+    assert question["parting"]["baseline_gap"] <= question["parting"]["bound"]
     assert "times the bound" in out
 
 
@@ -128,16 +128,12 @@ def test_a_missing_answer_is_a_bug_and_a_failed_baseline_is_not(half, tmp_path, 
 
 
 def test_a_lossy_file_is_lossy_by_design(half, tmp_path, capsys):
+    """The typical rule runs at temperatures above 0 alone; there are no gaps then."""
     path = half.planted(tmp_path / "m.jsonl", 10, 1e9, **LOSSY_META)
     status, (found,), out, _ = half.judge(capsys, path)
-    assert (status, found["verdict"]) == (0, LOSSY)
+    assert (status, found["verdict"]) == (0, LOSSY) and "LOSSY BY DESIGN" in out
     token = differing(found)[0]["worst"]
     assert token["gap"] > 4 * token["bound"]
-    assert "LOSSY BY DESIGN" in out
-
-
-def test_a_lossy_sampled_file_is_lossy_by_design_without_gaps(half, tmp_path, capsys):
-    """The typical rule runs at temperatures above 0 alone."""
     shared = {**read_meta(half.base)["shared"], "temperature": 0.7}
     base = half.write(tmp_path / "b.jsonl", half.records(), shared=shared)
     bug = read(half.planted(tmp_path / "m.jsonl", 10, 1e9))
@@ -179,10 +175,15 @@ def refused(planter, capsys, path, *parts, flags=()):
         assert part in lines[0]
 
 
+def shortened(planter):
+    """The baseline's records, one answer of which ends early."""
+    records = planter.records()
+    planter.set_ids(records[1], records[1]["choices"][0]["output_ids"][0][:5])
+    return records
+
+
 def test_another_target_is_refused(half, tmp_path, capsys):
-    changed = half.records()
-    half.set_ids(changed[1], changed[1]["choices"][0]["output_ids"][0][:5])
-    path = half.write(tmp_path / "m.jsonl", changed)
+    path = half.write(tmp_path / "m.jsonl", shortened(half))
     other = save_model(tmp_path / "other", seed=3, scale=0.08)
     here = half.model_dir
     try:
@@ -193,8 +194,7 @@ def test_another_target_is_refused(half, tmp_path, capsys):
 
 
 def test_other_prompts_are_refused(half, tmp_path, capsys):
-    changed = half.records()
-    half.set_ids(changed[1], changed[1]["choices"][0]["output_ids"][0][:5])
+    changed = shortened(half)
     changed[1]["choices"][0]["prompt_tokens"] = [7]
     path = half.write(tmp_path / "m.jsonl", changed)
     refused(half, capsys, path, "prompt_tokens is 7, the prompt rebuilt from", "question 12 turn 0")
@@ -215,9 +215,7 @@ def test_sampled_answers_are_not_judged_by_gaps(half, tmp_path, capsys):
     meta = read_meta(half.base)
     shared = {**meta["shared"], "temperature": 0.7}
     base = half.write(tmp_path / "b.jsonl", half.records(), shared=shared)
-    changed = half.records()
-    half.set_ids(changed[1], changed[1]["choices"][0]["output_ids"][0][:5])
-    path = half.write(tmp_path / "m.jsonl", changed, shared=shared)
+    path = half.write(tmp_path / "m.jsonl", shortened(half), shared=shared)
     status, _, _, err = half.judge(capsys, path, base=base)
     assert status == 2 and "evaluation/audit_sampling.py" in err
     status, (found,), _, _ = half.judge(capsys, base, base=base)
@@ -232,5 +230,5 @@ def test_flags_that_need_a_target_are_refused_without_one(half, capsys):
 
 def test_verdicts_are_ordered():
     assert worst([EXACT, TIES, LOSSY]) == TIES
-    assert worst([SUSPECT, BUG, TIES]) == BUG
+    assert worst([SUSPECT, CANNOT, TIES]) == CANNOT and worst([CANNOT, BUG]) == BUG
     assert worst([]) == EXACT

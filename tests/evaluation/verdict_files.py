@@ -8,8 +8,9 @@ import torch
 from harness_runs import read, read_meta, write
 
 from evaluation import equal
-from evaluation.judging.gaps import answer_logits, ulp_sizes
-from evaluation.judging.noise import calibrate
+from evaluation.judging.gaps import ulp_sizes
+from evaluation.judging.noise import calibrate, sample_windows
+from evaluation.judging.readings import Text, answer_logits
 from model.common.contract.sequence import EmptyDrafter
 from model.common.loop.decode import generate
 from model.common.loop.sampling import Sampler
@@ -30,13 +31,13 @@ class Planter:
         self.stop = self.prompter.stop_rules(self.target.model.generation_config)
         self.questions = {q["question_id"]: q["turns"] for q in read(question_file)}
         texts = [
-            (
+            Text(
                 self.prompter.render(self.questions[record["question_id"]], []),
                 record["choices"][0]["output_ids"][0],
             )
             for record in read(base)
         ]
-        self.noise = calibrate(self.target, texts, dtype, 5, 64, 0)
+        self.noise = calibrate(self.target, sample_windows(texts, 64, 0), dtype, 5, 0)
 
     def records(self):
         """A copy of the baseline's lines."""
@@ -54,8 +55,8 @@ class Planter:
         prompt = self.prompter.render(self.questions[record["question_id"]], [])
         ids = record["choices"][0]["output_ids"][turn]
         position = 0
-        for logits in answer_logits(self.target, prompt, ids):
-            for row in logits.double():
+        for logits in answer_logits(self.target, [Text(prompt, ids)]):
+            for row in logits[0].double():
                 gaps = row.max() - row
                 ulp = float(ulp_sizes(row.max(), getattr(torch, self.dtype)))
                 bound = self.noise.bound_at(ulp)

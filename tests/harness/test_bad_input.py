@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness_runs import answer, questions_of, read, refusal, refused, run, where, write
+from harness_runs import answer, read, refusal, refused, run, where, write
 
 from model.common import args as arguments
 
@@ -22,6 +22,19 @@ from model.common import args as arguments
         (["--top-p", 0.9], ["--top-p", "--temperature"]),
         (["--top-k", 5], ["--top-k", "--temperature"]),
         (["--temperature", 1, "--top-k", -1], ["--top-k", "-1"]),
+        (["--min-p", 0.1], ["--min-p", "--temperature"]),
+        (["--temperature", 1, "--min-p", 1.5], ["--min-p", "1.5"]),
+        (["--repetition-penalty", 0], ["--repetition-penalty", "0"]),
+        (["--presence-penalty", 3], ["--presence-penalty", "3"]),
+        (["--frequency-penalty", "much"], ["--frequency-penalty", "much"]),
+        (["--stop", ""], ["--stop", "empty"]),
+        (["--stop-token-ids", "3,x"], ["--stop-token-ids", "3,x"]),
+        (["--stop-token-ids", "3,99999"], ["--stop-token-ids 99999", "vocabulary"]),
+        (["--template-args", "{"], ["--template-args", "JSON"]),
+        (["--template-args", "[1]"], ["--template-args", "JSON"]),
+        (["--template-args", '{"no_such": 1}'], ["--template-args", "no_such"]),
+        (["--template", "plain", "--template-args", "{}"], ["--template-args", "plain"]),
+        (["--template", "yuan", "--system-prompt", "Hm."], ["--system-prompt", "yuan"]),
         (["--max-new-tokens", 0], ["--max-new-tokens", "0"]),
         (["--batch-size", 0], ["--batch-size", "0"]),
         (["--num-choices", 0], ["--num-choices", "0"]),
@@ -85,46 +98,29 @@ def test_missing_flags(capfd):
     assert "--drafter-path" in refusal(capfd, run("sps", "--model-path", "x"))
 
 
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("{", [":3", "not JSON"]),
-        ("[1]", [":3", "question_id"]),
-        ('{"question_id": 11, "category": "qa", "turns": ["?"]}', [":3", "11 occurs twice"]),
-        ('{"question_id": 1, "category": "qa", "turns": []}', [":3", "turns"]),
-        ('{"question_id": 1, "category": "qa"}', [":3", "turns"]),
-        ('{"question_id": 1, "turns": ["?"]}', [":3", "category"]),
-    ],
-)
-def test_broken_question_line(capfd, paths, line, words):
-    path = Path(write(paths["tmp"] / "q.jsonl", questions_of(paths["questions"])[:2]))
-    path.write_text(path.read_text() + line + "\n")
-    found = refused(capfd, paths, "--question-file", path)
-    for word in [str(path), *words]:
-        assert word in found
+GOOD = b'{"question_id": 11, "category": "qa", "turns": ["?"]}\n'
 
 
 @pytest.mark.parametrize(
-    "turn",
+    "content, words",
     [
-        pytest.param(b"caf\xe9", id="latin-1"),
-        pytest.param(b"\\ud800", id="lone surrogate"),
+        (GOOD + b"{", [":2", "not JSON"]),
+        (GOOD + b"[1]", [":2", "question_id"]),
+        (GOOD + GOOD, [":2", "11 occurs twice"]),
+        (GOOD + b'{"question_id": 1, "category": "qa", "turns": []}', [":2", "turns"]),
+        (GOOD + b'{"question_id": 1, "category": "qa"}', [":2", "turns"]),
+        (GOOD.replace(b"?", b"caf\xe9"), []),  # Latin-1
+        (GOOD.replace(b"?", b"\\ud800"), []),  # half a surrogate pair
+        (b"", []),
+        (None, []),  # no file
     ],
 )
-def test_question_that_is_no_unicode(capfd, paths, turn):
+def test_question_files(capfd, paths, content, words):
     path = paths["tmp"] / "q.jsonl"
-    path.write_bytes(b'{"question_id": 1, "category": "qa", "turns": ["' + turn + b'"]}\n')
-    assert str(path) in refused(capfd, paths, "--question-file", path)
-
-
-def test_missing_question_file(capfd, paths):
-    path = paths["tmp"] / "none.jsonl"
-    assert str(path) in refused(capfd, paths, "--question-file", path)
-
-
-def test_empty_question_file(capfd, paths):
-    path = write(paths["tmp"] / "q.jsonl", [])
-    assert path in refused(capfd, paths, "--question-file", path)
+    if content is not None:
+        path.write_bytes(content)
+    line = refused(capfd, paths, "--question-file", path)
+    assert all(word in line for word in [str(path), *words])
 
 
 def test_unknown_bench(capfd, paths, monkeypatch):
@@ -176,18 +172,22 @@ def history(paths, other_run):
     return read(other_run), Path(shutil.copy(other_run, paths["tmp"]))
 
 
-@pytest.mark.parametrize("edit", ["no line", "failed", "no texts"])
-def test_history_without_the_needed_answer(capfd, paths, history, edit):
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (None, "question 11"),
+        ({"choices": [], "error": "out of memory"}, "question 11"),
+        *[({"choices": [{"turns": turns}]}, "") for turns in (3, "text", [None], [1])],
+        ({"choices": [{"turns": []}]}, "question 11"),
+    ],
+)
+def test_history_without_the_needed_answer(capfd, paths, history, change, word):
+    """No line, a failed one, turns that are no texts, no turn."""
     records, path = history
-    if edit == "no line":
-        del records[0]
-    elif edit == "failed":
-        records[0] |= {"choices": [], "error": "out of memory"}
-    else:
-        records[0]["choices"][0]["turns"] = []
+    records[:1] = [] if change is None else [records[0] | change]
     write(path, records)
     line = refused(capfd, paths, "--history", path)
-    assert str(path) in line and "question 11" in line
+    assert str(path) in line and word in line
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"question_id": 1}', '{"choices": [1]}'])
@@ -195,14 +195,6 @@ def test_history_with_a_broken_line(capfd, paths, history, line):
     _, path = history
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     assert f"{path}:7" in refused(capfd, paths, "--history", path)
-
-
-@pytest.mark.parametrize("turns", [3, "text", [None], [1]])
-def test_history_whose_turns_are_no_texts(capfd, paths, history, turns):
-    records, path = history
-    records[0]["choices"][0]["turns"] = turns
-    write(path, records)
-    assert str(path) in refused(capfd, paths, "--history", path)
 
 
 def test_nothing_is_left_behind_by_a_refusal(capfd, paths):

@@ -5,10 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from tiny_methods import METHODS, MINI, ROOT, build, decode, mini_flags, transformers_ids
+from tiny_methods import (
+    METHODS,
+    MINI,
+    ROOT,
+    build,
+    decode,
+    mini_bench,
+    mini_flags,
+    transformers_ids,
+)
 
-from model.common.prompts.prompter import Prompter, load_tokenizer
-from model.common.prompts.questions import per_category, read_questions
+from model.common.prompts.questions import per_category
 from model.common.target.loading import load_target
 
 
@@ -25,35 +33,24 @@ def test_every_method_is_in_eval_sh_and_readme():
         assert f"| `{method}` |" in readme
 
 
-class Mini:
-    """The mini target, some held-out prompts and transformers' answers to them."""
-
-    def __init__(self):
-        path = str(MINI / "target")
-        self.target = load_target(path, "float32", "cpu", "eager")
-        self.prompter = Prompter(load_tokenizer(path))
-        self.stop = self.prompter.stop_rules(self.target.model.generation_config)
-        questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
-        self.prompts = [
-            self.prompter.render(question["turns"], []) for question in per_category(questions, 2)
-        ]
-        plain = load_target(path, "float32", "cpu", "eager").model
-        plain.set_attn_implementation("sdpa")
-        self.expected = transformers_ids(plain, self.prompts, 80, sorted(self.stop.eos_ids))
-
-
 @pytest.fixture(scope="module")
 def mini():
-    return Mini()
+    """(mini target, stop rules, held-out prompts, transformers' answers to them)."""
+    target, plain = (load_target(str(MINI / "target"), "float32", "cpu", "eager") for _ in range(2))
+    prompter, stop, questions = mini_bench()
+    prompts = [prompter.render(question["turns"], []) for question in per_category(questions, 2)]
+    plain.model.set_attn_implementation("sdpa")
+    return target, stop, prompts, transformers_ids(plain.model, prompts, 80, sorted(stop.eos_ids))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_mini_models(method, mini):
     """Trained heads and drafts: transformers' ids, and drafts that are worth it (conformance/ has
     random ones)."""
-    drafter = build(method, str(MINI / "target"), mini.target, mini_flags(method))
-    ids, accepted = decode(mini.target, drafter, mini.prompts, mini.stop, 80)
-    assert ids == mini.expected
+    target, stop, prompts, expected = mini
+    drafter = build(method, str(MINI / "target"), target, mini_flags(method))
+    ids, accepted = decode(target, drafter, prompts, stop, 80)
+    assert ids == expected
     steps = [length for lengths in accepted for length in lengths]
     mean = sum(steps) / len(steps)
     assert mean == 1.0 if method == "vanilla" else mean > 1.2

@@ -31,11 +31,20 @@ def files(tmp_path_factory, model_dir, draft_dir, question_file):
     return all_methods(tmp_path_factory.mktemp("answers"), model_dir, draft_dir, question_file)
 
 
+@pytest.fixture
+def ask(model_dir, question_file, tmp_path):
+    """ask(method, name, flags): the records of a run into name.jsonl."""
+
+    def asked(method, name, *flags, model=model_dir, questions=question_file, **more):
+        return answer(method, model, questions, tmp_path / f"{name}.jsonl", *flags, **more)
+
+    return asked
+
+
 @pytest.mark.parametrize("flags", [[], ["--temperature", 1], ["--batch-size", 4]])
-def test_paired_baseline_stands_beside(files, model_dir, question_file, tmp_path, flags):
-    out = tmp_path / "a.jsonl"
-    own = answer("pld", model_dir, question_file, out, "--paired", "--model-id", "tiny", *flags)
-    beside = tmp_path / "a-paired-baseline.jsonl"
+def test_paired_baseline_stands_beside(ask, tmp_path, flags):
+    out, beside = tmp_path / "a.jsonl", tmp_path / "a-paired-baseline.jsonl"
+    own = ask("pld", "a", "--paired", "--model-id", "tiny", *flags)
     base = read(beside)
     assert ids_of(own) == ids_of(base)
     assert [r["question_id"] for r in base] == [r["question_id"] for r in own]
@@ -45,11 +54,10 @@ def test_paired_baseline_stands_beside(files, model_dir, question_file, tmp_path
     assert meta["method"] == "vanilla"
     assert meta["method_args"] == {}
     assert meta["shared"] == read_meta(out)["shared"]
-    plain = answer("pld", model_dir, question_file, tmp_path / "b.jsonl", *flags)
-    assert ids_of(plain) == ids_of(own)
+    assert ids_of(ask("pld", "b", *flags)) == ids_of(own)
 
 
-def test_paired_order_alternates(model_dir, question_file, tmp_path, monkeypatch):
+def test_paired_order_alternates(ask, monkeypatch):
     calls = []
 
     class Own(EmptyDrafter):
@@ -60,16 +68,13 @@ def test_paired_order_alternates(model_dir, question_file, tmp_path, monkeypatch
         self.draft = Draft(prompt.tokens.new_empty(1, 0))
 
     monkeypatch.setattr(EmptyDrafter, "start", start)
-    flags = ["--paired", "--question-begin", 1]
-    build = lambda args, target: Own()  # noqa: E731
-    answer("pld", model_dir, question_file, tmp_path / "a.jsonl", *flags, build=build)
+    ask("pld", "a", "--paired", "--question-begin", 1, build=lambda args, target: Own())
     assert calls == ["method", "baseline", "baseline", "method"] * 2 + ["method", "baseline"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_batches_give_the_same_ids(files, model_dir, draft_dir, question_file, tmp_path, method):
-    flags = ["--batch-size", 4, *own_flags(method, draft_dir)]
-    together = answer(method, model_dir, question_file, tmp_path / "a.jsonl", *flags)
+def test_batches_give_the_same_ids(files, ask, draft_dir, method):
+    together = ask(method, "a", "--batch-size", 4, *own_flags(method, draft_dir))
     alone = read(files[method])
     fields = ("slot", "depth", "model_id", "answer_id")
     assert without(timeless(together), *fields) == without(timeless(alone), *fields)
@@ -80,39 +85,34 @@ def test_batches_give_the_same_ids(files, model_dir, draft_dir, question_file, t
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sampled_ids_depend_on_the_seed_alone(
-    model_dir, draft_dir, question_file, tmp_path, method
-):
+def test_sampled_ids_depend_on_the_seed_alone(ask, draft_dir, question_file, tmp_path, method):
     questions = questions_of(question_file)
     random.Random(1).shuffle(questions)
-    shuffled = write(tmp_path / "shuffled.jsonl", questions)
+    shuffled = write(tmp_path / "questions.jsonl", questions)
     flags = ["--temperature", 1, "--top-p", 0.95, "--max-new-tokens", 12]
     flags += own_flags(method, draft_dir)
 
-    def sampled(name, file, *more):
-        return ids_of(answer(method, model_dir, file, tmp_path / f"a-{name}.jsonl", *flags, *more))
+    def sampled(name, *more, **files):
+        return ids_of(ask(method, name, *flags, *more, **files))
 
-    alone = sampled("alone", question_file)
-    assert sampled("batched", question_file, "--batch-size", 4) == alone
-    assert sampled("shuffled", shuffled) == alone
-    assert sampled("shuffled-batched", shuffled, "--batch-size", 4) == alone
-    part = sampled("part", question_file, "--question-ids", "13,15")
+    alone = sampled("alone")
+    assert sampled("batched", "--batch-size", 4) == alone
+    assert sampled("shuffled", questions=shuffled) == alone
+    assert sampled("shuffled-batched", "--batch-size", 4, questions=shuffled) == alone
+    part = sampled("part", "--question-ids", "13,15")
     assert part == {i: alone[i] for i in (13, 15)}
-    assert sampled("seed", question_file, "--seed", 1) != alone
+    assert sampled("seed", "--seed", 1) != alone
 
 
 @pytest.mark.parametrize("method", ["vanilla", "pld"])
-def test_point_guesses_keep_the_baselines_sampled_ids(model_dir, question_file, tmp_path, method):
+def test_point_guesses_keep_the_baselines_sampled_ids(ask, tmp_path, method):
     flags = ["--temperature", 1.2, "--top-k", 30]
-    out = tmp_path / "a.jsonl"
-    base = answer("vanilla", model_dir, question_file, tmp_path / "base.jsonl", *flags)
-    assert ids_of(answer(method, model_dir, question_file, out, *flags)) == ids_of(base)
-    assert read_meta(out)["acceptance"] == "exact sampling"
+    assert ids_of(ask(method, "a", *flags)) == ids_of(ask("vanilla", "base", *flags))
+    assert read_meta(tmp_path / "a.jsonl")["acceptance"] == "exact sampling"
 
 
-def test_engine_hf_gives_the_loops_ids(files, model_dir, question_file, tmp_path):
-    flags = ["--engine", "hf", "--model-id", "tiny-vanilla"]
-    theirs = answer("vanilla", model_dir, question_file, tmp_path / "a.jsonl", *flags)
+def test_engine_hf_gives_the_loops_ids(files, ask):
+    theirs = ask("vanilla", "a", "--engine", "hf", "--model-id", "tiny-vanilla")
     ours = read(files["vanilla"])
     missing = ("draft_s", "verify_s", "commit_s")
     assert without(timeless(theirs), *missing) == without(timeless(ours), *missing)
@@ -130,17 +130,16 @@ def edited_model(model_dir, folder, name, **changes):
     return folder
 
 
-def test_engine_hf_ignores_penalties_of_the_model(model_dir, question_file, tmp_path):
+def test_engine_hf_ignores_penalties_of_the_model(ask, model_dir, tmp_path):
     """What generation_config.json adds to greedy decoding must bind both engines or neither."""
     model = edited_model(
         model_dir, tmp_path / "m", "generation_config.json", repetition_penalty=1.5
     )
-    ours = answer("vanilla", model, question_file, tmp_path / "a.jsonl")
-    theirs = answer("vanilla", model, question_file, tmp_path / "b.jsonl", "--engine", "hf")
+    ours, theirs = (ask("vanilla", e, "--engine", e, model=model) for e in ("loop", "hf"))
     assert ids_of(ours) == ids_of(theirs)
 
 
-def test_engine_hf_stops_at_stop_strings(files, model_dir, question_file, tmp_path, monkeypatch):
+def test_engine_hf_stops_at_stop_strings(files, ask, monkeypatch):
     """Tokens after a stop string are neither counted nor timed."""
     text = read(files["vanilla"])[5]["choices"][0]["turns"][0]
     sign = next(c for c in text[3:] if c.isascii() and c.isprintable() and c not in " \ufffd")
@@ -160,22 +159,19 @@ def test_engine_hf_stops_at_stop_strings(files, model_dir, question_file, tmp_pa
         return output
 
     monkeypatch.setattr(GenerationMixin, "generate", logged)
-    flags = ["--question-ids", 16]
-    ours = answer("vanilla", model_dir, question_file, tmp_path / "a.jsonl", *flags)
-    flags += ["--engine", "hf"]
-    theirs = answer("vanilla", model_dir, question_file, tmp_path / "b.jsonl", *flags)
+    ours = ask("vanilla", "a", "--question-ids", 16)
+    theirs = ask("vanilla", "b", "--question-ids", 16, "--engine", "hf")
     assert ids_of(ours) == ids_of(theirs)
     assert ours[0]["choices"][0]["finish_reason"] == ["stop"]
     assert lengths == theirs[0]["choices"][0]["new_tokens"]
 
 
 @pytest.mark.compiled
-def test_compiled_runtime_gives_the_same_ids(draft_dir, question_file, tmp_path):
+def test_compiled_runtime_gives_the_same_ids(ask, draft_dir):
     """On the one-layer model: the compiler takes seconds per layer."""
     flags = ["--num-draft", 3, "--question-ids", "12,13"]
-    eager = answer("pld", draft_dir, question_file, tmp_path / "a.jsonl", *flags)
-    flags += ["--runtime", "compile"]
-    compiled = answer("pld", draft_dir, question_file, tmp_path / "b.jsonl", *flags)
+    eager = ask("pld", "a", *flags, model=draft_dir)
+    compiled = ask("pld", "b", *flags, "--runtime", "compile", model=draft_dir)
     assert ids_of(compiled) == ids_of(eager)
     lengths = [r["choices"][0]["accept_lengths"] for r in compiled]
     assert lengths == [r["choices"][0]["accept_lengths"] for r in eager]

@@ -19,6 +19,7 @@ from oracle import (
     new_target,
     outputs,
 )
+from recording import Around
 
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.sequence import EmptyDrafter
@@ -40,29 +41,6 @@ def target():
 @pytest.fixture
 def known():
     return answers("llama")
-
-
-class Around(Drafter):
-    """Another drafter, called as it is."""
-
-    def __init__(self, inner):
-        self.inner = inner
-        self.max_nodes, self.max_depth = inner.max_nodes, inner.max_depth
-
-    def reserve(self, num_slots, capacity, sampler):
-        self.inner.reserve(num_slots, capacity, sampler)
-
-    def start(self, prompt):
-        self.inner.start(prompt)
-
-    def propose(self):
-        return self.inner.propose()
-
-    def observe(self, step):
-        self.inner.observe(step)
-
-    def end(self, slots):
-        self.inner.end(slots)
 
 
 class Noting(Around):
@@ -177,10 +155,9 @@ def test_sequences_do_not_disturb_each_other(target, known, kind, sampler):
 class Observer(Around):
     """Checks each Step against what it drafted; needs hidden states and the prompt's best ids."""
 
-    needs = Needs(hidden=("last", 1), prompt_topk=3)
-
     def __init__(self, inner, prompts, num_slots):
         super().__init__(inner)
+        self.needs = Needs(hidden=("last", 1), prompt_topk=3)
         self.prompts, self.num_slots = [list(ids) for ids in prompts], num_slots
         self.total, self.num_ended, self.said = {}, 0, None  # {running slot: its length}
         self.root = [None] * num_slots
@@ -336,6 +313,26 @@ def test_token_0_in_an_answer():
             assert outputs(decode(target, kind(padded), PROMPTS)) == plain
     finally:
         hook.remove()
+
+
+class Foreign(Scripted):
+    """Drafts an id that the target lacks, as a corpus with added tokens may have it."""
+
+    max_nodes = 4
+
+    def propose(self):
+        drafts = [self.ahead(slot, 4, right=4) for slot in self.slots()]
+        return Draft(self.tensor([[a, 97, c, 10**6] for a, _, c, _ in drafts]))
+
+
+@pytest.mark.parametrize("sampler", [None, Sampler(0.9, 0, 0.95)], ids=["greedy", "sampled"])
+def test_ids_that_the_target_lacks_are_inert(target, sampler):
+    plain = outputs(decode(target, EmptyDrafter(), PROMPTS, 22, sampler))
+    known = [ids + [7] * 20 for ids in plain]
+    turns = decode(target, Foreign(known), PROMPTS, 22, sampler)
+    assert outputs(turns) == plain
+    assert {length for turn in turns for length in turn.accept_lengths[:-1]} == {2}
+    assert {number for turn in turns for number in turn.drafted} == {2}
 
 
 class Wild(Drafter):

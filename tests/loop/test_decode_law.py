@@ -24,7 +24,7 @@ from tiny_laws import (
 
 from model.common.contract.drafter import Drafter
 from model.common.contract.sequence import EmptyDrafter
-from model.common.loop.sampling import DRAFT, TARGET
+from model.common.loop.sampling import DRAFT
 from model.sps.drafter import SpSDrafter
 
 
@@ -96,21 +96,6 @@ def test_sampled_trees_keep_the_law(target, plain, settings):
     assert min(fits(answers, answer_law(plain, 5, settings))) > LEVEL
 
 
-class SharedUniforms:
-    """A fault: the draft model draws with the uniforms the rule decides with."""
-
-    def __init__(self, sampler):
-        self.sampler, self.greedy, self.warp = sampler, False, sampler.warp
-
-    def uniform(self, num, purpose, first=0):
-        return self.sampler.uniform(num, TARGET, first)
-
-
-class Sharing(SpSDrafter):
-    def reserve(self, num_slots, capacity, sampler):
-        super().reserve(num_slots, capacity, SharedUniforms(sampler))
-
-
 class Unwarped(SpSDrafter):
     """A fault: draws without top-p and says it drew with it."""
 
@@ -122,12 +107,10 @@ class Unwarped(SpSDrafter):
         return token, law
 
 
-@pytest.mark.parametrize("fault", ["shared uniforms", "unwarped draft", "typical acceptance"])
-def test_faults_are_seen(target, draft, plain, fault):
-    kind = {"shared uniforms": Sharing, "unwarped draft": Unwarped}.get(fault, SpSDrafter)
-    more = {"typical": (0.09, 0.3)} if fault == "typical acceptance" else {}
-    drafter = kind(draft, target, "constant", 3, 0.3)
-    answers, _ = sampled(target, drafter, NUCLEUS, batches=3, **more)
+def test_an_unwarped_draft_is_seen(target, draft, plain):
+    """Other faults of the kind are planted in conformance/defects.py."""
+    drafter = Unwarped(draft, target, "constant", 3, 0.3)
+    answers, _ = sampled(target, drafter, NUCLEUS, batches=3)
     assert min(fits(answers, answer_law(plain, 5, NUCLEUS))) < LEVEL
 
 

@@ -20,7 +20,6 @@ from oracle import (
 )
 
 from model.common.contract.sequence import EmptyDrafter
-from model.common.loop.sampling import Sampler, seed_of
 
 LIMIT = 24
 DEPTHS = {Chain: 5, StaticTree: 4, Window: 4, Masks: 3, Gaps: 2}  # of the oracle's branch
@@ -87,26 +86,3 @@ def test_an_oracle_of_k_tokens_commits_k_and_the_bonus(scripted, right):
     steps, rest = divmod(30, full)
     wanted = [full] * steps + [rest] * (rest > 0)
     assert [turn.accept_lengths for turn in turns] == [wanted] * 4
-
-
-@pytest.mark.parametrize("settings", [(1.0, 0, 1.0), (0.8, 20, 0.9)])
-def test_sampled_ids_are_vanillas_under_token_matching(settings):
-    """For any tree of point guesses and any batch, id for id, with the same seeds."""
-    target = new_target()
-    seeds = [seed_of(5, question, 0, 0) for question in range(4)]
-    prompts = prompts_of(range(4))
-
-    def sampled(drafter, rows):
-        own = [prompts[row] for row in rows]
-        return decode(target, drafter, own, 40, Sampler(*settings), None, [seeds[r] for r in rows])
-
-    alone = [outputs(sampled(EmptyDrafter(), [row]))[0] for row in range(4)]
-    assert len({tuple(ids) for ids in alone}) == 4 and all(len(set(ids)) > 10 for ids in alone)
-    assert alone != known_of("llama", range(4))
-    for rows in ([0], [3], [0, 1, 2, 3], [2, 0, 3, 1]):
-        wanted = [alone[row] for row in rows]
-        assert outputs(sampled(EmptyDrafter(), rows)) == wanted
-        for scripted in DRAFTERS[1:]:
-            turns = sampled(scripted(wanted, 4), rows)
-            assert outputs(turns) == wanted, scripted
-            assert max(length for turn in turns for length in turn.accept_lengths) > 1

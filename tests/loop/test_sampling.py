@@ -17,19 +17,23 @@ SETTINGS = [
     (0.3, 0, 0.999),
     (0.7, 20, 0.9),
     (1.3, 5, 0.5),
+    (1.0, 0, 1.0, 0.1),
+    (1.6, 0, 1.0, 0.02),
+    (0.8, 40, 0.95, 0.05),
+    (1.0, 0, 1.0, 1.0),
 ]
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", SETTINGS)
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("spread", [0.5, 4.0])
-def test_warp_is_transformers(temperature, top_k, top_p, spread):
+def test_warp_is_transformers(settings, spread):
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(64, 211, dtype=torch.float64, generator=generator) * spread
-    found = warp(logits, temperature, top_k, top_p)
-    wanted = transformers_probs(logits, temperature, top_k, top_p)
+    found = warp(logits, *settings)
+    wanted = transformers_probs(logits, *settings)
     assert torch.equal(found > 0, wanted > 0)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-9)
-    single = warp(logits.float(), temperature, top_k, top_p)
+    single = warp(logits.float(), *settings)
     assert single.dtype == torch.float32
     kept = (single > 0) != (wanted > 0)  # a float32 sum may put a border token on the other side
     assert kept.sum() <= 2
@@ -52,6 +56,15 @@ def test_warp_by_hand():
     torch.testing.assert_close(warp(logits, 1.0, 2), torch.tensor([0.625, 0.375, 0.0, 0.0]), **near)
     torch.testing.assert_close(warp(logits, 1.0, 0, 0.81), torch.tensor([10, 6, 3, 0]) / 19, **near)
     torch.testing.assert_close(warp(logits, 1.0, 0, 0.49), torch.tensor([1.0, 0, 0, 0]), **near)
+    torch.testing.assert_close(
+        warp(logits, 1.0, min_p=0.3), torch.tensor([10, 6, 3, 0]) / 19, **near
+    )
+    torch.testing.assert_close(
+        warp(logits, 1.0, 0, 0.81, 0.5), torch.tensor([5, 3, 0, 0]) / 8, **near
+    )
+    torch.testing.assert_close(
+        warp(logits, 0.5, min_p=0.3), torch.tensor([25, 9, 0, 0]) / 34, **near
+    )
     squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
     torch.testing.assert_close(warp(logits, 0.5), squared / squared.sum(), **near)
 

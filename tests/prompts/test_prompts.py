@@ -143,6 +143,13 @@ def test_unknown_template_is_named():
         Prompter(tokenizer(), "no_such_template")
 
 
+def test_a_template_that_is_no_text_is_named():
+    """FastChat's of models behind an API."""
+    for more in ({}, {"system": "Be brief."}):
+        with pytest.raises(BadInput, match="--template chatgpt"):
+            Prompter(tokenizer(), "chatgpt", **more)
+
+
 def test_saved_tokenizer_is_loaded(tmp_path):
     tokenizer(words=("zzz",)).save_pretrained(tmp_path)
     loaded = Prompter(load_tokenizer(str(tmp_path)))
@@ -156,3 +163,176 @@ def test_missing_tokenizer_is_one_line(tmp_path):
     with pytest.raises(BadInput, match="no tokenizer") as refused:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(refused.value)
+
+
+# the system's message, the template's variables, ends of the command line
+
+
+def test_system_prompt():
+    made = tokenizer()
+    chat = Prompter(made, system="Be brief.")
+    assert made.decode(chat.render(TURNS, [])) == (
+        "<s>system: Be brief.\nuser: Who are you?\nassistant: "
+    )
+    vicuna = Prompter(made, "vicuna_v1.1", system="Be brief.")
+    assert made.decode(vicuna.render(TURNS, [])) == "<s>Be brief. USER: Who are you? ASSISTANT:"
+    plain = Prompter(made, "plain", system="Be brief.")
+    assert made.decode(plain.render(TURNS, [])) == "<s>Be brief.\nWho are you?\n"
+    for prompter in (chat, vicuna, plain):
+        assert "Be brief." in made.decode(prompter.render(TURNS, ANSWERS))
+        own = made.decode(prompter.render(TURNS, [], "Be long."))
+        assert "Be long." in own and "Be brief." not in own  # a question's own comes first
+
+
+MUTE = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "chat, template, words",
+    [(MUTE, None, "no place"), (STRICT, None, "no system role"), (STRICT, "yuan", "yuan has no")],
+)
+def test_a_system_prompt_that_nobody_would_see_is_refused(chat, template, words):
+    made = tokenizer()
+    made.chat_template = chat
+    with pytest.raises(BadInput, match="--system-prompt: ") as refused:
+        Prompter(made, template, system="Be brief.")
+    assert words in str(refused.value)
+
+
+THINKING = "{% if enable_thinking %}<think>{% endif %}"
+
+
+def test_template_args():
+    made = tokenizer()
+    made.chat_template = made.chat_template + THINKING
+    usual = Prompter(made).render(TURNS, [])
+    assert Prompter(made, variables={"enable_thinking": False}).render(TURNS, []) == usual
+    found = Prompter(made, variables={"enable_thinking": True}).render(TURNS, [])
+    assert made.decode(found) == made.decode(usual) + "<think>"
+
+
+@pytest.mark.parametrize(
+    "template, variables, word",
+    [
+        (None, {"enable_thinkng": False}, "enable_thinkng"),
+        (None, {"add_generation_prompt": False}, "add_generation_prompt"),
+        (None, {"tokenize": False}, "tokenize"),
+        ("plain", {"enable_thinking": False}, "plain"),
+        ("vicuna_v1.1", {}, "vicuna_v1.1"),
+    ],
+)
+def test_template_args_without_effect_are_refused(template, variables, word):
+    made = tokenizer()
+    made.chat_template = made.chat_template + THINKING
+    with pytest.raises(BadInput, match="--template-args: ") as refused:
+        Prompter(made, template, variables=variables)
+    assert word in str(refused.value)
+
+
+def test_ends_of_the_command_line():
+    """They stand beside those that are known, and with ignore_eos alone."""
+    flags = {"stop_ids": [50, 60], "stop_strings": ["###", "\n\n"]}
+    rules = Prompter(tokenizer(), **flags).stop_rules(config(7))
+    assert rules.eos_ids == {1, 7, 50, 60} and rules.strings == ("###", "\n\n")
+    rules = Prompter(tokenizer(), "zero_shot", **flags).stop_rules(config(7))
+    assert rules.strings == ("###", "\n\n")
+    rules = Prompter(tokenizer(), "zero_shot", **flags, ignore_eos=True).stop_rules(config(7))
+    assert rules.eos_ids == {50, 60} and rules.strings == ("###", "\n\n")
+    rules = Prompter(tokenizer(), "aquila-chat", ignore_eos=True).stop_rules(config(7))
+    assert rules.eos_ids == set() and rules.strings == ()
+    assert rules.cut([5, 1, 7], 3, 100) == (3, "")
+
+
+def test_a_stop_text_is_cut_from_the_answer():
+    prompter = Prompter(tokenizer(), stop_strings=["\nUser:"])
+    rules = prompter.stop_rules(config(1))
+    ids = prompter.tokenizer("Yes.\nUser: no", add_special_tokens=False).input_ids
+    kept, reason = rules.cut(ids, len(ids), 100)
+    assert (prompter.tokenizer.decode(ids[:kept]), reason) == ("Yes.\nUser:", "stop")
+    assert prompter.text(ids[:kept], rules) == "Yes."
+
+
+@pytest.mark.parametrize(
+    "answer, strings, text",
+    [
+        ("a|b a|b", ("b a",), "a|"),
+        ("x###", ("#",), "x"),
+        ("x#", ("#", "##"), "x"),
+        ("été##", ("##",), "été"),
+        ("x</s>y xy", ("xy",), "xy"),  # the first x and y are no neighbours
+        ("x</s>y", ("xy",), "xy"),
+        ("one</s>", ("</s>",), "one"),
+    ],
+)
+def test_text_is_cut_where_the_answer_ended(answer, strings, text):
+    prompter = Prompter(tokenizer(), stop_strings=strings, ignore_eos=True)
+    rules = prompter.stop_rules(None)
+    ids = prompter.tokenizer(answer, add_special_tokens=False).input_ids
+    kept, _ = rules.cut(ids, len(ids), 100)
+    assert prompter.text(ids[:kept], rules) == text
+
+
+def test_stop_ids_outside_the_vocabulary_are_refused():
+    made = tokenizer()
+    with pytest.raises(BadInput, match=f"--stop-token-ids {len(made)}: .* {len(made) - 1}"):
+        Prompter(made, stop_ids=[1, len(made)])
+
+
+def test_flags_and_metas_make_the_same_prompter():
+    made, flags = tokenizer(), {"system_prompt": "Be brief.", "stop": ["###"], "ignore_eos": True}
+    prompter = Prompter.of(made, None, {**flags, "stop_token_ids": [5], "template_args": None})
+    assert prompter.render(TURNS, []) == Prompter(made, system="Be brief.").render(TURNS, [])
+    rules = prompter.stop_rules(config(1))
+    assert (rules.eos_ids, rules.strings) == ({5}, ("###",))
+    older = Prompter.of(made, "plain", {})
+    assert older.render(TURNS, []) == Prompter(made, "plain").render(TURNS, [])
+    assert older.stop_rules(config(1)).eos_ids == {1}
+
+
+# templates whose answers end with what no stop rule knows
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ONCE = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + CHATML
+
+
+def chatml(chat=CHATML, special=True):
+    """A tokenizer with ChatML's tokens, as published: special ones, or merely added."""
+    made = tokenizer()
+    tokens = ["<|im_start|>", "<|im_end|>"]
+    made.add_tokens(tokens, special_tokens=special)
+    made.chat_template = chat
+    return made, made.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_end_that_ends_nothing_is_told(special):
+    made, end = chatml(special=special)
+    prompter = Prompter(made)
+    told = prompter.endless(prompter.stop_rules(config(1)))
+    assert "'<|im_end|>'" in told and f"--stop-token-ids {end}" in told
+    assert prompter.endless(prompter.stop_rules(config([1, end]))) is None
+    for flags in ({"stop_ids": [end]}, {"stop_strings": ["<|im_end|>"]}, {"ignore_eos": True}):
+        prompter = Prompter(made, **flags)
+        assert prompter.endless(prompter.stop_rules(config(1))) is None, flags
+
+
+def test_an_answer_end_is_looked_for_behind_the_answer_alone():
+    """Not in the turns around it, nor where none can be seen."""
+    made, end = chatml()
+    quiet = [None, "plain", "vicuna_v1.1", "llama-2", "zero_shot"]
+    for template in quiet:  # <s> and </s>, or lines of text
+        prompter = Prompter(tokenizer(), template)
+        assert prompter.endless(prompter.stop_rules(config(1))) is None, template
+    for chat in (ONCE, "{% for m in messages %}{{ m.content }}\n{% endfor %}<|im_end|>"):
+        made.chat_template = chat
+        prompter = Prompter(made)
+        assert prompter.endless(prompter.stop_rules(config(1))) is None, chat
+    prompter = Prompter(made, "qwen-7b-chat")  # FastChat knows the ids of Qwen, not these
+    assert f"--stop-token-ids {end}" in prompter.endless(prompter.stop_rules(config(1)))

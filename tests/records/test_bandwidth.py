@@ -6,7 +6,7 @@ import pytest
 import torch
 from answer_samples import base_lines, meta
 from conftest import make_model
-from harness_runs import COMMON, answer, read, read_meta, run
+from harness_runs import COMMON, answer, read, read_meta, run, run_script
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.records import bandwidth as probes
@@ -99,6 +99,29 @@ def test_no_bound_where_the_bytes_are_not_known(tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "_cache_reads", refuse)
     no_cache = "no KV cache to measure: no such attention"
     assert probes.step_reads(target) == {"no_bound": no_cache}
+
+
+@pytest.mark.parametrize("part", ["bandwidth", "step_reads", "_read_of"])
+def test_a_failing_probe_ends_no_run(model_dir, question_file, tmp_path, capfd, monkeypatch, part):
+    """The run goes on without the figure, and the table says why there is no bound."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
+
+    monkeypatch.setattr(probes, part, fail)
+    paths = [tmp_path / f"{method}.jsonl" for method in ("vanilla", "pld")]
+    for path in paths:
+        found = answer(path.stem, model_dir, question_file, path, "--model-id", path.stem)
+        assert not any("error" in record for record in found)
+        err = capfd.readouterr().err
+        assert err.count("bandwidth probe: OutOfMemoryError: CUDA out of memory. Tried") == 1
+        facts = read_meta(path)
+        assert facts["environment"]["bandwidth"] is None
+        assert "CUDA out of memory" in facts["step_reads"]["no_bound"]
+    files = ["--base-path", paths[0], "--file-path", paths[1]]
+    table = run_script("evaluation/speed.py", *files, "--resamples", 50)
+    assert table.returncode == 0, table.stderr
+    assert "no bound: the probe failed: OutOfMemoryError: CUDA out of memory" in table.stdout
 
 
 def test_resuming_keeps_what_was_measured(model_dir, question_file, tmp_path):

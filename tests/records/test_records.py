@@ -124,28 +124,21 @@ def test_the_disk_is_waited_for_now_and_then(tmp_path, monkeypatch):
 
 
 def test_facts_go_into_the_meta_and_do_not_forbid_resuming(tmp_path):
-    path = tmp_path / "a.jsonl"
-    AnswerFile(path, copy.deepcopy(META)).finish([], {"datastore_bytes": 5})
-    assert json.loads((tmp_path / "a.meta.json").read_text())["method_facts"] == {
-        "datastore_bytes": 5
-    }
+    path, facts = tmp_path / "a.jsonl", {"datastore_bytes": 5}
+    AnswerFile(path, copy.deepcopy(META)).finish([], facts)
+    assert record.read_meta(path)["method_facts"] == facts
     AnswerFile(path, META)
 
 
-def test_failed_questions_are_dropped_at_reopening(tmp_path):
+def test_answers_are_kept_and_failed_questions_dropped_at_reopening(tmp_path):
+    kept = line("a", text="a\u2028b\u0085c\x1c\r\n\ufffd\U0001f600")
     file = AnswerFile(tmp_path / "a.jsonl", META)
-    file.add(line(1))
+    file.add(kept)
     file.add(line(2, error="out of memory"))
     assert file.is_done(2)
     again = AnswerFile(tmp_path / "a.jsonl", META)
-    assert (again.is_done(1), again.is_done(2)) == (True, False)
-    assert lines(tmp_path / "a.jsonl") == [line(1)]
-
-
-def test_any_character_is_kept(tmp_path):
-    text = "a\u2028b\u0085c\x1c\r\n\ufffd\U0001f600"
-    AnswerFile(tmp_path / "a.jsonl", META).add(line(1, text=text))
-    assert AnswerFile(tmp_path / "a.jsonl", META).records[1]["text"] == text
+    assert (again.is_done("a"), again.is_done(2)) == (True, False)
+    assert lines(tmp_path / "a.jsonl") == [kept]
 
 
 def test_warm_runs_are_not_resumed(tmp_path):
@@ -204,22 +197,16 @@ def test_answer_ids_are_stable_and_distinct():
 
 
 def test_hash_of_a_file_is_of_its_content(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_bytes(b"abc")
-    two.write_bytes(b"abc")
-    assert record.sha256_file(one) == record.sha256_file(two) == record.sha256_text("abc")
-    assert record.sha256_text("abc").startswith("ba7816bf8f01cfea")
-    two.write_bytes(b"abd")
-    assert record.sha256_file(one) != record.sha256_file(two)
-
-
-def test_hash_of_a_hub_blob_is_its_name(tmp_path):
-    blob = tmp_path / "blobs" / ("0" * 64)
+    """But of a hub's blob its name, which is the hash already."""
+    file, blob = tmp_path / "file", tmp_path / "blobs" / ("0" * 64)
     blob.parent.mkdir()
-    blob.write_bytes(b"abc")
-    link = tmp_path / "model.safetensors"
-    link.symlink_to(blob)
-    assert record.sha256_file(link) == "0" * 64
+    for content, digits in ((b"abc", "ba7816bf8f01cfea"), (b"abd", "a52d159f262b2c6d")):
+        file.write_bytes(content)
+        blob.write_bytes(content)
+        assert record.sha256_file(file) == record.sha256_text(content.decode())
+        assert record.sha256_file(file).startswith(digits)
+    (tmp_path / "model.safetensors").symlink_to(blob)
+    assert record.sha256_file(tmp_path / "model.safetensors") == "0" * 64
 
 
 def weights_hash(path):
@@ -228,21 +215,21 @@ def weights_hash(path):
 
 
 def test_hash_of_weights_sees_every_weight_file(tmp_path):
-    (tmp_path / "model-1.safetensors").write_bytes(b"abc")
-    (tmp_path / "model-2.safetensors").write_bytes(b"def")
-    (tmp_path / "README.md").write_text("x")
-    seen = {weights_hash(tmp_path)}
-    (tmp_path / "README.md").write_text("y")
-    assert weights_hash(tmp_path) in seen
-    (tmp_path / "model-2.safetensors").write_bytes(b"deg")
-    seen.add(weights_hash(tmp_path))
-    (tmp_path / "model-2.safetensors").rename(tmp_path / "model-3.safetensors")
-    seen.add(weights_hash(tmp_path))
-    (tmp_path / "heads.pt").write_bytes(b"abc")
-    seen.add(weights_hash(tmp_path))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"abc")
-    seen.add(weights_hash(tmp_path))
-    assert len(seen) == 5
+    seen = []
+    for name, content in (
+        ("model-1.safetensors", b"abc"),
+        ("model-2.safetensors", b"def"),
+        ("model-2.safetensors", b"deg"),
+        ("model-3.safetensors", b"deg"),
+        ("heads.pt", b"abc"),
+        ("pytorch_model.bin", b"abc"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        seen.append(weights_hash(tmp_path))
+        (tmp_path / "README.md").write_text(name)
+        assert weights_hash(tmp_path) == seen[-1]
+    (tmp_path / "model-3.safetensors").rename(tmp_path / "model-4.safetensors")
+    assert len({*seen, weights_hash(tmp_path)}) == 7
 
 
 def namespace(model, **flags):

@@ -45,6 +45,27 @@ def copied(whole, tmp_path):
     return tmp_path / "a.jsonl"
 
 
+@pytest.fixture
+def ask(model_dir, question_file):
+    """ask(path, flags): the records of a run of pld into that file."""
+
+    def asked(path, *flags, questions=question_file, **more):
+        return answer("pld", model_dir, questions, path, *flags, **more)
+
+    return asked
+
+
+@pytest.fixture
+def refused(model_dir, question_file, capfd):
+    """refused(path, flags): the one line on which the same command ends."""
+
+    def run_again(path, *flags, model=model_dir, questions=question_file):
+        where = ["--model-path", model, "--question-file", questions, "--answer-file", path]
+        return refusal(capfd, run("pld", *where, *COMMON, "--max-new-tokens", 24, *flags))
+
+    return run_again
+
+
 def test_killed_run_goes_on(model_dir, tmp_path):
     """kill -9 in the middle of a sampled run, then the same command."""
     questions = [
@@ -74,49 +95,32 @@ def test_killed_run_goes_on(model_dir, tmp_path):
     assert record.identity(metas[0]) == record.identity(metas[1])
 
 
-def test_half_written_last_line_is_dropped(whole, copied, model_dir, question_file):
+def test_half_written_last_line_is_dropped(whole, copied, ask):
     content = copied.read_bytes()
-    lines = content.split(b"\n")[:-1]
-    for cut in (len(lines[0]) + 1 + 50, len(content) - 1, len(content) - 2, 3):
+    lines, inside = content.split(b"\n")[:-1], content.index("\ufffd".encode()) + 1
+    for cut in (len(lines[0]) + 1 + 50, len(content) - 1, len(content) - 2, 3, inside):
         copied.write_bytes(content[:cut])
-        assert timeless(answer("pld", model_dir, question_file, copied)) == timeless(read(whole))
+        assert timeless(ask(copied)) == timeless(read(whole))
 
 
-def test_line_cut_inside_a_character(whole, copied, model_dir, question_file):
-    content = copied.read_bytes()
-    inside = content.index("\ufffd".encode()) + 1
-    copied.write_bytes(content[:inside])
-    assert timeless(answer("pld", model_dir, question_file, copied)) == timeless(read(whole))
-
-
-def test_finished_run_is_left_alone(copied, model_dir, question_file):
+def test_finished_run_is_left_alone(copied, ask):
     before = copied.read_bytes()
-    build = lambda args, target: None  # noqa: E731
-    answer("pld", model_dir, question_file, copied, build=build)
+    ask(copied, build=lambda args, target: EmptyDrafter())
     assert copied.read_bytes() == before
 
 
-def test_lost_line_is_answered_again_in_its_place(whole, copied, model_dir, question_file):
+def test_lost_line_is_answered_again_in_its_place(whole, copied, ask):
     records = read(copied)
     write(copied, records[:2] + records[3:])
-    after = answer("pld", model_dir, question_file, copied)
+    after = ask(copied)
     assert timeless(after) == timeless(read(whole))
     assert [a["tstamp"] == b["tstamp"] for a, b in zip(after, records)].count(False) == 1
 
 
-def test_broken_line_in_the_middle_is_refused(copied, model_dir, question_file, capfd):
+def test_broken_line_in_the_middle_is_refused(copied, refused):
     lines = copied.read_text(encoding="utf-8").split("\n")
     copied.write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]), encoding="utf-8")
-    answer_again(copied, model_dir, question_file)
-    assert f"{copied}:2" in refusal(capfd, 2)
-
-
-def answer_again(path, model, questions, *flags):
-    where = ["--model-path", model, "--question-file", questions, "--answer-file", path]
-    return run("pld", *where, *COMMON, "--max-new-tokens", 24, *flags)
-
-
-HASH_FIRST = ()
+    assert f"{copied}:2" in refused(copied)
 
 
 @pytest.mark.parametrize(
@@ -129,56 +133,95 @@ HASH_FIRST = ()
         (["--warmup", 1], "shared.warmup"),
         (["--num-choices", 2], "shared.num_choices"),
         (["--dtype", "bfloat16"], "shared.dtype"),
-        pytest.param(["--question-end", 3], "shared.question_end", marks=HASH_FIRST),
+        (["--question-end", 3], "question 14, which has an answer, is not among"),
+        (["--categories", "qa,rag"], "question 11, which has an answer, is not among"),
         (["--num-draft", 4], "method_args.num_draft"),
         (["--short", "clamp"], "method_args.short"),
-        pytest.param(["--template", "plain"], "shared.template", marks=HASH_FIRST),
+        (["--template", "plain"], "shared.template"),
         (["--model-id", "other"], "model_id"),
     ],
 )
-def test_another_runs_file_is_refused(copied, model_dir, question_file, capfd, flags, field):
+def test_another_runs_file_is_refused(copied, refused, flags, field):
     before = copied.read_bytes()
-    flags = ["--model-id", read_meta(copied)["model_id"], *flags]
-    line = refusal(capfd, answer_again(copied, model_dir, question_file, *flags))
-    assert str(copied) in line
-    assert field in line
-    assert "--overwrite" in line
+    line = refused(copied, "--model-id", read_meta(copied)["model_id"], *flags)
+    assert str(copied) in line and field in line and "--overwrite" in line
     assert copied.read_bytes() == before
 
 
-def test_other_weights_are_refused(copied, draft_dir, question_file, capfd, model_dir):
+def test_other_weights_are_refused(copied, refused, draft_dir):
     name = read_meta(copied)["model_id"]
-    code = answer_again(copied, draft_dir, question_file, "--model-id", name)
-    assert "shared." in refusal(capfd, code)
+    assert "shared." in refused(copied, "--model-id", name, model=draft_dir)
 
 
-def test_other_questions_are_refused(copied, model_dir, question_file, tmp_path, capfd):
-    questions = questions_of(question_file)
-    questions[3]["turns"][0] += "!"
-    other = write(tmp_path / "other.jsonl", questions)
-    assert "sha256" in refusal(capfd, answer_again(copied, model_dir, other))
+def test_other_questions_are_refused(copied, refused, question_file, tmp_path):
+    """Other words of a question, or another category or system text, are another question."""
+    for number, (name, value) in enumerate([("turns", ["!"]), ("category", "x"), ("system", "s")]):
+        questions = questions_of(question_file)
+        questions[3][name] = value
+        other = write(tmp_path / f"other{number}.jsonl", questions)
+        line = refused(copied, questions=other)
+        assert "question 14, which has an answer, is another one now" in line
 
 
-def test_overwrite_replaces(copied, model_dir, question_file):
-    flags = ["--max-new-tokens", 3, "--overwrite"]
-    records = answer("pld", model_dir, question_file, copied, *flags)
+def by_place(question_file, folder):
+    """The questions of the file in two categories by turns, under ids of every kind."""
+    ids = ["b", 3, "a,x", "HumanEval/0", None, None]
+    questions = [
+        {**question, "question_id": i, "category": category}
+        for question, i, category in zip(questions_of(question_file), ids, ["qa", "rag"] * 3)
+    ]
+    return write(folder / "question.jsonl", questions)
+
+
+@pytest.mark.parametrize("paired", [[], ["--paired"]])
+def test_a_wider_choice_goes_on(ask, question_file, tmp_path, paired):
+    """Interrupted or finished: what has an answer keeps it, the file ends as a run at once."""
+    questions, out = by_place(question_file, tmp_path), tmp_path / "a.jsonl"
+    whole = ask(tmp_path / "whole.jsonl", *paired, questions=questions)
+    assert [record["question_id"] for record in whole] == ["b", 3, "a,x", "HumanEval/0", 4, 5]
+    ways = (["--limit-per-category", 1], ["--limit-per-category", 2], ["--question-end", 5], [])
+    before = []
+    for flags, count in zip(ways, (2, 4, 5, 6)):
+        records = ask(out, *flags, *paired, questions=questions)
+        assert timeless(records) == timeless(whole[:count])
+        assert records[: len(before)] == before
+        before = records
+    for name in ("", "-paired-baseline")[: 1 + len(paired)]:
+        metas = [read_meta(tmp_path / f"{stem}{name}.jsonl") for stem in ("a", "whole")]
+        for field in ("shared", "selection", "questions", "num_questions"):
+            assert metas[0][field] == metas[1][field]
+    write(out, before[3:5])  # interrupted: the choice may leave out what has no answer
+    records = ask(out, "--question-ids", "HumanEval/0,4,5", questions=questions)
+    assert timeless(records) == timeless(whole[3:])
+
+
+def test_files_that_differ_in_their_suffix(ask, refused, tmp_path):
+    """Each has a meta and a baseline of its own."""
+    for name, seed in (("a.jsonl", 1), ("a.json", 2)):
+        ask(tmp_path / name, "--paired", "--seed", seed)
+    metas = ("a.meta.json", "a.json.meta.json", "a-paired-baseline.meta.json")
+    metas += ("a.json-paired-baseline.meta.json",)
+    seeds = [json.loads((tmp_path / name).read_text())["shared"]["seed"] for name in metas]
+    assert seeds == [1, 2, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 8
+    for name, other in (("a", "a.jsonl"), ("b.jsonl", "b")):
+        (tmp_path / other).touch()
+        path = tmp_path / name
+        assert f"{path}: its meta file is that of {other}" in refused(path)
+
+
+def test_overwrite_replaces(copied, ask):
+    records = ask(copied, "--max-new-tokens", 3, "--overwrite")
     assert [record["choices"][0]["new_tokens"][0] for record in records] == [3] * 6
     assert read_meta(copied)["shared"]["max_new_tokens"] == 3
 
 
-def test_file_without_meta_is_refused(copied, model_dir, question_file, capfd):
-    copied.with_suffix(".meta.json").unlink()
-    line = refusal(capfd, answer_again(copied, model_dir, question_file))
-    assert str(copied) in line and "meta.json" in line
-
-
-NO_OBJECT = ("[1]", "3")
-
-
-@pytest.mark.parametrize("content", ["{", "", "\x00", "null", *NO_OBJECT])
-def test_broken_meta_is_refused(copied, model_dir, question_file, capfd, content):
-    copied.with_suffix(".meta.json").write_text(content)
-    assert str(copied.parent) in refusal(capfd, answer_again(copied, model_dir, question_file))
+@pytest.mark.parametrize("content", [None, "{", "", "\x00", "null", "[1]", "3"])
+def test_broken_or_missing_meta_is_refused(copied, refused, content):
+    beside = copied.with_suffix(".meta.json")
+    beside.unlink() if content is None else beside.write_text(content)
+    line = refused(copied)
+    assert str(copied.parent) in line and beside.name in line
 
 
 def test_refused_run_does_not_block_the_next(model_dir, draft_dir, question_file, tmp_path):
@@ -190,10 +233,7 @@ def test_refused_run_does_not_block_the_next(model_dir, draft_dir, question_file
     assert run("sps", *where, "--drafter-path", draft_dir) == 0
 
 
-META_FIRST = ()
-
-
-@pytest.mark.parametrize("step", [0, pytest.param(1, marks=META_FIRST), 2, 3])
+@pytest.mark.parametrize("step", range(4))
 def test_crash_while_overwriting_mixes_no_runs(whole, copied, monkeypatch, step):
     """Whatever write a crash comes before, old answers never stand beside the new meta."""
     new = read_meta(copied)
@@ -224,21 +264,21 @@ def test_crash_while_overwriting_mixes_no_runs(whole, copied, monkeypatch, step)
         pass
 
 
-def test_paired_files_never_double_a_line(model_dir, question_file, tmp_path):
+def test_paired_files_never_double_a_line(ask, tmp_path):
     """Killed between the two files' lines, the question is missing in one of them only."""
     out, beside = tmp_path / "a.jsonl", tmp_path / "a-paired-baseline.jsonl"
-    answer("pld", model_dir, question_file, out, "--paired")
+    ask(out, "--paired")
     full = read(out), read(beside)
     for short, lost in ((beside, -1), (out, 2)):
         records = read(short)
         del records[lost]
         write(short, records)
-        answer("pld", model_dir, question_file, out, "--paired")
+        ask(out, "--paired")
         assert timeless(read(out)) == timeless(full[0])
         assert timeless(read(beside)) == timeless(full[1])
 
 
-def test_interrupt_keeps_the_answers(whole, model_dir, question_file, tmp_path, capfd):
+def test_interrupt_keeps_the_answers(whole, ask, tmp_path, capfd):
     out = tmp_path / "a.jsonl"
 
     class Interrupted(EmptyDrafter):
@@ -247,14 +287,13 @@ def test_interrupt_keeps_the_answers(whole, model_dir, question_file, tmp_path, 
                 raise KeyboardInterrupt
             super().start(*arguments)
 
-    build = lambda args, target: Interrupted()  # noqa: E731
-    answer("pld", model_dir, question_file, out, build=build, code=130)
+    ask(out, build=lambda args, target: Interrupted(), code=130)
     assert len(capfd.readouterr().err.splitlines()) == 1
     assert len(read(out)) == 3
-    assert ids_of(answer("pld", model_dir, question_file, out)) == ids_of(read(whole))
+    assert ids_of(ask(out)) == ids_of(read(whole))
 
 
-def test_each_line_is_on_disk_before_the_next_question(model_dir, question_file, tmp_path):
+def test_each_line_is_on_disk_before_the_next_question(ask, tmp_path):
     out, seen = tmp_path / "a.jsonl", []
 
     class Watching(EmptyDrafter):
@@ -262,6 +301,5 @@ def test_each_line_is_on_disk_before_the_next_question(model_dir, question_file,
             seen.append([json.loads(line)["question_id"] for line in out.read_text().splitlines()])
             super().start(*arguments)
 
-    build = lambda args, target: Watching()  # noqa: E731
-    answer("pld", model_dir, question_file, out, "--question-begin", 1, build=build)
+    ask(out, "--question-begin", 1, build=lambda args, target: Watching())
     assert seen == [[], [12], [12, 13], [12, 13, 14], [12, 13, 14, 15]]

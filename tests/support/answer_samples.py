@@ -62,7 +62,7 @@ def failed(question_id, category, model_id="m"):
 def base_lines():
     """Two questions at 2 tokens/s: 5 tokens in 2.5 s and 3 tokens in 1.5 s."""
     return [
-        line(1, "writing", [([1] * 4, [0.5] * 4)], "base"),
+        line(1, "translation", [([1] * 4, [0.5] * 4)], "base"),
         line(2, "qa", [([1] * 2, [0.5] * 2)], "base"),
     ]
 
@@ -70,7 +70,7 @@ def base_lines():
 def method_lines():
     """The same tokens in 1.5 s (3 steps) and 0.75 s (1 step)."""
     return [
-        line(1, "writing", [([2, 1, 1], [0.25, 0.25, 0.5])]),
+        line(1, "translation", [([2, 1, 1], [0.25, 0.25, 0.5])]),
         line(2, "qa", [([2], [0.25])]),
     ]
 

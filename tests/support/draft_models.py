@@ -36,11 +36,6 @@ def next_logits(model, ids):
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
 
 
-def cached(model, slot, num):
-    """Keys and values of a slot's first columns, all layers of a Target."""
-    return [part[:, slot, :, :num] for pair in model.cache.storage for part in pair]
-
-
 class NoCache:
     """Takes what DraftModel does with a cache."""
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from model.common.heads.checkpoint import save_checkpoint
+from model.common.heads.checkpoint import read_config, read_tensors, save_checkpoint
 
+FILE = "pytorch_model.bin"
 WIDTHS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 
 
@@ -17,15 +18,20 @@ def head_config(model_path: str, **changes) -> dict:
     return {**config, **WIDTHS, "rms_norm_eps": 1e-6, "num_hidden_layers": 1, **changes}
 
 
-def llama_shapes(prefix: str, config: dict, input_size: int) -> dict:
+def layer_shapes(prefix: str, config: dict, input_size: int) -> dict:
     """Shapes of a layer's attention and MLP under a prefix."""
     width, inner = config["hidden_size"], config["intermediate_size"]
-    keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    return {
-        f"{prefix}.self_attn.q_proj.weight": (width, input_size),
-        f"{prefix}.self_attn.k_proj.weight": (keys, input_size),
-        f"{prefix}.self_attn.v_proj.weight": (keys, input_size),
-        f"{prefix}.self_attn.o_proj.weight": (width, width),
+    heads = config["num_attention_heads"]
+    dim = config.get("head_dim") or width // heads
+    keys = dim * config.get("num_key_value_heads", heads)
+    rows = {"q": dim * heads, "k": keys, "v": keys}
+    shapes = {f"{prefix}.self_attn.{n}_proj.weight": (size, input_size) for n, size in rows.items()}
+    if config.get("qkv_bias", config.get("attention_bias")):
+        shapes |= {f"{prefix}.self_attn.{name}_proj.bias": (size,) for name, size in rows.items()}
+        if "qkv_bias" not in config:  # as transformers' Llama
+            shapes[f"{prefix}.self_attn.o_proj.bias"] = (width,)
+    return shapes | {
+        f"{prefix}.self_attn.o_proj.weight": (width, dim * heads),
         f"{prefix}.mlp.gate_proj.weight": (inner, width),
         f"{prefix}.mlp.up_proj.weight": (inner, width),
         f"{prefix}.mlp.down_proj.weight": (width, inner),
@@ -33,42 +39,87 @@ def llama_shapes(prefix: str, config: dict, input_size: int) -> dict:
     }
 
 
+def eagle_shapes(config: dict) -> dict:
+    """EAGLE-1/2: fc, one layer without an input norm, a copy of the embedding."""
+    width = config["hidden_size"]
+    shapes = {"fc.weight": (width, 2 * width), "fc.bias": (width,)}
+    if not config.get("bias", True):
+        del shapes["fc.bias"]
+    shapes |= layer_shapes("layers.0", config, width)
+    return shapes | {"embed_tokens.weight": (config["vocab_size"], width)}
+
+
+def eagle3_shapes(config: dict, states: int = 3) -> dict:
+    """EAGLE-3: fc over the target's states and what norms the config asks for, midlayer, norm,
+    lm_head; maps of a smaller vocabulary, an embedding where the width is not the target's."""
+    width, vocab = config["hidden_size"], config["vocab_size"]
+    read, rows = config.get("target_hidden_size") or width, config["draft_vocab_size"]
+    shapes = {"fc.weight": (width, states * read), **layer_shapes("midlayer", config, 2 * width)}
+    shapes |= {"midlayer.hidden_norm.weight": (width,), "midlayer.input_layernorm.weight": (width,)}
+    shapes |= {"norm.weight": (width,), "lm_head.weight": (rows, width)}
+    if config.get("norm_before_fc"):
+        shapes["input_norm.weight"] = (states * read,)
+    if config.get("fc_norm"):
+        shapes |= {f"fc_norm.{state}.weight": (read,) for state in range(states)}
+    if rows != vocab:
+        shapes |= {"d2t": (rows,), "t2d": (vocab,)}
+    if read != width:
+        shapes["embed_tokens.weight"] = (vocab, width)
+    return shapes
+
+
 def random_tensors(shapes: dict, seed: int, scale: float) -> dict:
-    """Normal weights, norms around 1."""
+    """Normal weights, norms around 1, offsets to random ids."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
         values = scale * torch.randn(shape, generator=generator)
         tensors[name] = values + 1 if "norm" in name else values
+    if "d2t" in shapes:
+        (rows,), (vocab,) = shapes["d2t"], shapes["t2d"]
+        generator.manual_seed(seed)
+        ids = torch.randperm(vocab, generator=generator)[:rows].sort().values
+        tensors["d2t"] = ids - torch.arange(rows)
+        tensors["t2d"] = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ids, True)
     return tensors
 
 
-def eagle_dir(folder, model_path: str, seed=0, scale=0.15, file="pytorch_model.bin", **changes):
-    """EAGLE-1/2: fc, one layer without an input norm, a copy of the embedding."""
+def eagle_dir(folder, model_path: str, seed=0, scale=0.15, file=FILE, **changes):
+    """A head of EAGLE-1/2; changes: fields of its config."""
     config = head_config(model_path, **changes)
-    width = config["hidden_size"]
-    shapes = {"fc.weight": (width, 2 * width)}
-    if config.get("bias", True):
-        shapes["fc.bias"] = (width,)
-    shapes |= llama_shapes("layers.0", config, width)
-    shapes["embed_tokens.weight"] = (config["vocab_size"], width)
-    save_checkpoint(folder, config, file, random_tensors(shapes, seed, scale))
+    save_checkpoint(folder, config, file, random_tensors(eagle_shapes(config), seed, scale))
     return str(folder)
 
 
-def eagle3_dir(folder, model_path: str, draft_vocab=None, seed=0, scale=0.15, **changes):
-    """EAGLE-3: fc over three states, midlayer, norm, lm_head, and maps of a smaller vocabulary."""
+def eagle3_dir(
+    folder, model_path: str, draft_vocab=None, seed=0, scale=0.15, file=FILE, states=3, **changes
+):
+    """A head of EAGLE-3 over draft_vocab ids, None = all."""
     config = head_config(model_path, **changes)
     config["draft_vocab_size"] = draft_vocab or config["vocab_size"]
-    width, vocab = config["hidden_size"], config["vocab_size"]
-    shapes = {"fc.weight": (width, 3 * width), **llama_shapes("midlayer", config, 2 * width)}
-    shapes |= {"midlayer.hidden_norm.weight": (width,), "midlayer.input_layernorm.weight": (width,)}
-    shapes |= {"norm.weight": (width,), "lm_head.weight": (config["draft_vocab_size"], width)}
-    tensors = random_tensors(shapes, seed, scale)
-    if draft_vocab:
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randperm(vocab, generator=generator)[:draft_vocab].sort().values
-        tensors["d2t"] = ids - torch.arange(draft_vocab)
-        tensors["t2d"] = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ids, True)
-    save_checkpoint(folder, config, "pytorch_model.bin", tensors)
+    tensors = random_tensors(eagle3_shapes(config, states), seed, scale)
+    save_checkpoint(folder, config, file, tensors)
     return str(folder)
+
+
+def change(path, edit=None, rename=None, **config):
+    """Rewrite a head with edited tensors, other names and fields of its config."""
+    tensors = {name: one.clone() for name, one in read_tensors(f"{path}/{FILE}").items()}
+    if edit:
+        edit(tensors)
+    if rename:
+        tensors = {rename(name): tensor for name, tensor in tensors.items()}
+    save_checkpoint(path, read_config(path) | config, FILE, tensors)
+
+
+def nest(path, **config):
+    """Write a head's config as speculators does: the layer in transformer_layer_config."""
+    fields = read_config(path) | config
+    own = ("draft_vocab_size", "norm_before_fc", "norm_output", "fc_norm", "target_hidden_size")
+    own += ("eagle_aux_hidden_state_layer_ids", "embed_requires_grad", "architectures")
+    layer = {name: value for name, value in fields.items() if name not in own}
+    root = {name: fields[name] for name in own if name in fields}
+    root |= {"norm_before_residual": layer.pop("norm_before_residual", False)}
+    root |= {"speculators_model_type": "eagle3", "speculators_version": "0.8.0.dev0"}
+    root["transformer_layer_config"] = {"model_type": "llama", **layer}
+    Path(path, "config.json").write_text(json.dumps(root))

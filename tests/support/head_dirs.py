@@ -45,13 +45,11 @@ def hydra_heads(config, vocab_size, arch="prefix-mlp", num_heads=4, num_layers=4
 @functools.cache
 def medusa_dir(model_path: str) -> str:
     """Five random heads for the target in a directory; the config says two, as published ones."""
-    from model.medusa.heads import state_to_save
-
     target = json.loads((Path(model_path) / "config.json").read_text())
     heads = medusa_heads(target["hidden_size"], target["vocab_size"])
     folder = tempfile.mkdtemp()
     config = {"medusa_num_heads": 2, "medusa_num_layers": 1}
-    save_checkpoint(folder, config, "medusa_lm_head.pt", state_to_save(heads))
+    save_checkpoint(folder, config, "medusa_lm_head.pt", heads.state_dict())
     return folder
 
 

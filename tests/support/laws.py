@@ -52,13 +52,20 @@ def count_words(words, vocab_size: int):
     return torch.bincount(code, minlength=vocab_size ** words.shape[1])
 
 
-def transformers_probs(logits, temperature, top_k, top_p):
+def transformers_probs(logits, temperature, top_k, top_p, min_p=0.0):
     """The probabilities transformers' generate would sample from."""
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     scores = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(None, scores)
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(None, scores)
     return scores.softmax(-1)

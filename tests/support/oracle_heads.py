@@ -5,12 +5,9 @@ from torch.nn.functional import one_hot
 
 
 class Oracle(torch.nn.Module):
-    """Medusa heads that look their hidden state up in those of known sequences.
+    """Medusa heads that look their hidden state up in those of known sequences."""
 
-    sign -1: they rank the right token last
-    """
-
-    def __init__(self, model, sequences, num_heads, sign=1.0):
+    def __init__(self, model, sequences, num_heads):
         super().__init__()
         states, following = [], []
         with torch.inference_mode():
@@ -19,13 +16,13 @@ class Oracle(torch.nn.Module):
                 states.append(out[: len(ids) - num_heads - 1])
                 following += [ids[t + 2 : t + 2 + num_heads] for t in range(len(states[-1]))]
         self.states = torch.nn.Parameter(torch.cat(states).clone())
-        self.following, self.sign = torch.tensor(following), sign
+        self.following = torch.tensor(following)
         self.vocab_size = model.config.vocab_size
 
     def forward(self, hidden):
         nearest = torch.cdist(hidden, self.states).argmin(-1)
         guesses = self.following[nearest].movedim(-1, 0)
-        return self.sign * one_hot(guesses, self.vocab_size).to(hidden.dtype)
+        return one_hot(guesses, self.vocab_size).to(hidden.dtype)
 
 
 class OracleHydra(Oracle):

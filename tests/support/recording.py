@@ -1,4 +1,4 @@
-"""Drafts with the text that stood before them, to be compared with slow references."""
+"""Drafters around another one: called as it is, or with its drafts kept beside their text."""
 
 from typing import NamedTuple
 
@@ -28,21 +28,44 @@ class Drafted(NamedTuple):
         return paths
 
 
-class Recording(Drafter):
-    """Passes everything on to a drafter and keeps what it drafts for running slots.
+class Around(Drafter):
+    """Another drafter, called as it is."""
+
+    def __init__(self, inner):
+        self.inner, self.needs = inner, inner.needs
+        self.max_nodes, self.max_depth = inner.max_nodes, inner.max_depth
+
+    def reserve(self, num_slots, capacity, sampler):
+        self.inner.reserve(num_slots, capacity, sampler)
+
+    def start(self, prompt):
+        self.inner.start(prompt)
+
+    def propose(self):
+        return self.inner.propose()
+
+    def observe(self, step):
+        self.inner.observe(step)
+
+    def end(self, slots):
+        self.inner.end(slots)
+
+
+class Recording(Around):
+    """Keeps what a drafter drafts for running slots, to be compared with slow references.
 
     drafts              [Drafted] in the order of steps, then of slots
     watch(drafter, one) optional: called with every Drafted
     """
 
     def __init__(self, inner, watch=None):
-        self.inner, self.watch, self.needs = inner, watch, inner.needs
-        self.max_nodes, self.max_depth = inner.max_nodes, inner.max_depth
+        super().__init__(inner)
+        self.watch = watch
         self.drafts: list[Drafted] = []
 
     def reserve(self, num_slots, capacity, sampler):
         self.texts: list[list[int] | None] = [None] * num_slots
-        self.inner.reserve(num_slots, capacity, sampler)
+        super().reserve(num_slots, capacity, sampler)
 
     def start(self, prompt):
         for slot, ids in zip(prompt.slots, prompt.host_ids):

@@ -7,8 +7,10 @@ uniforms.
 import torch
 from conftest import make_model
 from laws import count_words, p_value, transformers_probs
+from slow_penalties import penalised
 
 from model.common.loop.decode import generate
+from model.common.loop.penalties import NO_PENALTIES
 from model.common.loop.sampling import Sampler, seed_of
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
@@ -43,13 +45,20 @@ def plain_model(seed=0, layers=2):
 
 @torch.inference_mode()
 def answer_law(model, length, settings):
-    """Probability of every answer of `length` tokens, [V ** length], without a cache."""
+    """Probability of every answer of `length` tokens, [V ** length], without a cache.
+
+    settings: of a Sampler, penalties (counted here anew) among them
+    """
+    penalties = settings[4] if len(settings) > 4 else NO_PENALTIES
     law, answers = torch.ones(1, dtype=torch.float64), torch.tensor([PROMPT])
     for _ in range(length):
-        logits = model(input_ids=answers, use_cache=False, logits_to_keep=1).logits[:, -1]
-        law = (law.unsqueeze(1) * transformers_probs(logits.double(), *settings)).flatten()
-        following = torch.arange(V).repeat(len(answers)).unsqueeze(1)
-        answers = torch.cat([answers.repeat_interleave(V, 0), following], 1)
+        logits = model(input_ids=answers, use_cache=False, logits_to_keep=1).logits[:, -1].double()
+        if penalties:
+            texts = zip(logits, answers[:, len(PROMPT) :].tolist())
+            logits = torch.stack([penalised(row, PROMPT, text, penalties) for row, text in texts])
+        law = (law.unsqueeze(1) * transformers_probs(logits, *settings[:4])).flatten()
+        following = torch.arange(logits.shape[1]).repeat(len(answers)).unsqueeze(1)
+        answers = torch.cat([answers.repeat_interleave(logits.shape[1], 0), following], 1)
     return law
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, save_model
+from conftest import save_model
 from eagle_dirs import eagle3_dir, eagle_dir
 from head_dirs import hydra_dir, medusa_dir
 from specdecpp_dirs import specdecpp_dir
@@ -15,12 +15,13 @@ from specdecpp_dirs import specdecpp_dir
 from model.common import args as arguments
 from model.common.loop.decode import generate
 from model.common.loop.sampling import Sampler
-from model.common.prompts.prompter import load_tokenizer
+from model.common.prompts.prompter import Prompter, load_tokenizer
+from model.common.prompts.questions import read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "data" / "mini_models"
 METHODS = sorted(path.parent.name for path in (ROOT / "model").glob("*/inference_*.py"))
-# flags that a method cannot do without: on tiny random models, on the mini models
+# flags that a method cannot do without on tiny random models
 TINY_FLAGS = {
     "sps": lambda paths: ["--drafter-path", paths["draft"]],
     "specdecpp": lambda paths: [
@@ -36,22 +37,6 @@ TINY_FLAGS = {
     "eagle3": lambda paths: ["--eagle-path", random_eagle(eagle3_dir, paths["target"])],
     "space": lambda paths: ["--mask-id", "5"],
     "sd2": lambda paths: ["--drafter-path", sorted_draft(), "--exits", "1,2,3", "--depth", "2"],
-}
-MINI_FLAGS = {
-    "sps": lambda: ["--drafter-path", str(MINI / "sps")],
-    "specdecpp": lambda: [
-        *["--drafter-path", str(MINI / "sps")],
-        *["--head-path", trained("specdecpp")],
-    ],
-    "specexec": lambda: ["--drafter-path", str(MINI / "sps"), "--max-budget", "32"],
-    "rest": lambda: ["--datastore-path", datastore(str(MINI / "target"), 4000)],
-    "medusa": lambda: ["--medusa-path", trained("medusa")],
-    "hydra": lambda: ["--hydra-path", trained("hydra")],
-    "eagle": lambda: ["--eagle-path", trained("eagle")],
-    "eagle2": lambda: ["--eagle-path", trained("eagle")],
-    "eagle3": lambda: ["--eagle-path", trained("eagle3")],
-    "sd2": lambda: ["--drafter-path", trained("sd2")],
-    "space": lambda: pytest.skip("its mini model is a target of its own: test_space_mini.py"),
 }
 TINY_LAYERS = {"eagle3": 8}  # of the tiny target, where three are too few for a method
 
@@ -96,24 +81,24 @@ def tiny_target(method: str, model_path: str) -> str:
     return deep_target(model_path, layers) if layers else model_path
 
 
-def tiny_shape(method: str, family: str) -> dict:
-    """What make_model has to be told for a method."""
-    layers = TINY_LAYERS.get(method)
-    kinds = FAMILIES[family].get("layer_types", [])
-    more = {"layer_types": (kinds * layers)[:layers]} if layers and kinds else {}
-    return {"num_hidden_layers": layers, **more} if layers else {}
-
-
-def trained(name: str) -> str:
-    """A trained mini model's directory; the test is skipped where it is missing."""
-    if not (MINI / name / "config.json").exists():
-        pytest.skip(f"data/mini_models/{name} is not there")
-    return str(MINI / name)
-
-
 def mini_flags(method: str) -> list[str]:
-    """What a method needs on the mini models."""
-    return MINI_FLAGS.get(method, list)()
+    """What a method is given on the mini models, whose weights its command knows."""
+    if method == "space":
+        pytest.skip("its mini model is a target of its own: test_space_mini.py")
+    if method == "rest":
+        return ["--datastore-path", datastore(str(MINI / "target"), 4000)]
+    return ["--max-budget", "32"] if method == "specexec" else []
+
+
+@functools.cache
+def mini_bench():
+    """(prompter, stop rules, questions) of the mini target and the mini bench."""
+    from transformers import GenerationConfig
+
+    path = str(MINI / "target")
+    prompter = Prompter(load_tokenizer(path))
+    stop = prompter.stop_rules(GenerationConfig.from_pretrained(path))
+    return prompter, stop, read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
 
 
 def build(method: str, model_path: str, target, flags):

@@ -1,13 +1,23 @@
-"""DraftModel: what it has read of every slot, whatever was accepted, begun or ended beside it."""
+"""DraftModel: what it has read of every slot, whatever was accepted, begun or ended beside it.
+
+And whose vocabularies fit: special and added tokens may differ.
+"""
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from draft_models import next_logits, plain
 from replays import with_graphs
+from specdecpp_dirs import specdecpp_dir
 from steps import chain_step, prompt_step
+from tiny_methods import build, decode
 
-from model.common.target.draft_model import DraftModel
+from model.common.contract.sequence import EmptyDrafter
+from model.common.errors import BadInput
+from model.common.loop.sampling import Sampler
+from model.common.loop.turns import StopRules
+from model.common.target.draft_model import DraftModel, check_vocabularies
+from model.common.target.loading import load_target
 from model.common.target.model import Target
 
 ONE, TWO, THREE = [5, 6, 7, 8, 9], [11, 12], [21, 22, 23, 24, 25, 26, 27, 28]
@@ -98,3 +108,96 @@ def test_ids_that_the_model_lacks_are_read_as_its_last_one():
     assert torch.allclose(logits[0], next_logits(reference, [1, 49, 3, 49, 4, 49]), atol=1e-4)
     logits, _ = draft.read(torch.tensor([[96]]))
     assert torch.allclose(logits[0], next_logits(reference, [1, 49, 3, 49, 4, 49, 49]), atol=1e-4)
+
+
+# --- vocabularies ---
+
+METHODS = {
+    "sps": lambda draft: [],
+    "specdecpp": lambda draft: ["--head-path", specdecpp_dir(draft)],
+    "specexec": lambda draft: ["--max-budget", "24"],
+    "specinfer": lambda draft: ["--gen-type", "specinfer", "--max-beam-len", "4"],
+    "sd2": lambda draft: ["--exits", "1,2,3", "--depth", "2"],
+    "sd2-chain": lambda draft: ["--exits", "1,2,3", "--draft", "chain"],
+}
+TEXT, END, ADDED = 258, {"eos_token": "<end>"}, ["<|a|>", "<|b|>", "<|c|>"]
+
+
+def tokenizer_dir(folder, added=(), special=None, words=()):
+    """A tokenizer of 258 tokens of text and more; the folder, and its number of tokens."""
+    tokenizer = make_tokenizer(words)
+    tokenizer.add_special_tokens(special or {})
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(folder)
+    return str(folder), len(tokenizer)
+
+
+def model_dir(folder, **tokens):
+    """The same model for every such tokenizer, as far as it has ids; those of added tokens are
+    likely."""
+    path, vocab_size = tokenizer_dir(folder, **tokens)
+    model = make_model(vocab_size=TEXT + 4, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[TEXT:] *= 4
+    model.resize_token_embeddings(vocab_size)
+    model.set_attn_implementation("eager")
+    model.save_pretrained(path)
+    return path, vocab_size
+
+
+@pytest.mark.parametrize("of_draft, of_target", [(ADDED[:1], ADDED), (ADDED, []), ([], ADDED[1:])])
+@pytest.mark.parametrize("temperature", [0, 0.3])
+def test_added_tokens_that_differ_change_no_answer(tmp_path, of_draft, of_target, temperature):
+    """Ids of the target that the draft model lacks in prompts and answers, and the reverse."""
+    target_path, target_size = model_dir(tmp_path / "target", added=of_target)
+    draft_path, draft_size = model_dir(tmp_path / "draft", added=of_draft, special=END)
+    target = load_target(target_path, "float32", "cpu", "eager")
+    prompts = [[3, target_size - 1, 70], [*range(TEXT - 9, target_size)], [5] * 4]
+    given = prompts, StopRules(), 24, 3, Sampler(temperature)
+    wanted, _ = decode(target, EmptyDrafter(), *given)
+    if of_target:  # they stand in the answers too
+        assert sum(token >= TEXT for ids in wanted for token in ids) > 1
+    for name, more in METHODS.items():
+        flags = ["--drafter-path", draft_path, *more(draft_path)]
+        method = {"specinfer": "specexec", "sd2-chain": "sd2"}.get(name, name)
+        found, lengths = decode(target, build(method, target_path, target, flags), *given)
+        exact = temperature == 0 or name in ("specexec", "sd2")  # point guesses
+        assert (found == wanted) if exact else len(found) == 3, name
+        assert temperature or max(map(max, lengths)) > 1, name
+
+
+ALLOWED = [  # (draft's tokenizer, the target's, what the line names)
+    ({}, {}, None),
+    ({"added": ADDED}, {"added": ADDED}, None),
+    ({"added": ADDED[:1]}, {"added": ADDED}, "'<|b|>' (None, 259), '<|c|>' (None, 260); drafts"),
+    ({"added": ADDED[::-1]}, {"added": ADDED}, "'<|a|>' (260, 258), '<|c|>' (258, 260); drafts"),
+    ({"special": END}, {}, "'<end>' (258, None); drafts"),
+    ({}, {"added": [f"<{n}>" for n in range(9)]}, "'<7>' (None, 265) and 1 more; drafts"),
+]
+
+
+@pytest.mark.parametrize("draft, target, line", ALLOWED)
+def test_special_and_added_tokens_may_differ(tmp_path, draft, target, line, capsys):
+    paths = [tokenizer_dir(tmp_path / n, **one)[0] for n, one in zip("ab", (draft, target))]
+    check_vocabularies(*paths)
+    said = capsys.readouterr().err
+    if line is None:
+        assert said == ""
+        return
+    assert said.startswith("--drafter-path: ") and said.count("\n") == 1 and line in said
+    assert all(path in said for path in paths)
+
+
+@pytest.mark.parametrize(
+    "draft, target, line",
+    [
+        ({"words": ["ab"]}, {}, "'ab' is 258 in the first and None in the second"),
+        ({"words": ["ab", "cd"]}, {"words": ["cd", "ab"]}, "'cd' is 259 in the first and 258"),
+        ({"words": ["ab"], "added": ADDED}, {"added": ADDED}, "'ab' is 258 in the first and None"),
+    ],
+)
+def test_other_tokens_of_text_are_refused(tmp_path, draft, target, line):
+    paths = [tokenizer_dir(tmp_path / n, **one)[0] for n, one in zip("ab", (draft, target))]
+    with pytest.raises(BadInput, match="--drafter-path: the vocabulary of") as error:
+        check_vocabularies(*paths)
+    assert line in str(error.value) and "\n" not in str(error.value)

@@ -1,12 +1,11 @@
 """Offloaded layers: logits and ids of resident ones, bytes counted, bad folders refused."""
 
-import json
 from argparse import Namespace
 
 import pytest
 import torch
 from conftest import make_prompts
-from harness_runs import COMMON, answer, refusal, run
+from harness_runs import answer, ids_of, read_meta, refused
 
 from model.common.contract.drafter import Draft
 from model.common.contract.sequence import EmptyDrafter
@@ -112,35 +111,26 @@ def test_what_a_command_asks_for():
             wanted(**bad)
 
 
-@pytest.mark.parametrize("mode", ["specexec", "specinfer", "zero"])
-def test_ids_of_the_command_equal_the_resident_runs(
-    model_dir, draft_dir, question_file, tmp_path, mode
-):
-    own = [] if mode == "zero" else ["--drafter-path", draft_dir, "--max-num-beams", 4]
-    own += ["--max-beam-len", 4] if own else []
-    ids = {}
-    for place in ("", "ram", "disk"):
-        flags = ["--offload", place] if place else []
-        flags += ["--offload-folder", tmp_path] if place == "disk" else []
-        out = tmp_path / f"{mode}{place}.jsonl"
-        records = answer(
-            "specexec", model_dir, question_file, out, "--gen-type", mode, *own, *flags
+def test_ids_of_the_command_equal_the_resident_runs(paths):
+    found = {}
+    for place in ([], ["ram"], ["disk", "--offload-folder", paths["tmp"]]):
+        flags = ["--drafter-path", paths["draft"], *(["--offload", *place] if place else [])]
+        out = paths["tmp"] / f"{place[:1]}.jsonl"
+        found[str(place)] = ids_of(
+            answer("specexec", paths["model"], paths["questions"], out, *flags)
         )
-        ids[place] = [r["choices"][0]["output_ids"] for r in records]
-        meta = json.loads(out.with_suffix(".meta.json").read_text())
-        facts = meta.get("method_facts", {})
-        assert ("offload_bytes_per_pass" in facts) == bool(place)
-        assert meta["method_args"]["offload"] == (place or None)
-    assert ids[""] == ids["ram"] == ids["disk"]
+        meta = read_meta(out)
+        assert ("offload_bytes_per_pass" in meta.get("method_facts", {})) == bool(place)
+        assert meta["method_args"]["offload"] == (place[0] if place else None)
+    first, *others = found.values()
+    assert others == [first] * 2
 
 
-def test_a_folder_that_cannot_be_written(capfd, model_dir, draft_dir, question_file, tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "missing"):
-        flags = ["--model-path", model_dir, "--question-file", question_file, *COMMON]
-        flags += ["--answer-file", tmp_path / "a.jsonl", "--drafter-path", draft_dir]
-        flags += ["--offload", "disk", "--offload-folder", folder, "--overwrite"]
-        line = refusal(capfd, run("specexec", *flags))
+def test_a_folder_that_cannot_be_written(capfd, paths):
+    (paths["tmp"] / "file").write_text("")
+    for folder in (paths["tmp"] / "file", paths["tmp"] / "missing"):
+        flags = ["--drafter-path", paths["draft"], "--offload", "disk", "--offload-folder", folder]
+        line = refused(capfd, paths, *flags, method="specexec")
         assert f"--offload-folder {folder}: cannot be written" in line
 
 

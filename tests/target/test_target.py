@@ -18,7 +18,7 @@ from oracle import (
 )
 from slow_trees import random_parents, slow_lines
 
-from model.common.contract.drafter import Draft, Drafter, Needs
+from model.common.contract.drafter import Draft, Needs
 from model.common.contract.sequence import EmptyDrafter
 from model.common.contract.trees import Tree
 from model.common.errors import BadInput
@@ -183,69 +183,6 @@ def test_a_tree_may_be_read_in_parts(rows):
     assert target.cache.length.tolist() == [len(ids) for ids in prompts]  # nothing is committed
 
 
-class Watched(Drafter):
-    """A drafter that compares the cache before every draft with a prefill of what is committed."""
-
-    def __init__(self, inner, target):
-        self.inner, self.target = inner, target
-        self.fresh = Target(copy.deepcopy(target.model))
-        self.compared = 0
-
-    def reserve(self, num_slots, capacity, sampler):
-        self.committed = [None] * num_slots
-        self.inner.reserve(num_slots, capacity, sampler)
-
-    def start(self, prompt):
-        for slot, ids in zip(prompt.slots, prompt.host_ids):
-            self.committed[slot] = list(ids)
-        self.inner.start(prompt)
-
-    def propose(self):
-        running = [slot for slot, ids in enumerate(self.committed) if ids]
-        prefill(self.fresh, [self.committed[slot][:-1] for slot in running])
-        for row, slot in enumerate(running):
-            length = len(self.committed[slot]) - 1
-            assert self.target.cache.length[slot] == length
-            found = columns(self.target.cache, slot, length)
-            close(found, columns(self.fresh.cache, row, length), 1e-5)
-            self.compared += 1
-        return self.inner.propose()
-
-    def observe(self, step):
-        for ids, new in zip(self.committed, step.host_ids):
-            if ids:
-                ids.extend(new)
-        self.inner.observe(step)
-
-    def end(self, slots):
-        for slot in slots:
-            self.committed[slot] = None
-        self.inner.end(slots)
-
-
-@pytest.mark.parametrize("rows, num_slots", [([1], 1), ([0, 1, 2, 3], 4), ([0, 1, 2, 3], 2)])
-@pytest.mark.parametrize("scripted", [StaticTree, RandomTree])
-def test_cache_after_commits_is_a_prefills(family, scripted, rows, num_slots):
-    known, prompts = [answers(family)[row] for row in rows], [PROMPTS[row] for row in rows]
-    target = new_target(family)
-    drafter = Watched(scripted(known), target)
-    turns = decode(target, drafter, prompts, 16, num_slots=num_slots)
-    assert outputs(turns) == [ids[:16] for ids in known]
-    assert drafter.compared == sum(len(turn.accept_lengths) for turn in turns) >= 4 * len(rows)
-
-
-@torch.inference_mode()
-def test_nan_of_the_question_before_does_not_leak():
-    """A masked NaN would still be multiplied; stale columns hold whatever the last one left."""
-    target = new_target()
-    wanted = outputs(decode(target, EmptyDrafter(), PROMPTS))
-    for num_slots in (4, 2):
-        for part in target.cache.storage[0]:
-            part.fill_(float("nan"))
-        turns = decode(target, EmptyDrafter(), PROMPTS, num_slots=num_slots)
-        assert outputs(turns) == wanted
-
-
 class Poison(Chain):
     """Leaves NaN in the cache where its sequence was, as an overflow would."""
 
@@ -262,7 +199,7 @@ def test_nan_of_the_sequence_before_does_not_leak():
     target, known = new_target(), answers("llama")
     drafter = Poison(known)
     drafter.target = target
-    for num_slots in (1, 2, 4):
+    for num_slots in (1, 2, 4, 4):  # the last run finds the cache of the one before
         turns = decode(target, drafter, PROMPTS, num_slots=num_slots)
         assert outputs(turns) == [ids[:24] for ids in known]
 

@@ -6,24 +6,21 @@ import pytest
 import torch
 from answer_samples import run_tool
 from conftest import make_model, make_prompts
-from harness_runs import answer, read_meta, run
-from tiny_methods import MINI, ROOT, build, decode, mini_flags
+from harness_runs import answer, read_meta, refused
+from tiny_methods import MINI, build, decode, mini_bench, mini_flags
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
 from model.common.loop.sampling import Sampler
 from model.common.loop.source import pad_right
 from model.common.loop.turns import StopRules
-from model.common.prompts.prompter import Prompter, load_tokenizer
-from model.common.prompts.questions import read_questions
 from model.common.target.loading import load_target
 from model.common.target.model import Target
 from model.common.target.offload import Offload
 from model.common.target.twin import twin as twin_module
-from model.common.target.twin.corner import FAR, Corner, head_places, layer_places
+from model.common.target.twin.corner import FAR, head_places, layer_places
 from model.common.target.twin.shapes import SHAPES, Shape, draft_shape, read_shape
 from model.common.target.twin.twin import Twin, large_config
 
@@ -123,26 +120,6 @@ def test_what_is_outside_is_read_and_not_zero(origin):
         assert zeros == pytest.approx(0.75 if spare else 0, abs=1e-3)  # 16 of 64 in a head
 
 
-def test_norms_carry_the_ratio_of_widths(origin):
-    twin = make_twin(origin, SHAPES_TRIED["own heads"])
-    assert twin.config.rms_norm_eps == pytest.approx(origin.config.rms_norm_eps / 4)
-    norm, own = twin.model.model.norm, origin.model.model.norm
-    assert norm.variance_epsilon == twin.config.rms_norm_eps
-    torch.testing.assert_close(norm.weight[:64], own.weight / 2)
-
-
-@pytest.mark.parametrize("dim, room", [(16, 16), (16, 64), (32, 128), (64, 128)])
-def test_heads_turn_at_the_same_rates(dim, room):
-    small, large = (
-        LlamaConfig(num_attention_heads=4, hidden_size=4 * size, head_dim=size)
-        for size in (dim, room)
-    )
-    places = Corner(small, large).maps["query"][0][:dim]
-    rates = LlamaRotaryEmbedding(large).inv_freq
-    assert torch.equal(rates[places[: dim // 2]], LlamaRotaryEmbedding(small).inv_freq)
-    assert torch.equal(places[dim // 2 :], places[: dim // 2] + room // 2)
-
-
 def test_a_query_finds_its_own_keys():
     for small in ((6, 2), (4, 4), (8, 1), (12, 3), (5, 5)):
         for large in ((32, 32), (64, 8), (48, 12), (64, 16)):
@@ -232,9 +209,7 @@ class Minis:
         path = str(MINI / "target")
         self.target = load_target(path, "float32", "cpu", "eager")
         self.twin = load_target(path, "float32", "cpu", "eager", scale_to=SCALE)
-        prompter = Prompter(load_tokenizer(path))
-        self.stop = prompter.stop_rules(self.target.model.generation_config)
-        questions = read_questions(ROOT / "data" / "mini_bench" / "question.jsonl")
+        prompter, self.stop, questions = mini_bench()
         chosen = questions[0], questions[-1]
         self.some = [prompter.render(question["turns"][:1], []) for question in chosen]
 
@@ -379,15 +354,9 @@ def test_models_that_cannot_be_scaled_are_refused():
         (["--scale-to", "32x4x512"], "does not fit"),
     ],
 )
-def test_flags_are_refused_in_one_line(
-    flags, message, model_dir, draft_dir, question_file, tmp_path, capsys
-):
-    where = ["--model-path", model_dir, "--drafter-path", draft_dir]
-    where += ["--question-file", question_file, "--answer-file", tmp_path / "a.jsonl"]
-    where += ["--device", "cpu", "--dtype", "float32"]
-    assert run("sps", *where, *flags) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and len(error.splitlines()) == 1
+def test_flags_are_refused_in_one_line(flags, message, paths, capfd):
+    draft = ["--drafter-path", paths["draft"]]
+    assert message in refused(capfd, paths, *draft, *flags, method="sps")
 
 
 def test_draft_models_follow_their_target():
@@ -404,27 +373,27 @@ def test_draft_models_follow_their_target():
     assert read_shape("7b").hidden == 4096 and read_shape("512x12x1024").vocab == 32000
 
 
-def test_answer_files_and_tables_say_that_it_is_a_twin(
-    model_dir, draft_dir, question_file, tmp_path
-):
+def test_answer_files_and_tables_say_that_it_is_a_twin(paths):
     scale, small = ["--scale-to", "256x4x200x300"], ["--draft-scale-to", "128x2x100x300"]
-    base, method, plain = (tmp_path / f"{name}.jsonl" for name in ("base", "sps", "plain"))
-    records = answer("vanilla", model_dir, question_file, base, *scale)
-    twins = answer("sps", model_dir, question_file, method, "--drafter-path", draft_dir, *scale,
-                   *small)  # fmt: skip
-    own = answer("sps", model_dir, question_file, plain, "--drafter-path", draft_dir)
-    facts = [[r["choices"][0][key] for r in twins] for key in ("output_ids", "accept_lengths")]
-    assert facts == [
-        [r["choices"][0][key] for r in own] for key in ("output_ids", "accept_lengths")
-    ]
-    assert facts[0] == [r["choices"][0]["output_ids"] for r in records]
-    meta = read_meta(method)
+    draft, files = ["--drafter-path", paths["draft"]], {}
+
+    def facts(name, method, *flags):
+        files[name] = paths["tmp"] / f"{name}.jsonl"
+        records = answer(method, paths["model"], paths["questions"], files[name], *flags)
+        choices = [record["choices"][0] for record in records]
+        return [[choice[key] for choice in choices] for key in ("output_ids", "accept_lengths")]
+
+    base = facts("base", "vanilla", *scale)
+    twins = facts("sps", "sps", *draft, *scale, *small)
+    assert twins == facts("plain", "sps", *draft) and twins[0] == base[0]
+    meta = read_meta(files["sps"])
     assert meta["shared"]["scale_to"] == scale[1] and "-twin-256x4x200x300-" in meta["model_id"]
     assert meta["method_args"]["draft_scale_to"] == small[1]
-    assert read_meta(plain)["shared"]["scale_to"] is None
-    done = run_tool("evaluation/speed.py", "--file-path", method, "--base-path", base)
+    assert read_meta(files["plain"])["shared"]["scale_to"] is None
+    speed = "evaluation/speed.py", "--base-path", files["base"], "--file-path"
+    done = run_tool(*speed, files["sps"])
     label = f"(twin of {meta['shared']['target']} at 256x4x200x300)"
     assert done.returncode == 0 and label in done.stdout
     assert label in json.loads(done.stdout.splitlines()[-1])["results"][0]["method"]["label"]
-    done = run_tool("evaluation/speed.py", "--file-path", plain, "--base-path", base)
+    done = run_tool(*speed, files["plain"])
     assert done.returncode == 2 and "scale_to: null" in done.stderr

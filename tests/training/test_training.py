@@ -1,9 +1,6 @@
 """The trainer of draft heads on a tiny target: resuming, caching, refusals, what it leaves."""
 
-import importlib
-import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,11 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, save_model
-from interrupted import curve
+from harness_runs import write
+from interrupted import curve, interrupted
 from torch import nn
+from trainers import chats
 
 from model.common.errors import BadInput
 from model.common.training.flags import make_parser
+from model.common.training.log import Mean
 from model.common.training.step import rate_share, seed_all
 from model.common.training.trainer import HeadTraining, main, train
 
@@ -41,10 +41,9 @@ class NoisyHead(HeadTraining):
     """A linear map with dropout and noise, so that every source of randomness is in the loss."""
 
     needs = ("last", 1)
-    stop_at = None  # calls of a training loss until the run is interrupted
 
     def __init__(self, args, target, data):
-        self.target, self.calls = target, 0
+        self.target = target
         self.most_frequent = data.count_answers(target.vocab_size).argmax()
         size = target.config.hidden_size
         self.module = nn.Sequential(
@@ -52,10 +51,6 @@ class NoisyHead(HeadTraining):
         )
 
     def loss(self, batch):
-        if self.module.training:
-            if self.calls == self.stop_at:
-                raise KeyboardInterrupt
-            self.calls += 1
         rows = batch.labelled(2)
         states = torch.cat([batch.hidden["last"][rows], batch.hidden[1][rows]], -1)
         if self.module.training:
@@ -75,16 +70,7 @@ class NoisyHead(HeadTraining):
 
 @pytest.fixture(scope="module")
 def data_file(tmp_path_factory):
-    """Conversations whose answers repeat a few letters, so that a head can learn them."""
-    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    generator = torch.Generator().manual_seed(0)
-    with path.open("w") as out:
-        for _ in range(60):
-            turns, repeats = torch.randint(1, 9, (2,), generator=generator).tolist()
-            messages = [{"from": "human", "value": "q" * turns}]
-            messages += [{"from": "gpt", "value": "abc" * repeats}]
-            out.write(json.dumps({"conversations": messages}) + "\n")
-    return str(path)
+    return write(tmp_path_factory.mktemp("data") / "chats.jsonl", chats())
 
 
 def command(model_dir, data_file, output, *extra, **changed):
@@ -98,13 +84,7 @@ def parsed(argv, defaults=None):
 
 def run(argv, stop_at=None):
     """Train; interrupted after stop_at training batches of this run."""
-
-    def make(args, target, data):
-        method = NoisyHead(args, target, data)
-        method.stop_at = stop_at
-        return method
-
-    return train(parsed(argv), make, "the command")
+    return train(parsed(argv), interrupted(NoisyHead, stop_at), "the command")
 
 
 def tensors(folder):
@@ -123,7 +103,12 @@ def whole(model_dir, data_file, tmp_path_factory):
 
 @pytest.mark.training
 def test_the_loss_falls(whole):
-    losses = [line["loss"] for line in whole.curve if "loss" in line]
+    """Steps are counted by tokens without padding."""
+    steps = [line for line in whole.curve if "loss" in line]
+    assert steps[-1]["tokens"] >= 4500 > steps[-2]["tokens"]
+    assert [line["step"] for line in steps[:2]] == [4, 8]
+    assert [line["step"] for line in whole.curve if "loss" not in line][:2] == [7, 14]
+    losses = [line["loss"] for line in steps]
     assert losses[-1] < 0.5 * losses[0]
     assert whole.curve[-1]["held_out_loss"] == whole.held_out["loss"] < 0.5 * losses[0]
     assert whole.held_out["accuracy"] > 0.5
@@ -139,14 +124,6 @@ def test_what_a_run_leaves(whole):
     for words in ("the command", "sha256", f"{size:,} bytes", "| seed | 3 |", "held-out", "torch"):
         assert words in card
     assert f"loss {whole.held_out['loss']:.4f}, accuracy" in card
-
-
-@pytest.mark.training
-def test_steps_count_tokens_without_padding(whole):
-    steps = [line for line in whole.curve if "loss" in line]
-    assert steps[-1]["tokens"] >= 4500 > steps[-2]["tokens"]
-    assert [line["step"] for line in steps[:2]] == [4, 8]
-    assert [line["step"] for line in whole.curve if "loss" not in line][:2] == [7, 14]
 
 
 # checkpoints stand at evaluations (steps 7, 14, ..) or, with 0 seconds, after every step
@@ -171,21 +148,16 @@ def test_an_interrupted_run_goes_on_exactly(
 
 @pytest.mark.training
 def test_cached_features_are_the_computed_ones(whole, model_dir, data_file, tmp_path):
+    """Those of other settings are not read."""
     argv = command(model_dir, data_file, tmp_path, features="cache")
-    with pytest.raises(KeyboardInterrupt):
-        run(argv, 30)
-    files = list((tmp_path / ".features").glob("train-*.safetensors"))
-    assert 5 < len(files) < 20  # fewer than steps: later epochs read them
+    for flags, stop_at in (([*argv, "--seed", "4"], 3), (argv, 30)):
+        with pytest.raises(KeyboardInterrupt):
+            run(flags, stop_at)
+        files = list((tmp_path / ".features").glob("train-*.safetensors"))
+        assert 0 < len(files) < 20  # fewer than steps: later epochs read them
     assert run(argv) == whole.held_out
     assert curve(tmp_path) == whole.curve
     assert not (tmp_path / ".features").exists()
-
-
-@pytest.mark.training
-def test_features_of_other_settings_are_not_read(whole, model_dir, data_file, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(command(model_dir, data_file, tmp_path, features="cache", seed=4), 3)
-    assert run(command(model_dir, data_file, tmp_path, features="cache")) == whole.held_out
 
 
 def test_batches_carry_what_transformers_says(model_dir):
@@ -250,8 +222,24 @@ def test_a_broken_checkpoint_and_an_infinite_loss_are_bad_input(model_dir, data_
             loss, metrics = super().loss(batch)
             return loss * torch.inf, metrics
 
-    with pytest.raises(BadInput, match="step 4: the loss is"):
+    with pytest.raises(BadInput, match="step 1: the loss is inf"):
         train(args, Broken)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.training
+def test_a_head_that_half_precision_cannot_hold_is_not_finished(model_dir, data_file, tmp_path):
+    """Its weights overflow when they are rounded; the checkpoint stays, no card is written."""
+
+    class Huge(NoisyHead):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.module[2].weight.data.mul_(1e7)
+
+    args = parsed(command(model_dir, data_file, tmp_path))
+    with pytest.raises(BadInput, match="the held-out loss of weights in torch.float16 is"):
+        train(args, Huge)
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_schedules():
@@ -263,6 +251,14 @@ def test_schedules():
     assert at == pytest.approx([1.0, 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 0.55, 0.1])
     args.schedule, args.warmup = "constant", 0.0
     assert rate_share(0.0, args) == rate_share(1.0, args) == 1.0
+
+
+def test_means_are_of_the_batches_that_have_a_name():
+    mean = Mean()
+    mean.add({"a": 1.0}, 2)
+    mean = Mean(mean.state())
+    mean.add({"a": 4.0, "b": 5.0}, 1)
+    assert mean.take() == {"a": 2.0, "b": 5.0} and mean.take() == {}
 
 
 def test_randomness_is_of_seed_and_step():
@@ -280,79 +276,6 @@ def test_a_recipe_is_the_flags_default(capsys):
     assert parsed([*argv, "--learning-rate", "2"], {"learning_rate": 0.25}).learning_rate == 2
     with pytest.raises(ValueError, match="learning_speed"):
         parsed(argv, {"learning_speed": 1})
-
-
-MEDUSA = {"num-heads": 3, "mixed-precision": "no", "accumulate": 1, "clip-norm": 1.0}
-
-
-@pytest.mark.training
-def test_medusa_heads_learn_and_load(model_dir, data_file, tmp_path):
-    from model.common.heads.checkpoint import Checkpoint
-    from model.common.target.loading import load_target
-    from model.medusa import train as script
-    from model.medusa.heads import load_heads
-
-    argv = command(model_dir, data_file, tmp_path, **MEDUSA)
-    main("train_medusa", script.__doc__, script.add_args, script.MedusaTraining, {}, argv)
-    losses = [line for line in curve(tmp_path) if "loss" in line]
-    for k in (1, 2, 3):
-        assert losses[-1][f"loss_{k}"] < 0.6 * losses[0][f"loss_{k}"]
-        assert losses[-1][f"accuracy_{k}"] > losses[0][f"accuracy_{k}"]
-    stored = Checkpoint(str(tmp_path), ("medusa_lm_head.safetensors",))
-    assert {tensor.dtype for tensor in stored.tensors.values()} == {torch.float16}
-    assert stored.get("medusa_num_heads") == 3
-    heads = load_heads(str(tmp_path), load_target(model_dir, "float32", "cpu", "eager"), 3)
-    assert heads(torch.zeros(1, 2, 64)).shape[:3] == (3, 1, 2)
-
-
-def test_medusa_loss_against_a_slow_sum(model_dir):
-    from model.common.prompts.templates import Row
-    from model.common.target.loading import load_model
-    from model.common.training.features import Features, FrozenTarget
-    from model.medusa.train import MedusaTraining
-
-    target = FrozenTarget(load_model(model_dir, "float32", "cpu"))
-    args = SimpleNamespace(num_heads=3, num_layers=1, head_decay=0.8)
-    torch.manual_seed(0)
-    method = MedusaTraining(args, target, None)
-    generator = torch.Generator().manual_seed(1)
-    rows = [
-        Row(torch.randint(0, 97, (n,), generator=generator).int(), torch.arange(n) % 7 > 3)
-        for n in (17, 30, 9)
-    ]
-    batch = Features(target, ("last",), None, {}).batch("x", rows)
-    loss, metrics = method.loss(batch)
-    logits = method.module(batch.hidden["last"])
-    expected = 0.0
-    for k in range(3):
-        terms = []
-        for i, row in enumerate(rows):
-            for t in range(len(row.ids) - 2 - k):
-                if row.mask[t + 2 + k]:
-                    terms.append(-logits[k, i, t].log_softmax(-1)[row.ids[t + 2 + k].long()])
-        expected += 0.8**k * sum(terms) / len(terms)
-        torch.testing.assert_close(metrics[f"loss_{k + 1}"], (sum(terms) / len(terms)).detach())
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("script", sorted(ROOT.glob("model/*/train.py")), ids=str)
-def test_help_is_quick_and_explains_every_flag(script):
-    module = f"model.{script.parent.name}.train"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
-    assert "--num-tokens" in done.stdout
-    loaded = importlib.import_module(module)
-    parser = make_parser("x", loaded.__doc__, loaded.add_args, loaded.RECIPE)
-    assert all(action.help for action in parser._actions)
-
-
-def test_two_ways_of_clipping_are_refused(model_dir, data_file, tmp_path):
-    with pytest.raises(BadInput, match="exclude each other"):
-        run(command(model_dir, data_file, tmp_path, **{"clip-norm": 1, "clip-value": 1}))
 
 
 @pytest.mark.training
@@ -374,18 +297,15 @@ def test_bad_input_is_one_line(model_dir, tmp_path, capsys):
     argv = command(model_dir, tmp_path / "missing.json", tmp_path / "out")
     with pytest.raises(SystemExit) as end:
         main("train_noisy", "doc", lambda group: None, NoisyHead, {}, argv)
-    assert end.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("train_noisy: --data ")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and line.startswith("train_noisy: ") and "missing.json" in line
 
 
 @pytest.mark.training
 def test_an_interruption_says_how_to_go_on(model_dir, data_file, tmp_path, capsys):
-    class Stopped(NoisyHead):
-        stop_at = 2
-
     argv = command(model_dir, data_file, tmp_path)
     with pytest.raises(SystemExit) as end:
-        main("train_noisy", "doc", lambda group: None, Stopped, {}, argv)
+        main("train_noisy", "doc", lambda group: None, interrupted(NoisyHead, 2), {}, argv)
     assert end.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -409,7 +329,8 @@ def test_two_processes_average_gradients(model_dir, data_file, tmp_path):
     """Two processes of one batch a step train as one process of two batches does."""
     from model.medusa import train as script
 
-    flags = {**MEDUSA, "num-threads": 1, "num-tokens": 2500, "features": "cache"}
+    flags = {"num-heads": 3, "accumulate": 1, "clip-norm": 1.0}
+    flags |= {"num-threads": 1, "num-tokens": 2500, "features": "cache"}
     argv = command(model_dir, data_file, tmp_path / "1", **{**flags, "accumulate": 2})
     main("train_medusa", "doc", script.add_args, script.MedusaTraining, {}, argv)
     argv = command(model_dir, data_file, tmp_path / "2", **flags)

@@ -24,12 +24,14 @@ class Draft:
     probs  [B, n, V]: the distribution each node was sampled from, given the siblings before it
            (rejection rules); None = point guesses (token matching)
     probe  [n] bool or None: rows the target reads and that are never committed
+    sound  [B] bool: all scores behind it are finite, else the question fails; None = no scores
     """
 
     tokens: Tensor
     tree: Tree | None = None
     probs: Tensor | None = None
     probe: Tensor | None = None
+    sound: Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -65,7 +67,7 @@ class Step:
     count       [S]        tokens committed, the bonus included (a prompt: its length); 0 = idle
     new_tokens  [S, m]     successor of each committed row, padded with -1
     next_token  [S]        the new root
-    host_ids    [S] lists: the committed ids, cut at the stop; a prompt: all its ids; [] = idle
+    host_ids    [S] lists: committed ids, cut at the stop; a prompt: all; [] = idle or failed
     max_committed  int: length of the longest sequence that goes on, root included; 0 = none
     logits      [S, r, V], None for a prompt
     hidden      {"last" or layer: [S, r, H]}: what Drafter.needs asks for

@@ -101,7 +101,7 @@ def padded(draft: Draft, num_nodes: int, depth: int) -> Draft:
     tree = draft.tree and draft.tree.padded(num_nodes, depth)
     probs = None if draft.probs is None else pad(draft.probs, (0, 0, 0, more))
     probe = None if draft.probe is None else pad(draft.probe, (0, more))
-    return Draft(pad(draft.tokens, (0, more), value=-1), tree, probs, probe)
+    return Draft(pad(draft.tokens, (0, more), value=-1), tree, probs, probe, draft.sound)
 
 
 class EmptyDrafter(Drafter):

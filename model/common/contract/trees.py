@@ -142,11 +142,18 @@ class Accepted:
             return self.successors.squeeze(1)
         return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
 
-    def for_host(self, candidates: Tensor) -> Tensor:
+    def for_host(self, candidates: Tensor, finite: Tensor, sound: Tensor | None) -> Tensor:
         """All that the host reads, side by side: count, how many of the candidates [B, n] were
-        guesses (not -1), successors."""
+        guesses (not -1), fault, successors.
+
+        finite [B, 1+n]: rows whose logits are; sound as in Draft. fault: 1 where a committed row's
+        are not, plus 2 where the draft is not sound.
+        """
+        fault = (~finite.gather(1, self.path.clamp(min=0)).all(1)).long()
+        if sound is not None:
+            fault = fault + 2 * ~sound
         drafted = (candidates >= 0).sum(1)
-        return torch.cat([torch.stack([self.count, drafted], 1), self.successors], 1)
+        return torch.cat([torch.stack([self.count, drafted, fault], 1), self.successors], 1)
 
 
 def _pad(values: Tensor, count: Tensor) -> Tensor:

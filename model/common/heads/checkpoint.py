@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,24 @@ from torch import Tensor, nn
 from model.common.errors import BadInput
 
 CONFIG = "config.json"
+HARMLESS = frozenset(  # fields of published heads that change nothing in what a head computes
+    (
+        *("_name_or_path", "auto_map", "base_model_name_or_path", "dtype", "model_type"),
+        *("speculators_config", "speculators_version", "target_model_type", "torch_dtype"),
+        *("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"),
+        # of training, or of programs that serve heads
+        *("attention_dropout", "base_model_ep_plan", "enable_sp_ulysses"),
+        *("has_no_defaults_at_init", "initializer_range", "pretraining_tp", "use_cache"),
+        # layers and ties are counted in the tensors; positions are not limited
+        *("decoder_sparse_step", "max_sequence_length", "max_window_layers", "num_hidden_layers"),
+        "tie_word_embeddings",
+    )
+)
+ARCHITECTURES = {  # names of Llama's layer, beside which others stand for other wirings
+    *("LlamaForCausalLM", "LlamaForCausalLMEagle", "LlamaForCausalLMEagle3"),
+    *("EagleLlamaForCausalLM", "Eagle3LlamaForCausalLM", "Eagle3Speculator", "Eagle3DraftModel"),
+    *("Qwen2ForCausalLM", "MedusaModel"),
+}
 
 
 class Checkpoint:
@@ -28,9 +47,9 @@ class Checkpoint:
 
     def __init__(self, path: str, names: tuple[str, ...], prefix: str = ""):
         """names: weight files in order of preference; prefix: of tensor names, cut off."""
-        from model.common.target.loading import check_model_path
+        from model.common.target.loading import check_directory
 
-        check_model_path(path)
+        check_directory(path)
         self.path = path
         self.config = read_config(path)
         self.file, self.tensors = _read_first(path, names, prefix)
@@ -48,6 +67,11 @@ class Checkpoint:
         """Give a tensor the name that we use, if it is there."""
         if old in self.tensors:
             self.tensors[new] = self.tensors.pop(old)
+
+    def strip(self, prefix: str) -> None:
+        """Cut a prefix off the names that have it."""
+        for name in list(self.tensors):
+            self.rename(name, name.removeprefix(prefix))
 
     def drop(self, *names: str) -> None:
         """Forget tensors that are documented and not used."""
@@ -81,6 +105,36 @@ class Checkpoint:
             if name not in expected:
                 found = tuple(self.tensors[name].shape)
                 raise BadInput(f"{self.file}: unknown tensor {name} {found}")
+
+
+def check_fields(fields: dict, place: str, read=(), limits: dict | None = None) -> None:
+    """Refuse fields of a head's config.json that would change its wiring; name unknown ones.
+
+    A field that adds a tensor is caught by Checkpoint.check(); one that adds none would be ignored
+    in silence, and cost acceptance. Empty fields (null) say nothing.
+
+    read    fields that the caller honours, or checks itself
+    limits  {field: values that it may have, () = none}; others are bad input
+    Unknown fields, and other architectures than ARCHITECTURES, are one line on stderr.
+    """
+    limits = limits or {}
+    known, unknown = {*read, *limits, *HARMLESS}, []
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if name in limits and value not in limits[name]:
+            raise BadInput(f"{place}: {name} {json.dumps(value)} is not supported")
+        if name == "architectures":
+            names = value if isinstance(value, list) else [value]
+            unknown += [f"architectures {one}" for one in names if one not in ARCHITECTURES]
+        elif name not in known:
+            unknown.append(name)
+    if unknown:
+        print(
+            f"{place}: fields that nothing here reads, and that may change the head's wiring: "
+            f"{', '.join(unknown)}",
+            file=sys.stderr,
+        )
 
 
 def read_config(path: str) -> dict:

@@ -10,22 +10,83 @@ from model.common.target.attention import additive, grouped_attention, rows_mask
 from model.common.target.cache import CachedModel
 from model.common.target.runtime import Runtime, make_runtime
 
+LAYER_FIELDS = (  # of a head's config.json that make its Llama layer
+    *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act", "mlp_bias"),
+    *("max_position_embeddings", "attention_bias", "qkv_bias"),
+    *("rope_parameters", "rope_scaling", "rope_theta"),
+    *("layer_types", "sliding_window", "use_sliding_window"),
+)
+LAYER_LIMITS = {  # fields that would change the layer and add no tensor: values that change nothing
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "partial_rotary_factor": (1,),
+    "attention_multiplier": (),
+    "residual_multiplier": (1,),
+    "embedding_multiplier": (1,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "is_causal": (True,),
+}
+
 
 def llama_config(fields: dict, path: str = "config.json"):
-    """A LlamaConfig of a head's config.json; rope_theta defaults to 10000, as in published code."""
-    from transformers import LlamaConfig
+    """A LlamaConfig of a head's config.json; rope_theta defaults to 10000, as in published code.
 
-    wanted = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [name for name in wanted if not isinstance(fields.get(name), int)]
+    qkv_bias, where it is there, says in place of attention_bias whether q, k and v have one.
+    Raises BadInput: a size that is missing, a value that transformers refuses.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import LlamaConfig
+    from transformers.activations import ACT2FN
+
+    missing = [name for name in LAYER_FIELDS[:4] if not isinstance(fields.get(name), int)]
     if missing:
         raise BadInput(f"{path}: no {missing[0]}")
-    known = (*wanted, "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act")
-    known += ("max_position_embeddings", "attention_bias")
-    chosen = {name: fields[name] for name in known if fields.get(name) is not None}
+    chosen = {name: fields[name] for name in LAYER_FIELDS[:10] if fields.get(name) is not None}
+    bias = fields.get("qkv_bias")
+    chosen["attention_bias"] = bool(fields.get("attention_bias") if bias is None else bias)
+    if chosen.get("hidden_act", "silu") not in ACT2FN:
+        raise BadInput(f"{path}: hidden_act {fields['hidden_act']!r} is not known")
+    rope = _rope(fields, path)
+    try:
+        return LlamaConfig(num_hidden_layers=1, rope_parameters=rope, **chosen)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _rope(fields: dict, path: str) -> dict:
+    """RoPE's parameters; that of several axes (mrope) is the plain one where there is only text."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", fields.get("rope_theta") or 10000.0)
-    return LlamaConfig(num_hidden_layers=1, rope_parameters=rope, **chosen)
+    if rope["rope_type"] == "mrope":
+        rope["rope_type"] = "default"
+    if rope["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise BadInput(f"{path}: RoPE of type {rope['rope_type']!r} is not known")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise BadInput(f"{path}: partial_rotary_factor is not supported")
+    return {name: value for name, value in rope.items() if not name.startswith("mrope_")}
+
+
+def window_of(fields: dict, path: str = "config.json") -> int | None:
+    """Sliding window of a head's one layer in rows, itself included; None = it reads all.
+
+    layer_types says which layers have one. Heads without it are written by programs that copy
+    sliding_window from the target and do not look at it.
+    """
+    kind = (fields.get("layer_types") or [None])[0]
+    window = fields.get("sliding_window")
+    if kind is None and fields.get("use_sliding_window") and window:
+        raise BadInput(f"{path}: use_sliding_window, but no layer_types that say where")
+    if kind in (None, "full_attention"):
+        return None
+    if kind != "sliding_attention" or not isinstance(window, int) or window < 1:
+        raise BadInput(f"{path}: layer_types {kind} with sliding_window {window} is not supported")
+    return window
 
 
 PROMPT_CHUNK = 2048  # rows of a prompt read at a time
@@ -45,7 +106,8 @@ class RowAttention(nn.Module):
         self.q_proj = nn.Linear(input_size, queries, bias=bias)
         self.k_proj = nn.Linear(input_size, keys, bias=bias)
         self.v_proj = nn.Linear(input_size, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        o_bias = getattr(config, "o_bias", False)  # no field of LlamaConfig's
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=o_bias)
 
     def project(self, rows: Tensor, rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, heads, r, D] of rows [B, r, input size], rotated."""
@@ -76,7 +138,8 @@ class CachedHead(CachedModel):
 
     module   forward(inputs, rotary, mask, place) -> states [S, r, H], of a tuple of inputs
              [S, r, ..] whose last is floating; mask and place go to its RowAttention layers
-    config   LlamaConfig of its layers, for RoPE and the cache
+    config   LlamaConfig of its layers, for RoPE and the cache; its window, if it has one, is the
+             layers' sliding window
     """
 
     def __init__(self, module: nn.Module, config, device, dtype, runtime: Runtime):
@@ -143,7 +206,10 @@ class CachedHead(CachedModel):
         length = self.cache.length if slots is None else self.cache.length[slots]
         columns = self.columns(inputs[0].shape[1], offset, slots)
         positions = columns if depths is None else length.unsqueeze(1) + depths
-        mask = additive(rows_mask(length, columns, positions, ancestors, width), self.dtype)
+        allowed = rows_mask(length, columns, positions, ancestors, width)
+        if window := getattr(self.config, "window", None):  # a row reads one column a position
+            allowed &= allowed.flip(-1).cumsum(-1).flip(-1) <= window
+        mask = additive(allowed, self.dtype)
         rotary = self.rotary(inputs[-1], positions)
         return self.forward(inputs, rotary, mask, (columns, slots))
 

@@ -14,9 +14,11 @@ from torch import Tensor
 from model.common.contract.drafter import Draft, Drafter, Step
 from model.common.loop import verify
 from model.common.loop.clock import Clock, now
+from model.common.loop.penalties import PenalisedSlots
+from model.common.loop.ranking import finite_rows
 from model.common.loop.sampling import Sampler
-from model.common.loop.source import Prompts, Request, Source, check_length, pad_right, prompt_step
-from model.common.loop.turns import Sequence, StopRules, Turn
+from model.common.loop.source import Prompts, Request, Source, pad_right, prompt_step, readable
+from model.common.loop.turns import TARGET_FAULT, Sequence, StopRules, Turn
 from model.common.target.runtime import compilations
 
 
@@ -42,6 +44,7 @@ class Loop:
         self.target, self.drafter, self.sampler = target, drafter, sampler
         self.stop, self.typical = stop, typical
         self.slots: list[Sequence | None] = [None] * num_slots
+        self.penalised = PenalisedSlots(sampler.penalties, num_slots)
         with torch.inference_mode():
             target.reserve(num_slots, capacity + 1)
             sampler.reserve(num_slots, target.device)
@@ -70,21 +73,28 @@ class Loop:
 
     def _begin(self, taken: list[tuple[int, Request]], source: Source) -> None:
         """Read the prompts, commit their first tokens, tell the drafter."""
-        target, slots = self.target, [slot for slot, _ in taken]
-        begin = now(target.device)
-        begun = []
-        for slot, request in taken:
-            limit = check_length(target, request.ids, request.limit)
-            begun.append(Sequence(request, slot, limit, self.stop, begin, compilations()))
+        target, begin = self.target, now(self.target.device)
+        begun = [
+            Sequence(request, slot, limit, self.stop, begin, compilations())
+            for slot, request, limit in readable(target, taken, source, self.stop.decode)
+        ]
+        if not begun:
+            return
+        slots = [seq.slot for seq in begun]
         self.sampler.begin(
             slots, [seq.request.seed for seq in begun], [seq.limit + 1 for seq in begun]
         )
         lengths = [len(seq.request.ids) for seq in begun]
         ids = pad_right([seq.request.ids for seq in begun], target.device)
         prefilled = target.prefill(slots, ids, lengths, self.drafter.needs)
-        root = self.sampler.first_tokens(slots, prefilled.logits)
+        scores = self.penalised.begin(slots, ids, lengths, prefilled.logits)
+        root = self.sampler.first_tokens(slots, scores)
         self.root[slots] = root
-        for sequence, token in zip(begun, root.tolist()):
+        self.penalised.add(root.unsqueeze(1), slots)
+        firsts = torch.stack([root, finite_rows(prefilled.logits).long()], 1).tolist()
+        for sequence, (token, finite) in zip(begun, firsts):
+            if not finite:
+                sequence.fail(TARGET_FAULT, target.dtype)
             sequence.add([token])
             self.slots[sequence.slot] = sequence
         ended = [seq.slot for seq in begun if seq.ended]
@@ -106,14 +116,16 @@ class Loop:
         clock.mark("verify")
         logits, hidden = target.forward(self.root, draft, self._longest(), drafter.needs.hidden)
         clock.mark("commit")
-        accepted = verify.choose(self.sampler, draft, self.typical)(logits)
+        scores = self.penalised.rows(logits, draft)
+        accepted = verify.choose(self.sampler, draft, self.typical)(scores)
         following = accepted.last
         if self.running is not None:
             accepted = accepted.only(self.running)
             following = torch.where(self.running, following, self.root)
         target.cache.keep(None if draft.is_chain else accepted.path, accepted.count)
         self.sampler.advance(accepted.count)
-        host_ids, ended = self._read_ids(draft, accepted)
+        self.penalised.add(accepted.tokens)
+        host_ids, ended = self._read_ids(draft, accepted, finite_rows(logits))
         clock.mark("draft")
         step = Step(
             slots=list(range(len(self.slots))),
@@ -132,26 +144,14 @@ class Loop:
             drafter.end(ended)
         clock.end_step()
         self.root = following
-        if ended:
-            self._finish(ended, source)
-            self._note_running()
+        self._finish(ended, source)
 
-    def _read_ids(self, draft: Draft, accepted) -> tuple[list[list[int]], list[int]]:
+    def _read_ids(self, draft: Draft, accepted, finite) -> tuple[list[list[int]], list[int]]:
         """The step's one copy to the host: (ids that each slot committed, slots that ended)."""
-        host_ids, ended = [], []
-        rows = accepted.for_host(draft.candidates).tolist()
-        for sequence, (count, drafted, *ids) in zip(self.slots, rows):
-            if sequence is None:
-                host_ids.append([])
-                continue
-            host_ids.append(sequence.add(ids[:count]))
-            turn = sequence.turn
-            turn.accept_lengths.append(len(host_ids[-1]))
-            turn.drafted.append(drafted)
-            turn.depth.append(draft.depth)
-            if sequence.ended:
-                ended.append(sequence.slot)
-        return host_ids, ended
+        rows, dtype = accepted.for_host(draft.candidates, finite, draft.sound), self.target.dtype
+        pairs = zip(self.slots, rows.tolist())
+        host_ids = [seq.take_step(row, draft.depth, dtype) if seq else [] for seq, row in pairs]
+        return host_ids, [seq.slot for seq in self.slots if seq and seq.ended]
 
     def _finish(self, ended: list[int], source: Source) -> None:
         """Free the slots of answers that have ended and hand these over."""
@@ -161,12 +161,12 @@ class Loop:
         self.target.cache.clear(ended)
         for slot in ended:
             sequence, self.slots[slot] = self.slots[slot], None
-            turn, first = sequence.turn, sequence.first_step
-            turn.wall_s = end - sequence.begin if turn.accept_lengths else turn.prefill_s
-            turn.recompiled = compilations() - sequence.compiled
-            turn.phase_s = self.clock.seconds(first)
-            turn.step_end_s = [stamp - sequence.begin for stamp in self.clock.ends(first)]
-            source.done(sequence.request, turn)
+            if sequence.error:
+                source.failed(sequence.request, slot, sequence.error)
+                continue
+            sequence.finish(end, self.clock, compilations())
+            source.done(sequence.request, sequence.turn)
+        self._note_running()
 
     def _note_running(self) -> None:
         """Which slots are running, on the device."""
@@ -190,10 +190,10 @@ def generate(
     typical: tuple[float, float] | None = None,
     num_slots: int | None = None,
 ) -> list[Turn]:
-    """Answers to prompts (token ids), in num_slots slots (default: one each)."""
+    """Answers to prompts (token ids); num_slots None = one each. BadInput: one has failed."""
     requests = [Request(ids, max_new_tokens, seed) for ids, seed in zip(prompts, seeds)]
     source = Prompts(requests)
     capacity = max((len(ids) for ids in prompts), default=0) + max_new_tokens
     loop = Loop(target, drafter, sampler, stop, num_slots or len(prompts), capacity, typical)
     loop.run(source)
-    return source.turns
+    return source.answers()

@@ -1,4 +1,4 @@
-"""argmax and top-k over a vocabulary, in blocks on a CPU.
+"""argmax and top-k over a vocabulary, in blocks on a CPU; rows that have none.
 
 PyTorch's own compare element by element there; a block's maximum is vectorised, and only the blocks
 that hold a winner are looked into. 81 rows of 32,000, one thread: argmax 2.2 against 0.3 ms, top 8
@@ -40,13 +40,24 @@ def top_ids(logits: Tensor, k: int) -> Tensor:
 
 
 def top_logp(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(ids, log probabilities in float32, never above 0) of the k largest, [.., V] -> [.., k]."""
+    """(ids, log probabilities in float32, never above 0) of the k largest, [.., V] -> [.., k].
+
+    A row that is not finite has a NaN among them.
+    """
     ids = top_ids(logits, k)
     scores = logits.float()
     if temperature != 1:
         scores = scores / temperature
     logp = scores.gather(-1, ids) - scores.logsumexp(-1, keepdim=True)
     return ids, logp.clamp(max=0)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Rows that a token can be chosen from, [.., V] -> [..] bool: their largest logit is a number.
+
+    NaN and inf are never below it; -inf alone rules a token out, and only all of them the row.
+    """
+    return logits.amax(-1).isfinite()
 
 
 def _pays(logits: Tensor) -> bool:

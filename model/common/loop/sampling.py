@@ -13,17 +13,22 @@ import hashlib
 import torch
 from torch import Tensor
 
+from model.common.loop.penalties import NO_PENALTIES, Penalties
 from model.common.loop.ranking import best_id
 
 TARGET, DRAFT = 0, 1  # purposes: the acceptance rule's and the drafter's uniform of a position
 
 
-def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits [.., V] -> probabilities after temperature, top-k and top-p, in that order (float32 or
-    64).
+def warp(
+    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Logits [.., V] -> probabilities after temperature, top-k, top-p and min-p, in that order
+    (float32 or 64).
 
     top-k keeps every token that ties with the k-th; top-p keeps the smallest set of best tokens
-    whose mass reaches top_p. The same settings warp target, draft and bonus.
+    whose mass reaches top_p; min-p keeps tokens of at least min_p times the best one's probability
+    (arXiv 2407.01082). The order is transformers'; vLLM cuts by min-p before top-k and top-p, which
+    is the same but where top-p stands beside it. The same settings warp target, draft and bonus.
     """
     scores = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     if 0 < top_k < scores.shape[-1]:
@@ -35,14 +40,21 @@ def warp(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0)
         outside = ordered.cumsum(-1) - ordered >= top_p
         probs = probs.masked_fill(outside.scatter(-1, index, outside), 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
+    if min_p > 0:
+        probs = probs.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
     return probs
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token where cumulative probability [.., V] passes uniform [..]; never one of mass 0."""
+    """The token where cumulative probability [.., V] passes uniform [..]; never one of mass 0.
+
+    The last one where probabilities are NaN.
+    """
     cdf = probs.double().cumsum(-1)
     threshold = cdf[..., -1:] * uniform.clamp(max=1 - 2**-40).unsqueeze(-1)
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+    place = torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+    return place.clamp(max=probs.shape[-1] - 1)
 
 
 _MIX = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # SplitMix64's
@@ -65,7 +77,7 @@ def _mixed(z: Tensor) -> Tensor:
     return z ^ (z >> 31 & (1 << 33) - 1)
 
 
-def seed_of(seed: int, question_id: int, choice: int, turn: int) -> int:
+def seed_of(seed: int, question_id: int | str, choice: int, turn: int) -> int:
     """A 63-bit seed for one answer turn."""
     text = f"{seed}/{question_id}/{choice}/{turn}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
@@ -75,12 +87,21 @@ class Sampler:
     """Warping settings and the position-indexed uniforms of the sequences in B slots.
 
     temperature 0 is greedy: nothing is drawn of the target, and there is no table.
+    penalties  what the loop does to the target's logits before (penalties.py)
     table     [purpose, B, length] uniforms of the positions; position 0 is the prompt's token
     position  [B] the next position; last [B] the last one of the table
     """
 
-    def __init__(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0):
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        penalties: Penalties = NO_PENALTIES,
+    ):
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.penalties = penalties
 
     @property
     def greedy(self) -> bool:
@@ -122,7 +143,7 @@ class Sampler:
         self.position = self.position + count
 
     def warp(self, logits: Tensor) -> Tensor:
-        return warp(logits, self.temperature, self.top_k, self.top_p)
+        return warp(logits, self.temperature, self.top_k, self.top_p, self.min_p)
 
     def first_tokens(self, slots: list[int], logits: Tensor) -> Tensor:
         """The prompts' own tokens [S] from logits [S, V]; moves on by one."""

@@ -31,14 +31,20 @@ class Request:
     owner: object = None
 
 
-def check_length(target, ids: list[int], limit: int) -> int:
-    """limit cut to the target's context; a prompt that leaves no room is bad input."""
-    context = target.context
+def check_prompt(target, request: Request, decode=None) -> int:
+    """The request's limit cut to the target's context. Raises BadInput: a prompt that the target
+    cannot read.
+
+    decode: ids -> text, to name a token.
+    """
+    ids = request.ids
     if not ids:
         raise BadInput("empty prompt")
-    if context is not None and len(ids) >= context:
-        raise BadInput(f"prompt of {len(ids)} tokens does not fit the context of {context}")
-    return limit if context is None else min(limit, context - len(ids))
+    if (token := max(ids)) >= target.vocab_size:
+        name = f" ({decode([token])!r})" if decode else ""
+        size = target.vocab_size
+        raise BadInput(f"token {token}{name} is beyond the target's vocabulary of {size}")
+    return target.fitting(len(ids), request.limit)
 
 
 class Source:
@@ -52,21 +58,52 @@ class Source:
         """An answer has ended."""
         raise NotImplementedError
 
+    def failed(self, request: Request, slot: int, reason: str) -> None:
+        """A request has no answer; its slot is free, and the others go on unless this raises."""
+        raise BadInput(reason)
+
 
 class Prompts(Source):
-    """A list of requests, answered in order; turns: their answers."""
+    """A list of requests, answered in order.
+
+    turns    their answers, None where one failed; reasons: {place: why}
+    """
 
     def __init__(self, requests: list[Request]):
         for place, request in enumerate(requests):
             request.owner = place
         self.waiting = deque(requests)
         self.turns: list[Turn | None] = [None] * len(requests)
+        self.reasons: dict[int, str] = {}
 
     def take(self, slot):
         return self.waiting.popleft() if self.waiting else None
 
     def done(self, request, turn):
         self.turns[request.owner] = turn
+
+    def failed(self, request, slot, reason):
+        self.reasons[request.owner] = reason
+
+    def answers(self) -> list[Turn]:
+        """All turns. Raises BadInput where one has failed."""
+        for reason in self.reasons.values():
+            raise BadInput(reason)
+        return self.turns
+
+
+def readable(target, taken: list[tuple[int, Request]], source: Source, decode) -> list[tuple]:
+    """(slot, request, limit) of those that the target can answer; the source is told the others.
+
+    decode: as for check_prompt().
+    """
+    found = []
+    for slot, request in taken:
+        try:
+            found.append((slot, request, check_prompt(target, request, decode)))
+        except BadInput as error:
+            source.failed(request, slot, str(error))
+    return found
 
 
 def pad_right(sequences: list[list[int]], device) -> Tensor:

@@ -69,13 +69,30 @@ class StopRules:
         return any(text in tail for text in self.strings)
 
 
+def not_finite(whose: str, num_tokens: int, dtype) -> str:
+    """That somebody's logits are not finite after so many tokens of an answer, in one line."""
+    place = "after the prompt"
+    if num_tokens:
+        place = f"after {num_tokens} token{'s' * (num_tokens > 1)} of the answer"
+    line = f"the {whose}'s logits are not finite {place}"
+    if str(dtype) != "torch.float16":
+        return line
+    return f"{line} (float16 overflows above 65504; try --dtype bfloat16 or float32)"
+
+
+TARGET_FAULT = 1  # of Accepted.for_host(): the target's logits; without it, the drafter's
+
+
 class Sequence:
-    """A source.Request in its slot: the answer so far, and when it ends."""
+    """A source.Request in its slot: the answer so far, and when it ends.
+
+    error  why it cannot go on, "" where nothing is wrong
+    """
 
     def __init__(self, request, slot: int, limit: int, stop: StopRules, begin, compiled):
         self.request, self.slot, self.limit, self.stop = request, slot, limit, stop
         self.begin, self.compiled = begin, compiled  # perf_counter(), compilations()
-        self.turn = Turn(slot=slot)
+        self.turn, self.error = Turn(slot=slot), ""
         self.length = len(request.ids)  # committed
         self.first_step = 0  # of the loop's clock
 
@@ -86,8 +103,36 @@ class Sequence:
 
     @property
     def ended(self) -> bool:
-        """Whether its answer is whole."""
-        return bool(self.turn.finish_reason)
+        """Whether its answer is whole, or has failed."""
+        return bool(self.turn.finish_reason or self.error)
+
+    def take_step(self, row: list[int], depth: int, dtype) -> list[int]:
+        """A step's row of Accepted.for_host(); the ids that were kept, none where it failed.
+
+        depth: of the draft; dtype: of the target.
+        """
+        count, drafted, fault, *ids = row
+        if fault:
+            self.fail(fault, dtype)
+            return []
+        kept, turn = self.add(ids[:count]), self.turn
+        turn.accept_lengths.append(len(kept))
+        turn.drafted.append(drafted)
+        turn.depth.append(depth)
+        return kept
+
+    def fail(self, fault: int, dtype) -> None:
+        """Logits from which nothing can be chosen end the answer."""
+        whose = "target" if fault & TARGET_FAULT else "drafter"
+        self.error = not_finite(whose, len(self.turn.output_ids), dtype)
+
+    def finish(self, end: float, clock, compiled: int) -> None:
+        """Enter the times of a whole answer; end: perf_counter(), compiled: graphs made so far."""
+        turn, first = self.turn, self.first_step
+        turn.wall_s = end - self.begin if turn.accept_lengths else turn.prefill_s
+        turn.recompiled = compiled - self.compiled
+        turn.phase_s = clock.seconds(first)
+        turn.step_end_s = [stamp - self.begin for stamp in clock.ends(first)]
 
     def add(self, ids: list[int]) -> list[int]:
         """Append committed ids, cut at the stop; returns those that were kept."""

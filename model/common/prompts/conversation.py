@@ -8,6 +8,24 @@ from pathlib import Path
 from model.common.errors import BadInput
 
 
+def render(prompter, question: dict, answers: list[str]) -> list[int]:
+    """Ids of the prompt for turn len(answers) of a question; no system text of its own is lost."""
+    turns, system = question["turns"], question.get("system")
+    ids = prompter.render(turns, answers, system)
+    own = system and system.strip() and system != prompter.system
+    if own and ids == prompter.render(turns, answers):
+        raise BadInput(f"the template {prompter.name} has no place for a system message")
+    return ids
+
+
+def first_prompt(prompter, question: dict) -> list[int] | None:
+    """Ids of a question's first prompt, None where its template refuses it: it will fail alone."""
+    try:
+        return render(prompter, question, [])
+    except Exception:  # a template may raise anything
+        return None
+
+
 class Conversation:
     """One question being answered: its turns, the answers in later prompts, the results.
 
@@ -37,7 +55,7 @@ class Conversation:
         self.texts.append(text)
 
 
-def read_history(path: str, questions: list[dict]) -> dict[int, list[str]]:
+def read_history(path: str, questions: list[dict]) -> dict[int | str, list[str]]:
     """{question_id: answer texts} of another answer file, for every question of several turns."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")

@@ -6,10 +6,8 @@ file, the template and the seed, so that a place in the data is one number.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +15,9 @@ import torch
 from torch import Tensor
 
 from model.common.errors import BadInput
+from model.common.prompts.json_records import read_records
+from model.common.prompts.question_forms import ROLES
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-ROLES |= {"chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "system": "system"}
 NAMED = 10  # bad records that are printed
 
 
@@ -67,7 +65,7 @@ def read_conversations(path: str, rejected: Rejected) -> list[Conversation]:
     turn without an answer, and system messages, which prompts at inference do not have.
     """
     found = []
-    for place, record in read_records(path):
+    for place, record in read_records(Path(path)):
         try:
             found.append(Conversation(place, *turns_of(record)))
         except ValueError as error:
@@ -75,50 +73,10 @@ def read_conversations(path: str, rejected: Rejected) -> list[Conversation]:
     return found
 
 
-def read_records(path: str) -> Iterator[tuple[str, object]]:
-    """(file:line, record) of a .json array or of JSON lines; a broken one is its ValueError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--data {path}: {error}") from error
-    lines = path.endswith(".jsonl") or not text.lstrip().startswith("[")
-    for line, record in (_json_lines if lines else _json_array)(text):
-        yield f"{path}:{line}", record
-
-
-def _json_lines(text: str) -> Iterator[tuple[int, object]]:
-    """(line, record); an exception's text is a record that is rejected later."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                record = error
-            yield number, record
-
-
-def _json_array(text: str) -> Iterator[tuple[int, object]]:
-    """(line where it begins, record); what follows broken JSON cannot be read."""
-    decoder, line, seen = json.JSONDecoder(), 1, 0
-    at = text.index("[") + 1
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        if text[at : at + 1] == "]":
-            return
-        line, seen = line + text.count("\n", seen, at), at
-        try:
-            record, at = decoder.raw_decode(text, at)
-        except ValueError as error:
-            yield line, ValueError(f"{error}; the rest of the file is not read")
-            return
-        yield line, record
-
-
 def turns_of(record) -> tuple[list[str], list[str]]:
     """Turns and answers of a record; ValueError says what is wrong with it."""
     if isinstance(record, ValueError):
-        raise ValueError(f"not JSON: {record}")
+        raise record
     messages = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(messages, list):
         raise ValueError('no list "conversations"')

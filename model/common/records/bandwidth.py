@@ -19,13 +19,14 @@ evaluation/speedup/roofline.py makes the bound of them.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, one_line
 from model.common.loop.clock import Clock, now
 
 MIB = 1 << 20
@@ -36,10 +37,20 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 
 
 def measure(target, streamed: bool) -> dict:
-    """{"bandwidth", "step_reads"} of a loaded target; streamed: its layers are offloaded."""
-    reads = step_reads(target, streamed)
-    num_bytes = sum(reads.get("weight_bytes", {}).values())
-    return {"bandwidth": bandwidth(target.device, num_bytes), "step_reads": reads}
+    """{"bandwidth", "step_reads"} of a loaded target; streamed: its layers are offloaded.
+
+    A failure, for want of memory say, is one line and leaves the figure out: it ends no run.
+    """
+    measured = {"bandwidth": None, "step_reads": None}
+    try:
+        reads = measured["step_reads"] = step_reads(target, streamed)
+        num_bytes = sum(reads.get("weight_bytes", {}).values())
+        measured["bandwidth"] = bandwidth(target.device, num_bytes)
+    except Exception as error:  # of the model's own code, or the device's
+        print(f"bandwidth probe: {one_line(error)}; this run has no bound", file=sys.stderr)
+        measured["step_reads"] = {"no_bound": f"the probe failed: {one_line(error)}"}
+        _release(target.device)
+    return measured
 
 
 def note(files, measured: dict) -> None:
@@ -71,6 +82,8 @@ def step_reads(target, streamed: bool = False) -> dict:
 def _no_bound(target, streamed: bool) -> str | None:
     if streamed:
         return "the layers are streamed to the device (--offload)"
+    if not target.layers:
+        return "the model keeps a cache of its own"
     num_devices = len({device for *_, device in target.layers})
     if num_devices > 1:
         return f"the layers are spread over {num_devices} devices"
@@ -87,17 +100,30 @@ def _weights(model) -> tuple[dict[str, int], int]:
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     tables = [m.weight for m in decoder.modules() if isinstance(m, nn.Embedding)]
-    whole = dict(head.state_dict(keep_vars=True)) if head is not None else {}
-    whole = {_place(tensor): tensor for tensor in whole.values() if torch.is_tensor(tensor)}
-    looked_up = {_place(table) for table in tables}
-    for tensor in decoder.state_dict(keep_vars=True).values():
-        if torch.is_tensor(tensor) and _place(tensor) not in looked_up:
+    whole = {_place(tensor): tensor for tensor in _stored(head)}
+    looked_up = {_place(part) for table in tables for part in _parts(table)}
+    for tensor in _stored(decoder):
+        if _place(tensor) not in looked_up:
             whole[_place(tensor)] = tensor
     by_dtype: dict[str, int] = {}
     for tensor in whole.values():
         name = str(tensor.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + tensor.nbytes
     return by_dtype, sum(table.nbytes // max(table.shape[0], 1) for table in tables)
+
+
+def _stored(module) -> list:
+    """The tensors of a module (or None) that hold numbers of their own."""
+    tensors = module.state_dict(keep_vars=True).values() if module is not None else ()
+    return [part for tensor in tensors if torch.is_tensor(tensor) for part in _parts(tensor)]
+
+
+def _parts(tensor) -> list:
+    """What a tensor stores: itself, or the tensors inside of one that quantisers make."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def _place(tensor) -> tuple:

@@ -6,43 +6,60 @@ import json
 import os
 from pathlib import Path
 
+from model.common.errors import BadInput, first_line
+from model.common.prompts.conversation import first_prompt
 from model.common.prompts.prompter import Prompter, load_tokenizer
-from model.common.records.meta import make_meta
-from model.common.records.writer import AnswerFile, sha256_text
+from model.common.records.meta import make_meta, question_totals
+from model.common.records.writer import AnswerFile, beside, sha256_text
+from model.common.target.gguf_files import gguf_file
 from model.common.target.loading import check_model_path
 
 BASELINE_SUFFIX = "-paired-baseline"
 
 
 def open_answers(method: str, args, questions: list[dict], path: Path) -> list[AnswerFile]:
-    """Create, resume or refuse the files of one run; the first is the method's.
-
-    The meta holds hashes of the questions asked and of their first prompts' ids.
-    """
+    """Create, resume or refuse the files of one run; the first is the method's."""
     check_model_path(args.model_path)
-    prompter = Prompter(load_tokenizer(args.model_path), args.template)
-    asked = [[q["question_id"], q["category"], q["turns"]] for q in questions]
-    prompts = [prompter.render(question["turns"], []) for question in questions]
-    hashes = {
-        "questions_sha256": sha256_text(json.dumps(asked)),
-        "prompts_sha256": sha256_text(json.dumps(prompts)),
-    }
+    prompter = Prompter.of(load_tokenizer(args.model_path), args.template, vars(args))
+    asked = fingerprints(prompter, questions)
+    hashes = question_totals(asked)
     meta = make_meta(method, args, hashes, model_folder(args.model_path), prompter.name)
-    meta["num_questions"] = len(questions)
+    meta |= {"num_questions": len(questions), "questions": asked}
     files = [AnswerFile(path, meta, args.overwrite)]
     if args.paired:
         exact = "greedy" if args.temperature == 0 else "exact sampling"
         own = {"method": "vanilla", "model_id": args.model_id + BASELINE_SUFFIX, "method_args": {}}
         own |= {"lossy": False, "acceptance": exact}
-        beside = path.with_name(f"{path.stem}{BASELINE_SUFFIX}.jsonl")
-        files.append(AnswerFile(beside, meta | own, args.overwrite))
+        files.append(AnswerFile(beside(path, BASELINE_SUFFIX), meta | own, args.overwrite))
     return files
 
 
+def fingerprints(prompter: Prompter, questions: list[dict]) -> dict[str, str]:
+    """{id: "QUESTION PROMPT"}, a meta's `questions`: what was asked, as two hashes of 16 digits."""
+    return {str(q["question_id"]): f"{asked_hash(q)} {prompt_hash(prompter, q)}" for q in questions}
+
+
+def asked_hash(question: dict) -> str:
+    """Of a question's category, turns and system text."""
+    asked = [question["category"], question["turns"], question.get("system")]
+    return sha256_text(json.dumps(asked))[:16]
+
+
+def prompt_hash(prompter: Prompter, question: dict) -> str:
+    """Of its first prompt's ids; "-" where the template refuses it, as the answer will say."""
+    prompt = first_prompt(prompter, question)
+    return "-" if prompt is None else sha256_text(json.dumps(prompt))[:16]
+
+
 def model_folder(path: str) -> Path:
-    """The directory of a model: itself, or a hub id's snapshot."""
+    """The directory of a model: itself, or a hub id's snapshot; of a GGUF model its file."""
+    if file := gguf_file(path):
+        return file
     if os.path.isdir(path):
         return Path(path)
-    from transformers.utils.hub import cached_file
+    from transformers.utils import cached_file
 
-    return Path(cached_file(path, "config.json")).parent
+    try:
+        return Path(cached_file(path, "config.json")).parent
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {first_line(error)}") from error

@@ -10,13 +10,10 @@ from pathlib import Path
 from model.common.args import ROOT
 from model.common.records import writer as record
 
+# which questions are asked: two runs that differ in these alone can be one file
+SELECTION = ("question_begin", "question_end", "question_ids", "categories", "limit_per_category")
 OWN_SHARED = (
     "bench_name",
-    "question_begin",
-    "question_end",
-    "question_ids",
-    "categories",
-    "limit_per_category",
     "num_choices",
     "max_new_tokens",
     "temperature",
@@ -30,6 +27,19 @@ OWN_SHARED = (
     "num_gpus_per_model",
     "scale_to",
 )
+# recorded as None where they change nothing, as in files older than the flags
+NEUTRAL = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "system_prompt": None,
+    "template_args": None,
+    "stop": None,
+    "stop_token_ids": None,
+    "ignore_eos": False,
+    "trust_remote_code": False,
+}
 NOT_METHOD = ("model_path", "model_id", "device", "num_threads", "num_gpus_total", "question_file")
 NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired")
 
@@ -47,10 +57,11 @@ def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> d
     device = torch_device(args.device)
     values = vars(args)
     shared = {name: values[name] for name in OWN_SHARED}
+    shared |= {name: None if values[name] == n else values[name] for name, n in NEUTRAL.items()}
     shared |= {
         "target": Path(args.model_path.rstrip("/")).name,
         "weights_sha256": record.sha256_weights(folder),
-        "config_sha256": record.sha256_file(folder / "config.json"),
+        "config_sha256": record.sha256_config(folder),
         **hashes,
         "template": template,
         "history_sha256": record.sha256_file(Path(args.history)) if args.history else None,
@@ -67,10 +78,20 @@ def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> d
         "acceptance": acceptance_name(args),
         "lossy": is_lossy(args),
         "shared": shared,
-        "method_args": _method_args(values, set(OWN_SHARED) | set(NOT_METHOD)),
+        "method_args": _method_args(values, {*OWN_SHARED, *NEUTRAL, *NOT_METHOD, *SELECTION}),
+        "selection": {name: values[name] for name in SELECTION},
         "arguments": {k: v for k, v in sorted(values.items())},
         "environment": _environment(device),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def question_totals(asked: dict[str, str]) -> dict[str, str]:
+    """The shared hashes of a meta's `questions`: of all that was asked, of all first prompts."""
+    parts = [(name, *digits.split(" ")) for name, digits in asked.items()]
+    return {
+        "questions_sha256": record.sha256_text("".join(f"{name} {q}\n" for name, q, _ in parts)),
+        "prompts_sha256": record.sha256_text("".join(f"{name} {p}\n" for name, _, p in parts)),
     }
 
 

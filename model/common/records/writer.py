@@ -38,6 +38,7 @@ from model.common.args import ROOT
 from model.common.errors import BadInput
 
 SCHEMA = 1
+BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
 MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts")  # of a meta, never compared
 
 
@@ -86,9 +87,28 @@ def answer_record(question: dict, model_id: str, choices: list[dict], error: str
     return record
 
 
+def beside(path: Path, ending: str) -> Path:
+    """NAME.jsonl -> NAME + ending + .jsonl; other names keep their suffix: a.json is no a.jsonl."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}{ending}.jsonl")
+
+
 def meta_path(path: Path) -> Path:
-    """NAME.jsonl -> NAME.meta.json."""
-    return path.with_name(path.stem + ".meta.json")
+    """NAME.jsonl -> NAME.meta.json, NAME.json -> NAME.json.meta.json."""
+    return beside(path, ".meta").with_suffix(".json")
+
+
+def read_meta(path: Path) -> dict | None:
+    """The meta beside an answer file, None where there is none."""
+    where = meta_path(path)
+    try:
+        meta = json.loads(where.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # not JSON, or no UTF-8
+        raise BadInput(f"{where}: not JSON: {error}; --overwrite starts anew") from error
+    if not isinstance(meta, dict):
+        raise BadInput(f"{where}: not a JSON object; --overwrite starts anew")
+    return meta
 
 
 SYNC_S = 1.0  # seconds between two waits for the disk
@@ -101,45 +121,44 @@ class AnswerFile:
     line on the disk would take as long as rendering its prompt.
 
     A file whose meta says the same run is resumed: whole lines stay, a half-written last one is
-    dropped, failed questions are tried again. Another run's file is refused unless overwrite is
-    given.
+    dropped, failed questions are tried again. The same run may ask other questions than before, if
+    it asks all that have an answer. Another run's file is refused unless overwrite is given.
     """
 
     def __init__(self, path: Path, meta: dict, overwrite: bool = False):
         self.path, self.meta = path, meta
-        self.records: dict[int, dict] = {}
+        self.records: dict[int | str, dict] = {}
         self.synced = time.monotonic()
+        bare = path.name.removesuffix(".jsonl")
+        twin = path.with_name(bare if bare != path.name else f"{bare}.jsonl")
+        if twin.is_file():
+            raise BadInput(f"{path}: its meta file is that of {twin.name}; choose another name")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 path.unlink(missing_ok=True)  # first: old answers never stand beside the new meta
             elif path.exists() and path.stat().st_size:
-                self._check_same_run()
+                old = self._check_same_run()
                 self.records = whole_lines(path)
+                check_questions(path, self.records, old, meta)
                 self._check_resumable()
             _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
             self._rewrite()
         except OSError as error:
             raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
 
-    def _check_same_run(self) -> None:
-        beside = meta_path(self.path)
-        try:
-            old = json.loads(beside.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            old = None
-        except ValueError as error:  # not JSON, or no UTF-8
-            raise BadInput(f"{beside}: not JSON: {error}; --overwrite starts anew") from error
+    def _check_same_run(self) -> dict:
+        old = read_meta(self.path)
         if old is None:
-            raise BadInput(f"{self.path}: exists without {beside.name}; --overwrite replaces it")
-        if not isinstance(old, dict):
-            raise BadInput(f"{beside}: not a JSON object; --overwrite starts anew")
+            where = meta_path(self.path).name
+            raise BadInput(f"{self.path}: exists without {where}; --overwrite replaces it")
         field = first_difference(identity(old), identity(self.meta))
         if field:
             raise BadInput(
                 f"{self.path}: answers of another run ({field}); --overwrite replaces them"
             )
         self.keep_measured(old)
+        return old
 
     def keep_measured(self, old: dict) -> None:
         """Take over what an earlier process, or a worker, measured for answers of this file."""
@@ -160,7 +179,7 @@ class AnswerFile:
         lines = [json.dumps(record, ensure_ascii=False) for record in self.records.values()]
         _write_atomic(self.path, "".join(line + "\n" for line in lines))
 
-    def is_done(self, question_id: int) -> bool:
+    def is_done(self, question_id: int | str) -> bool:
         return question_id in self.records
 
     def add(self, record: dict) -> None:
@@ -182,7 +201,7 @@ class AnswerFile:
         self.meta.update(facts)
         _write_atomic(meta_path(self.path), json.dumps(self.meta, indent=1) + "\n")
 
-    def finish(self, order: list[int], facts: dict | None = None) -> None:
+    def finish(self, order: list[int | str], facts: dict | None = None) -> None:
         """Put the lines into the questions' order; note the method's facts in the meta."""
         if facts:
             self.note({"method_facts": facts})
@@ -193,8 +212,13 @@ class AnswerFile:
             self._sync()
 
 
-def whole_lines(path: Path) -> dict[int, dict]:
+def whole_lines(path: Path) -> dict[int | str, dict]:
     """Answers by question id, without failed questions and a half-written last line."""
+    return {i: record for i, record in all_lines(path).items() if "error" not in record}
+
+
+def all_lines(path: Path) -> dict[int | str, dict]:
+    """Lines by question id, failed questions among them, without a half-written last one."""
     records = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -207,7 +231,22 @@ def whole_lines(path: Path) -> dict[int, dict]:
             if number == len(lines):
                 break
             raise BadInput(f"{path}:{number}: broken line; --overwrite starts anew") from error
-    return {i: record for i, record in records.items() if "error" not in record}
+    return records
+
+
+def check_questions(path: Path, answered, old: dict, new: dict) -> None:
+    """Refuse a resumed file with an answer to a question that the new meta asks otherwise, or not.
+
+    answered: ids; old, new: metas.
+    """
+    before, asked = (meta.get("questions") or {} for meta in (old, new))
+    for name in map(str, answered):
+        if before.get(name) == asked.get(name):
+            continue
+        what = "is not among this run's questions" if name not in asked else "is another one now"
+        raise BadInput(
+            f"{path}: question {name}, which has an answer, {what}; --overwrite replaces the file"
+        )
 
 
 def _write_atomic(path: Path, text: str) -> None:
@@ -220,9 +259,12 @@ def _write_atomic(path: Path, text: str) -> None:
 
 
 def identity(meta: dict) -> dict:
-    """What makes two runs the same run: everything but when and where it was written."""
+    """What makes two runs the same run: all but when, where and for which questions it was made."""
     keys = ("schema", "method", "model_id", "acceptance", "lossy", "shared", "method_args")
-    return {key: meta.get(key) for key in keys}
+    found = {key: meta.get(key) for key in keys}
+    if isinstance(found["shared"], dict):
+        found["shared"] = {k: v for k, v in found["shared"].items() if k not in BY_QUESTION}
+    return found
 
 
 def first_difference(old: dict, new: dict, name: str = "") -> str:
@@ -250,9 +292,12 @@ def sha256_file(path: Path) -> str:
     if real.parent.name == "blobs" and len(real.name) == 64:
         return real.name
     digest = hashlib.sha256()
-    with path.open("rb") as data:
-        while block := data.read(1 << 22):
-            digest.update(block)
+    try:
+        with path.open("rb") as data:
+            while block := data.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -262,7 +307,13 @@ def sha256_weights(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt"))
+    files = [p for p in files or sorted(path.glob("*.gguf")) if p.is_file()]
     return sha256_text("".join(f"{p.name} {sha256_file(p)}\n" for p in files))
+
+
+def sha256_config(path: Path) -> str:
+    """Of a model directory's config.json; a GGUF file holds its own."""
+    return sha256_weights(path) if path.is_file() else sha256_file(path / "config.json")
 
 
 HARNESS = ("contract", "loop", "target", "heads")  # folders of model/common

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.common.errors import BadInput, one_line
+from model.common.errors import Unsupported, one_line
 
 NAME = "specgauge"  # in transformers' attention registry
 
@@ -142,14 +142,14 @@ def attention_modules(model) -> list[tuple]:
         with torch.inference_mode():
             model(token, position_ids=token, use_cache=False, cache_columns=token)
     except Exception as error:  # an old model's own forward may trip over anything
-        raise BadInput(
+        raise Unsupported(
             f"model type {model.config.model_type}: it cannot be read without a cache of its own: "
             f"{one_line(error)}"
         ) from error
     finally:
         AttentionInterface.register(NAME, cached_attention)
     if not found:
-        raise BadInput(
+        raise Unsupported(
             f"model type {model.config.model_type}: its attention cannot be given a cache; "
             "it is not supported"
         )
@@ -212,7 +212,7 @@ def mask_kinds(config) -> dict[str, int | None]:
     window = getattr(config, "sliding_window", None)
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
-        raise BadInput(
+        raise Unsupported(
             f"model type {config.model_type}: {', '.join(sorted(unknown))} is not supported"
         )
     if "sliding_attention" in kinds:

@@ -9,6 +9,8 @@ cache goes back to 11 rows, and of the draft's rows the first stays.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from model.common.contract.drafter import Needs, Step
 from model.common.errors import BadInput
 from model.common.target.loading import check_model_path, load_target
 from model.common.target.model import Target
+
+NAMED = 8  # tokens of differing vocabularies that a line names
 
 
 class DraftModel:
@@ -42,7 +46,7 @@ class DraftModel:
 
     def start(self, prompt: Step) -> None:
         """Read the prompts of prompt.slots; their last tokens stay unread, as their roots."""
-        lengths = [len(ids) - 2 for ids in prompt.host_ids]
+        lengths = [len(ids) - 1 for ids in prompt.host_ids]
         ids = prompt.tokens.clamp(0, self.last_id).to(self.model.device)
         self.model.prefill(prompt.slots, ids, lengths, Needs())
         for slot, ids, most in zip(prompt.slots, prompt.host_ids, prompt.max_lengths):
@@ -94,25 +98,55 @@ class DraftModel:
         return logits[:, -1], {name: rows[:, -1] for name, rows in states.items()}
 
 
-def load_draft_model(args, target: Target, usual: str | None = None) -> Target:
+def load_draft_model(args, target: Target, usual: str | None = None, trees: bool = False) -> Target:
     """The draft model in the target's dtype and runtime; one with other token ids is refused.
 
-    usual: size of its twin in this method, see shapes.draft_shape().
+    usual: size of its twin in this method, see shapes.draft_shape(); trees: the method reads trees
+    with it.
     """
-    from model.common.prompts.prompter import load_tokenizer
     from model.common.target.twin.shapes import draft_shape
 
     check_model_path(args.drafter_path)
-    own = load_tokenizer(args.drafter_path).get_vocab()
-    wanted = load_tokenizer(args.model_path).get_vocab()
-    if own != wanted:
-        token = next(t for t in {**wanted, **own} if own.get(t) != wanted.get(t))
-        raise BadInput(
-            f"--drafter-path: the vocabulary of {args.drafter_path} ({len(own)} tokens) is not "
-            f"that of {args.model_path} ({len(wanted)} tokens): {token!r} is {own.get(token)} in "
-            f"the first and {wanted.get(token)} in the second"
-        )
+    check_vocabularies(args.drafter_path, args.model_path)
     device = args.drafter_device or str(target.device)
-    return load_target(
+    model = load_target(
         args.drafter_path, args.dtype, device, args.runtime, scale_to=draft_shape(args, usual)
     )
+    if not model.reads_trees and (trees or args.batch_size > 1):
+        why = "can only read chains" if trees else "reads one question at a time (--batch-size 1)"
+        kind = model.config.model_type
+        raise BadInput(f"--drafter-path: model type {kind} keeps a cache of its own and {why}")
+    return model
+
+
+def check_vocabularies(draft_path: str, target_path: str) -> None:
+    """Refuse a draft model whose tokenizer gives a token of text another id than the target's.
+
+    Special and added tokens may differ, as between sizes of a family: a line on stderr names them.
+    They cost acceptance alone. Ids that the draft model lacks are read as its last one, and it is
+    never asked for ids that the target lacks.
+    """
+    from model.common.prompts.prompter import load_tokenizer
+
+    draft, target = load_tokenizer(draft_path), load_tokenizer(target_path)
+    own, wanted = draft.get_vocab(), target.get_vocab()
+    every = sorted(own | wanted, key=lambda token: wanted.get(token, own.get(token)))
+    differ = [token for token in every if own.get(token) != wanted.get(token)]
+    free = {token for one in (draft, target) for token in one.get_added_vocab()}
+    free.update(draft.all_special_tokens, target.all_special_tokens)
+    if refused := [token for token in differ if token not in free]:
+        token = refused[0]
+        raise BadInput(
+            f"--drafter-path: the vocabulary of {draft_path} ({len(own)} tokens) is not "
+            f"that of {target_path} ({len(wanted)} tokens): {token!r} is {own.get(token)} in "
+            f"the first and {wanted.get(token)} in the second"
+        )
+    if differ:
+        named = [f"{token!r} ({own.get(token)}, {wanted.get(token)})" for token in differ[:NAMED]]
+        more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
+        print(
+            f"--drafter-path: {draft_path} and {target_path} differ in special or added tokens "
+            f"(ids in the first and second): {', '.join(named)}{more}; drafts around them will be "
+            "refused",
+            file=sys.stderr,
+        )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-import pickle
 
 import torch
-from safetensors import SafetensorError
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, Unsupported
+from model.common.remote_code import check_needed, trusted
+from model.common.target.attention import NAME, register
+from model.common.target.gguf_files import check_taken, complete_config, gguf_file, pretrained
 from model.common.target.model import Target
-
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+from model.common.target.quantised import (
+    check_known,
+    failure,
+    may_be_missing,
+    refuse_quantised,
+    settle_dtype,
+)
+from model.common.target.runtime import tell_once
 
 
 def load_target(
@@ -29,6 +36,9 @@ def load_target(
     a shape in shapes.SHAPES, or its numbers, for the model's twin of that size.
     """
 
+    if scale_to is None and offload is None:
+        return _own_size(path, dtype, device, runtime, num_gpus)
+
     def model_on(device: str):
         if scale_to is None:
             return load_model(path, dtype, device, num_gpus), None
@@ -43,10 +53,41 @@ def load_target(
 
     folder, where = private_folder(offload), torch_device(device)
     model, twin = model_on("cpu")
+    refuse_quantised(model, f"{path}: --offload")
     stream = LayerStream(model, where, offload, folder)
     target = Target(model, runtime, twin)
     target.facts = stream.facts
     return target
+
+
+def _own_size(path: str, dtype: str, device: str, runtime: str, num_gpus: int) -> Target:
+    """A Target that reads as transformers does; on its own cache where ours does not serve it."""
+    from model.common.target.self_check import check
+
+    try:
+        target = Target(load_model(path, dtype, device, num_gpus), runtime)
+        check(target)
+        return target
+    except Unsupported as refusal:
+        reason = str(refusal).removesuffix("; it is not supported")
+    if runtime != "eager":
+        raise BadInput(f"{path}: {reason}; on its own cache it needs --runtime eager")
+    try:
+        target = load_plain(path, dtype, device, num_gpus)
+        check(target)
+    except Unsupported as refusal:
+        raise BadInput(f"{path}: {refusal}") from refusal
+    tell_once(f"{path}: {reason}: chains only, on transformers' own cache")
+    return target
+
+
+def load_plain(path: str, dtype: str, device: str, num_gpus: int = 1) -> Target:
+    """A target on transformers' own cache and attention, untouched."""
+    from model.common.target.own_cache import EncoderDecoderTarget, OwnCacheTarget
+
+    model = load_model(path, dtype, device, num_gpus, attention=None)
+    kind = EncoderDecoderTarget if model.config.is_encoder_decoder else OwnCacheTarget
+    return kind(model)
 
 
 def torch_device(name: str) -> torch.device:
@@ -61,47 +102,94 @@ def torch_device(name: str) -> torch.device:
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def load_model(path: str, dtype: str, device: str, num_gpus: int = 1):
-    """transformers' AutoModelForCausalLM; every failure is one line of BadInput."""
-    from transformers import AutoModelForCausalLM
+def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention: str | None = NAME):
+    """transformers' own class for a model; every failure is one line of BadInput.
 
-    from model.common.target.attention import NAME, register
+    attention: its implementation, ours or (None) transformers' choice. Raises Unsupported where a
+    model cannot be given ours.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig
 
     check_model_path(path)
-    where = torch_device(device)
+    where, config = torch_device(device), None
     register()
     try:
         place = {"": where} if num_gpus == 1 else "auto"
         if num_gpus > 1:
             limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=getattr(torch, dtype),
-            attn_implementation=NAME,
-            device_map=place,
-            max_memory=limits if num_gpus > 1 else None,
-        )
-    except LOAD_ERRORS as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise BadInput(f"{path}: cannot be loaded: {lines[0] if lines else error!r}") from error
-    check_tensors(path, report)
+        with pretrained(path) as (source, more):
+            config = _config(path, source, more)
+            kind = AutoModelForCausalLM
+            if config.is_encoder_decoder:
+                if attention is not None:
+                    raise Unsupported("it is an encoder-decoder model")
+                kind = AutoModelForSeq2SeqLM
+            if more:
+                more |= {"quantization_config": GgufConfig(dequantize=True)}
+            model, report = kind.from_pretrained(
+                source,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                device_map=place,
+                max_memory=limits if num_gpus > 1 else None,
+                trust_remote_code=trusted(),
+                **more,
+            )
+    except BadInput:
+        raise
+    except Exception as error:  # of many kinds: of its code, its quantiser's, the file system's
+        check_needed(path, error)
+        if attention is not None and isinstance(error, KeyError) and error.args == (attention,):
+            raise Unsupported("its attention is one of its own") from error
+        raise BadInput(f"{path}: cannot be loaded: {failure(config, error)}") from error
+    check_tensors(path, report, may_be_missing(model))
+    settle_dtype(path, config, model, getattr(torch, dtype))
+    if more:
+        check_taken(path, model)
+        config.name_or_path = model.config.name_or_path = path
     return model.eval()
 
 
-def check_tensors(path: str, report) -> None:
-    """Refuse weights that lack a tensor or hold one of another shape: it would be random."""
+def _config(path: str, source: str, more: dict):
+    """A model's config, checked and completed; source, more: of pretrained()."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted(), **more)
+    check_known(path, config)
+    if os.path.isfile(os.path.join(source, "generation_config.json")):
+        GenerationConfig.from_pretrained(source)  # a broken one would be passed over, with its ends
+    if more:
+        complete_config(path, config)
+    return config
+
+
+def check_tensors(path: str, report, optional: tuple[str, ...] = ()) -> None:
+    """Refuse weights that lack a tensor or hold one of another shape: it would be random.
+
+    optional: endings of names that may be missing.
+    """
     for name, *shapes in sorted(report["mismatched_keys"]):
         found, expected = (tuple(shape) for shape in shapes[:2])
         raise BadInput(f"{path}: tensor {name} is {found}, the config says {expected}")
-    missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith(optional))
     if missing:
         raise BadInput(f"{path}: no tensor {missing[0]} ({len(missing)} missing)")
+    extra = sorted(report["unexpected_keys"])
+    if extra:
+        tell_once(f"{path}: the model has no place for tensor {extra[0]} ({len(extra)} left out)")
 
 
 def check_model_path(path: str) -> None:
-    """Refuse a missing path or one without config.json before transformers asks a hub."""
+    """Refuse a path that is no model's before transformers asks a hub; see gguf_file() too."""
+    if gguf_file(path) is None:
+        check_directory(path)
+
+
+def check_directory(path: str) -> None:
+    """Refuse a missing path or one without config.json."""
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")):
             raise BadInput(f"{path}: not a model directory (no config.json)")

@@ -6,6 +6,7 @@ our cache. A prompt is never recorded as a graph.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.sequence import padded
+from model.common.errors import BadInput
 from model.common.loop.ranking import top_ids
 from model.common.target.attention import additive, attention_modules, mask_kinds, rows_mask
 from model.common.target.cache import CachedModel
+from model.common.target.longrope import LongRope, rope_boundary
 from model.common.target.runtime import make_runtime
 
 PREFILL_CHUNK = 2048  # rows per prompt forward
@@ -33,19 +36,29 @@ class Target(CachedModel):
     """A causal language model that reads chains and trees of rows behind a cached prefix.
 
     twin  a twin.Twin where it is a small model at a large one's size
+    rope  a longrope.LongRope where its rotary factors depend on a sequence's length
     """
 
     def __init__(self, model, runtime: str = "eager", twin=None):
         torch.backends.cuda.enable_cudnn_sdp(False)  # takes up to 0.4 s for every new shape
-        self.model, self.twin = model.eval(), twin
-        self.config = model.config.get_text_config()
         layers = attention_modules(model)
         super().__init__(layers, model.device, model.dtype, make_runtime(runtime, model.device))
-        self.vocab_size = self.config.vocab_size
+        self._describe(model, twin)
         self.kinds = mask_kinds(self.config)
         for layer in decoder_layers(model, [module for module, *_ in layers]):
             layer.forward = self.runtime.compiled(layer.forward)
         self.step = self.runtime.captured(self._rows)
+
+    reads_trees = True  # and several slots
+    plain_states = True  # hidden states are rows of hidden_size numbers
+
+    def _describe(self, model, twin) -> None:
+        """What every kind of target has."""
+        self.model, self.twin = model.eval(), twin
+        self.config = model.config.get_text_config(decoder=True)
+        self.vocab_size = self.config.vocab_size
+        boundary = rope_boundary(self.config)
+        self.rope = None if boundary is None else LongRope(model, boundary)
 
     def facts(self) -> dict:
         """What a report should say of how it is run, as Drafter.facts()."""
@@ -71,6 +84,37 @@ class Target(CachedModel):
         """Positions the model was built for, None = unbounded."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    def fitting(self, num_prompt: int, limit: int) -> int:
+        """New tokens, at most `limit`, that a prompt leaves room for; none is bad input."""
+        context = self.context
+        if context is not None:
+            if num_prompt >= context:
+                raise BadInput(
+                    f"prompt of {num_prompt} tokens does not fit the context of {context}"
+                )
+            limit = min(limit, context - num_prompt)
+        switch = self.rope and self.rope.boundary
+        if switch and num_prompt <= switch < num_prompt + limit:
+            raise BadInput(
+                f"a prompt of {num_prompt} tokens and {limit} new ones cross token {switch}, where "
+                f"longrope changes its factors: --max-new-tokens {switch - num_prompt} fits"
+            )
+        return limit
+
+    def refuses(self, drafter: Drafter, num_slots: int) -> str | None:
+        """Why it cannot run a drafter in B slots; None where it can."""
+        if drafter.needs.hidden and not self.plain_states:
+            return (
+                f"model type {self.config.model_type}: its hidden states are no rows of "
+                f"{self.config.hidden_size} numbers, which this method's heads read"
+            )
+        return None
+
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        super().reserve(num_slots, capacity)
+        if self.rope is not None:
+            self.rope.reserve(num_slots)
+
     @torch.inference_mode()
     def prefill(self, slots: list[int], ids: Tensor, lengths: list[int], needs: Needs) -> Prefilled:
         """Read right-padded prompts ids [S, P] into these slots, which are emptied."""
@@ -79,6 +123,8 @@ class Target(CachedModel):
         some = None if len(slots) == cache.num_slots else owner
         self.make_room(longest)
         cache.clear(slots)
+        if self.rope is not None:
+            self.rope.start(slots, lengths)
         logits, pieces, best = None, [], []
         for begin in range(0, longest, PREFILL_CHUNK):
             chunk = ids[:, begin : begin + PREFILL_CHUNK]
@@ -100,6 +146,13 @@ class Target(CachedModel):
         cache.rewind(torch.tensor(lengths), slots)
         joined = {name: torch.cat([piece[name] for piece in pieces], 1) for name in needs.hidden}
         return Prefilled(logits, joined, torch.cat(best, 1) if best else None)
+
+    def whole(self, ids: list[int]) -> Tensor:
+        """The model's own logits [n, V] of a sequence, without a cache."""
+        if self.rope is not None:
+            self.rope.chosen = torch.tensor([len(ids) > self.rope.boundary], device=self.device)
+        tokens = torch.tensor([ids], device=self.device)
+        return self.model(tokens, use_cache=False).logits[0]
 
     @torch.inference_mode()
     def rehearse(self, drafter: Drafter, prompt: list[int]) -> list[list[int]]:
@@ -127,7 +180,10 @@ class Target(CachedModel):
         return [repeated[:end] for end in ends if runtime.static and end + 64 < cache.capacity]
 
     def padded(self, draft: Draft, drafter: Drafter) -> Draft:
-        """The draft at one of the shapes that a static runtime knows; as it is elsewhere."""
+        """The draft with ids that the target lacks made inert (a corpus may hold added tokens); at
+        one of the shapes that a static runtime knows."""
+        tokens = draft.tokens.masked_fill(draft.tokens >= self.vocab_size, -1)
+        draft = replace(draft, tokens=tokens)
         if not self.runtime.static:
             return draft
         num_nodes = self.runtime.num_nodes(draft.tokens.shape[1], drafter.max_nodes)
@@ -181,6 +237,8 @@ class Target(CachedModel):
             )
             for kind, window in self.kinds.items()
         }
+        if self.rope is not None:
+            self.rope.choose(slots)
         out = self.model(
             input_ids=tokens,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),

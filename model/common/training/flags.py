@@ -14,7 +14,7 @@ FREE = {"data", "output", "device", "num_threads", "log_every", "save_every_s", 
 FREE |= {"features", "fresh"}
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The docstring as it stands, and every flag's default."""
 
 
@@ -24,7 +24,7 @@ def make_parser(prog: str, doc: str, add_args, defaults: dict | None = None) -> 
     add_args(group)  adds the flags that only it has
     defaults         {dest: value}, the method's published recipe
     """
-    parser = Parser(prog=prog, description=doc, formatter_class=_Help)
+    parser = Parser(prog=prog, description=doc, formatter_class=Help)
     add_args(parser.add_argument_group("the method's own"))
     _add_data(parser.add_argument_group("target and data"))
     _add_recipe(parser.add_argument_group("recipe"))
@@ -37,16 +37,15 @@ def make_parser(prog: str, doc: str, add_args, defaults: dict | None = None) -> 
 
 
 def _add_data(group):
-    group.add_argument("--model-path", required=True, help="frozen target: directory or hub id")
-    group.add_argument("--data", required=True, help="conversations in ShareGPT form, .json(l)")
-    group.add_argument("--output", required=True, help="directory of the head, made if missing")
-    group.add_argument("--template", help="FastChat template or plain; none: the tokenizer's")
-    group.add_argument("--max-length", type=at_least(2), default=2048, help="cut rows here, tokens")
-    group.add_argument(
-        "--held-out", type=between(0, 0.9), default=0.02, help="share of conversations to test on"
-    )
-    group.add_argument("--dtype", choices=DTYPES, default="float16", help="target's precision")
-    group.add_argument(
+    add = group.add_argument
+    add("--model-path", required=True, help="frozen target: directory or hub id")
+    add("--data", required=True, help="conversations in ShareGPT form, .json(l)")
+    add("--output", required=True, help="directory of the head, made if missing")
+    add("--template", help="FastChat template or plain; none: the tokenizer's")
+    add("--max-length", type=at_least(2), default=2048, help="cut rows here, tokens")
+    add("--held-out", type=between(0, 0.9), default=0.02, help="share of data to test on")
+    add("--dtype", choices=DTYPES, default="float16", help="target's precision")
+    add(
         "--features",
         choices=("compute", "cache"),
         default="compute",
@@ -55,56 +54,31 @@ def _add_data(group):
 
 
 def _add_recipe(group):
-    group.add_argument(
-        "--num-tokens", type=at_least(1), help="tokens to train on, no padding; none: one epoch"
-    )
-    group.add_argument(
-        "--batch-tokens", type=at_least(1), default=8192, help="padded tokens of a batch, at most"
-    )
-    group.add_argument(
-        "--accumulate", type=at_least(1), default=1, help="batches per optimizer step, per process"
-    )
-    group.add_argument("--learning-rate", type=between(0, 10), default=1e-3, help="peak")
-    group.add_argument(
-        "--weight-decay", type=between(0, 10), default=0.0, help="of AdamW, on matrices only"
-    )
-    group.add_argument(
-        "--betas", type=between(0, 0.9999999), nargs=2, default=[0.9, 0.999], help="of AdamW"
-    )
-    group.add_argument("--warmup", type=between(0, 1), default=0.1, help="share of the budget")
-    group.add_argument(
-        "--schedule", choices=("cosine", "linear", "constant"), default="cosine", help="after it"
-    )
-    group.add_argument(
-        "--min-rate", type=between(0, 1), default=0.0, help="where it ends, share of the peak"
-    )
-    group.add_argument(
-        "--clip-norm", type=between(0, 1e9), default=0.0, help="gradient norm, at most; 0 = any"
-    )
-    group.add_argument(
-        "--clip-value", type=between(0, 1e9), default=0.0, help="gradient entry, at most; 0 = any"
-    )
-    group.add_argument(
-        "--seed", type=at_least(0), default=0, help="of weights, order of the data, noise"
-    )
-    group.add_argument(
-        "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the head"
-    )
+    add, any_size = group.add_argument, between(0, 1e9)
+    add("--num-tokens", type=at_least(1), help="tokens to train on, no padding; none: one epoch")
+    add("--batch-tokens", type=at_least(1), default=8192, help="padded tokens of a batch, at most")
+    add("--accumulate", type=at_least(1), default=1, help="batches per step, per process")
+    add("--learning-rate", type=between(0, 10), default=1e-3, help="peak")
+    add("--weight-decay", type=between(0, 10), default=0.0, help="of AdamW, on matrices only")
+    add("--betas", type=between(0, 0.9999999), nargs=2, default=[0.9, 0.999], help="of AdamW")
+    add("--warmup", type=between(0, 1), default=0.1, help="share of the budget")
+    add("--schedule", choices=("cosine", "linear", "constant"), default="cosine", help="after it")
+    add("--min-rate", type=between(0, 1), default=0.0, help="where it ends, share of the peak")
+    add("--clip-norm", type=any_size, default=0.0, help="gradient norm, at most; 0 = any")
+    add("--clip-value", type=any_size, default=0.0, help="gradient entry, at most; 0 = any")
+    add("--seed", type=at_least(0), default=0, help="of weights, order of the data, noise")
+    kinds = ("no", "bf16", "fp16")
+    add("--mixed-precision", choices=kinds, default="no", help="of the head")
 
 
 def _add_run(group):
-    group.add_argument(
-        "--device", choices=("auto", "cpu"), default="auto", help="auto: as accelerate finds it"
-    )
-    group.add_argument("--num-threads", type=at_least(1), help="CPU threads; none: PyTorch's")
-    group.add_argument("--log-every", type=at_least(1), default=50, help="steps per progress line")
-    group.add_argument(
-        "--save-every-s", type=between(0, 1e9), default=180.0, help="seconds per checkpoint"
-    )
-    group.add_argument(
-        "--eval-every", type=at_least(1), default=500, help="steps per held-out evaluation"
-    )
-    group.add_argument("--fresh", action="store_true", help="train anew despite what OUTPUT holds")
+    add = group.add_argument
+    add("--device", choices=("auto", "cpu"), default="auto", help="auto: as accelerate finds it")
+    add("--num-threads", type=at_least(1), help="CPU threads; none: PyTorch's")
+    add("--log-every", type=at_least(1), default=50, help="steps per progress line")
+    add("--save-every-s", type=between(0, 1e9), default=180.0, help="seconds per checkpoint")
+    add("--eval-every", type=at_least(1), default=500, help="steps per held-out evaluation")
+    add("--fresh", action="store_true", help="train anew despite what OUTPUT holds")
 
 
 def check(args) -> None:

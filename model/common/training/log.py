@@ -16,8 +16,9 @@ class Mean:
     """
 
     def __init__(self, state: dict | None = None):
-        self.sums, self.weight = dict((state or {}).get("sums", {})), (state or {}).get("weight", 0)
-        self.counts = dict((state or {}).get("counts") or dict.fromkeys(self.sums, self.weight))
+        state = state or {"sums": {}, "counts": {}, "weight": 0}
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self.weight = state["weight"]
 
     def add(self, values: dict, weight: int) -> None:
         """values: tensors or numbers of one batch."""

@@ -49,6 +49,52 @@ class HeadTraining:
         raise NotImplementedError
 
 
+class ModelTraining(HeadTraining):
+    """A method that trains a whole causal model: in float32, saved as transformers does.
+
+    tokenizer  of --model-path, saved beside it
+    """
+
+    needs = ()
+
+    def __init__(self, args):
+        from model.common.prompts.prompter import load_tokenizer
+
+        if args.features == "cache":
+            raise BadInput("--features cache: all weights are trained, there is nothing to keep")
+        self.args, self.tokenizer = args, load_tokenizer(args.model_path)
+
+    def train_all(self, module) -> None:
+        """Take the model that is trained; of its generation config only ids stay.
+
+        Some of its other fields cannot be saved, which would be found out after the training.
+        """
+        from transformers import GenerationConfig
+
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        own = {name: getattr(module.generation_config, name, None) for name in names}
+        module.generation_config = GenerationConfig(**own)
+        self.module = module.train().requires_grad_(True)
+        self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        if self.args.gradient_checkpointing:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save(self, folder):
+        """Write the model and its tokenizer."""
+        self.module.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        for name, buffer in self.buffers.items():  # rounding them with the weights would be wrong
+            module, _, own = name.rpartition(".")
+            setattr(self.module.get_submodule(module), own, buffer)
+
+
+def add_checkpointing(parser) -> None:
+    """The flag that ModelTraining reads."""
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, a third more time"
+    )
+
+
 def main(prog: str, doc: str, add_args, make_method, defaults: dict, argv=None, load=None) -> None:
     """A method's train.py: train and exit: 0, 2 on bad input, 130 if interrupted.
 
@@ -212,7 +258,10 @@ class Trainer:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 loss, metrics = self.model(batch)
                 accelerator.backward(loss / len(mine))
-            self.window.add({"loss": loss.detach(), **metrics}, int(batch.mask.sum()))
+            value = float(loss.detach())
+            if not math.isfinite(value):  # no weight has changed, no checkpoint has it
+                raise BadInput(f"step {done['steps'] + 1}: the loss is {value}")
+            self.window.add({"loss": value, **metrics}, int(batch.mask.sum()))
         if args.clip_value:
             accelerator.clip_grad_value_(self.model.parameters(), args.clip_value)
         if args.clip_norm:
@@ -224,8 +273,6 @@ class Trainer:
     def report(self) -> None:
         """Log the means since the last report."""
         means, done = self.window.take(), self.done
-        if not math.isfinite(means["loss"]):
-            raise BadInput(f"step {done['steps']}: the loss is {means['loss']}")
         done["loss"] = means["loss"]
         done["metrics"] = {name: value for name, value in means.items() if name != "loss"}
         rate = self.optimizer.param_groups[0]["lr"]
@@ -236,10 +283,13 @@ class Trainer:
             | {**means, "tokens_per_s": speed, "seconds": round(done["seconds"], 1)}
         )
 
-    def report_held_out(self) -> dict:
+    def report_held_out(self, weights: str = "") -> dict:
         """Log the held-out means and return them; {} where nothing is held out."""
         means = self.evaluate()
         if means:
+            if not math.isfinite(means["loss"]):
+                step, loss = self.done["steps"], means["loss"]
+                raise BadInput(f"step {step}: the held-out loss{weights} is {loss}")
             counts = {"step": self.done["steps"], "tokens": self.done["tokens"]}
             self.log.write(counts | {f"held_out_{name}": mean for name, mean in means.items()})
         return means
@@ -280,7 +330,7 @@ class Trainer:
         module = self.method.module.to(half)
         self.method.save(self.folder)
         module.float()
-        means = self.report_held_out()
+        means = self.report_held_out(f" of weights in {half}")
         facts = {"held_out": means, "half": str(half).removeprefix("torch."), **self.done}
         facts["device"] = device_name(self.accelerator.device)
         facts |= {"data_sha256": self.data_sha256, "conversations": self.data.num_conversations}

@@ -1,15 +1,18 @@
 """What the tests of EAGLE's versions share: tiny targets and the three kinds."""
 
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from conftest import SHAPE, make_model, make_prompts
 from eagle_dirs import eagle3_dir, eagle_dir
 from eagle_slow import SlowHead, differing, dynamic_paths, static_paths
 
 from model.common import args as arguments
 from model.common.contract.static_tree import StaticTree, read_tree
+from model.common.target.model import Target
 from model.eagle import inference_eagle
 from model.eagle.drafter import StaticEagleDrafter
 from model.eagle.head import load_eagle
@@ -60,14 +63,15 @@ class Kind(NamedTuple):
 
     @property
     def load(self):
-        """(folder, target) -> head."""
+        """(folder, target, ...) -> head."""
         return load_eagle3 if self.version == 3 else load_eagle
 
     def new_head(self, folder, **changes):
         """A random head for tiny_model(), EAGLE-3's over 11 of its 17 tokens."""
         path = config_dir(Path(folder) / "target")
         if self.version == 3:
-            return eagle3_dir(Path(folder) / "head", path, SMALL_VOCAB, **changes)
+            changes = {"draft_vocab": SMALL_VOCAB, **changes}
+            return eagle3_dir(Path(folder) / "head", path, **changes)
         return eagle_dir(Path(folder) / "head", path, **changes)
 
     def drafter(self, head, layout=None):
@@ -76,10 +80,10 @@ class Kind(NamedTuple):
             return StaticEagleDrafter(head, StaticTree(layout, "cpu"))
         return DynamicEagleDrafter(head, *layout)
 
-    def slow_steps(self, recording, model, folder, fault=None, layout=None):
+    def slow_steps(self, recording, model, folder, fault=None, layout=None, layers=None):
         """(drafts that the slow reference does not draft, drafts)."""
         layout = layout or self.layout
-        slow = SlowHead(folder, model, self.version, fault)
+        slow = SlowHead(folder, model, self.version, fault, layers)
         if self.version == 1:
             return differing(recording, slow, lambda best: static_paths(best, layout))
         return differing(recording, slow, lambda best: dynamic_paths(best, *layout))
@@ -90,3 +94,9 @@ KINDS = {
     "eagle2": Kind(2, LOOPY, SMALL_SIZE, FAULTS),
     "eagle3": Kind(3, DEEP, SMALL_SIZE, (*FAULTS, "normed", "ids")),
 }
+
+
+@functools.cache
+def target_of(name, dtype=torch.float64):
+    """A tiny target for a kind; in float64 near-ties do not reorder candidates."""
+    return Target(tiny_model(**KINDS[name].shape, dtype=dtype))

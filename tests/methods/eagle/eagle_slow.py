@@ -7,6 +7,7 @@ acceptance only; a reference that makes one must disagree with the drafts.
     features  another state of the target                   residual is the normed feature
     shift     row i reads token i, not i + 1      normed    EAGLE-3: the normed output is recycled
     position  tree rows sit at their tokens'      ids       EAGLE-3: d2t holds ids, not offsets
+    or a field of the config, which is overlooked
 """
 
 import copy
@@ -36,18 +37,24 @@ class SlowHead:
     """A head's directory and a plain target. begin(ids), then after(path) for any path of tokens.
 
     after(path) -> (output [H], logits [V_d]) of the row that reads the path's last token.
+    layers: of the target whose inputs EAGLE-3 reads, None = the usual three
     """
 
-    def __init__(self, folder, model, version=1, fault=None):
-        self.config = read_config(folder)
-        tensors = read_tensors(f"{folder}/pytorch_model.bin")
-        self.t = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        self.layer = "midlayer" if version == 3 else "layers.0"
+    def __init__(self, folder, model, version=1, fault=None, layers=None):
+        config = read_config(folder)
+        self.config = config | (config.get("transformer_layer_config") or {})
+        self.config |= config.get("eagle_config") or {}
+        self.config.pop(fault, None)
+        self.t = {}
+        for name, tensor in read_tensors(f"{folder}/pytorch_model.bin").items():
+            name = name.removeprefix("model.").replace("midlayer", "layers.0")
+            self.t[name] = tensor.to(model.dtype) if tensor.is_floating_point() else tensor
         self.version, self.fault = version, fault
         self.model = copy.deepcopy(model)
         self.model.set_attn_implementation("eager")
         self.seen = {}
-        inner = self.model.model
+        inner, num = self.model.model, len(self.model.model.layers)
+        self.layers = layers or (2, num // 2, num - 3)
         for number, layer in enumerate(inner.layers):
             layer.register_forward_pre_hook(self._keep(number))
         inner.norm.register_forward_pre_hook(self._keep("before norm"))
@@ -60,10 +67,15 @@ class SlowHead:
         """The target's vectors [n, ..] that rows read, by hooks of a plain forward."""
         logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
         if self.version == 3:
-            num = len(self.model.model.layers)
             shift = int(self.fault == "features")
-            fused = [self.seen[layer + shift] for layer in (2, num // 2, num - 3)]
-            return torch.cat(fused, -1) @ self.t["fc.weight"].T
+            states = [self.seen[layer + shift] for layer in self.layers]
+            if self.config.get("fc_norm"):
+                norms = [self.t[f"fc_norm.{place}.weight"] for place in range(len(states))]
+                states = [rms_norm(one, weight) for one, weight in zip(states, norms)]
+            fused = torch.cat(states, -1)
+            if self.config.get("norm_before_fc"):
+                fused = rms_norm(fused, self.t["input_norm.weight"])
+            return fused @ self.t["fc.weight"].T
         assert torch.equal(self.model.lm_head(self.seen["last"]), logits)
         return self.seen["before norm" if self.fault == "features" else "last"]
 
@@ -87,14 +99,16 @@ class SlowHead:
     def last_row(self, tokens, features, positions):
         """(output, logits) of the last of a chain of rows."""
         table = self.t.get("embed_tokens.weight")
-        if table is None or self.config["hidden_size"] == self.model.config.hidden_size:
+        own_width = self.config["hidden_size"] != self.model.config.hidden_size
+        if table is None or not (own_width or self.config.get("embed_requires_grad")):
             table = self.model.model.embed_tokens.weight
         embedded = table[tokens]
         out = self.eagle3(embedded, features, positions)[-1] if self.version == 3 else None
         if self.version == 3:
             normed = rms_norm(out, self.t["norm.weight"])
-            logits = self.t["lm_head.weight"] @ normed
-            return (normed if self.fault == "normed" else out), logits
+            logits = self.t.get("lm_head.weight", self.model.lm_head.weight) @ normed
+            recycled = self.fault == "normed" or self.config.get("norm_output")
+            return (normed if recycled else out), logits
         out = self.eagle(embedded, features, positions)[-1]
         return out, self.model.lm_head.weight @ out
 
@@ -105,32 +119,41 @@ class SlowHead:
         return self.mlp(rows + self.attention(read, positions))
 
     def eagle3(self, embedded, features, positions):
-        own = rms_norm(features, self.t["midlayer.hidden_norm.weight"])
-        pair = [rms_norm(embedded, self.t["midlayer.input_layernorm.weight"]), own]
+        own = rms_norm(features, self.t["layers.0.hidden_norm.weight"])
+        pair = [rms_norm(embedded, self.t["layers.0.input_layernorm.weight"]), own]
         pair = pair[::-1] if self.fault == "order" else pair
         attended = self.attention(torch.cat(pair, -1), positions)
-        return self.mlp((own if self.fault == "norm" else features) + attended)
+        normed = self.fault == "norm" or self.config.get("norm_before_residual")
+        return self.mlp((own if normed else features) + attended)
 
     def attention(self, rows, positions):
-        weights = {name: self.t[f"{self.layer}.self_attn.{name}_proj.weight"] for name in "qkvo"}
+        query, key, value = (self.linear(rows, f"self_attn.{name}_proj") for name in "qkv")
         heads, groups = self.config["num_attention_heads"], self.config["num_key_value_heads"]
-        dim = len(weights["q"]) // heads
-        query, key, value = ((rows @ weights[name].T).view(len(rows), -1, dim) for name in "qkv")
+        dim = query.shape[1] // heads
+        query, key, value = (part.view(len(rows), -1, dim) for part in (query, key, value))
         base = self.config.get("rope_theta", 10000.0)
         query, key = rotated(query, positions, base), rotated(key, positions, base)
         key, value = (part.repeat_interleave(heads // groups, 1) for part in (key, value))
         scores = torch.einsum("ihd,jhd->hij", query, key) / dim**0.5
-        later = torch.ones(len(rows), len(rows)).triu(1).bool()
-        weight = scores.masked_fill(later, float("-inf")).softmax(-1)
-        return torch.einsum("hij,jhd->ihd", weight, value).flatten(1) @ weights["o"].T
+        place = torch.arange(len(rows))
+        distance = place.unsqueeze(1) - place
+        hidden = distance < 0
+        if self.config.get("layer_types") == ["sliding_attention"]:
+            hidden |= distance >= self.config["sliding_window"]
+        weight = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out = torch.einsum("hij,jhd->ihd", weight, value).flatten(1)
+        return self.linear(out, "self_attn.o_proj")
+
+    def linear(self, rows, name):
+        """A layer's matrix, with its bias where the file has one."""
+        out = rows @ self.t[f"layers.0.{name}.weight"].T
+        return out + self.t.get(f"layers.0.{name}.bias", 0)
 
     def mlp(self, rows):
-        normed = rms_norm(rows, self.t[f"{self.layer}.post_attention_layernorm.weight"])
-        gate, up, down = (
-            self.t[f"{self.layer}.mlp.{n}_proj.weight"] for n in ("gate", "up", "down")
-        )
-        hidden = normed @ gate.T
-        return rows + (hidden * hidden.sigmoid() * (normed @ up.T)) @ down.T
+        normed = rms_norm(rows, self.t["layers.0.post_attention_layernorm.weight"])
+        hidden = self.linear(normed, "mlp.gate_proj")
+        hidden = hidden * hidden.sigmoid() * self.linear(normed, "mlp.up_proj")
+        return rows + self.linear(hidden, "mlp.down_proj")
 
     def best(self, path, num):
         """[(target id, log probability)] of the best continuations, best first."""

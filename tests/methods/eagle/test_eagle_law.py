@@ -7,8 +7,8 @@ import torch
 from conftest import make_model
 from eagle_checks import config_dir
 from eagle_dirs import eagle_dir
-from laws import LEVEL, count_words, detectable, p_value, transformers_probs
-from tiny_laws import TINY
+from laws import LEVEL, count_words, detectable, p_value
+from tiny_laws import BATCH, PROMPT, TINY, answer_law
 
 from model.common.contract.static_tree import StaticTree
 from model.common.loop import verify
@@ -19,9 +19,7 @@ from model.common.target.model import Target
 from model.eagle.drafter import StaticEagleDrafter, draw_distinct
 from model.eagle.head import load_eagle
 
-V, LENGTH = 5, 5
-PROMPT = [3, 1, 4]
-BATCH, NUM_BATCHES = 2000, 6
+V, LENGTH, NUM_BATCHES = 5, 5, 6
 PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (1, 0, 0)]
 SETTINGS = {
     "T 0.5": (0.5, 0, 1.0),
@@ -80,49 +78,42 @@ def test_fewer_tokens_than_draws():
 # --- whole answers ---
 
 
+def tiny():
+    return make_model("llama", 0, 0.45, num_hidden_layers=2, **{**TINY, "vocab_size": V})
+
+
 @pytest.fixture(scope="module")
 def target():
-    return Target(make_model("llama", 0, 0.45, num_hidden_layers=2, **{**TINY, "vocab_size": V}))
+    return Target(tiny())
 
 
 @pytest.fixture(scope="module")
 def head(target, tmp_path_factory):
-    shape = {"hidden_size": 16, "vocab_size": V}
+    folder = config_dir(tmp_path_factory.mktemp("t"), hidden_size=16, vocab_size=V)
     widths = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
-    folder = config_dir(tmp_path_factory.mktemp("t"), **shape)
     path = eagle_dir(tmp_path_factory.mktemp("eagle"), folder, scale=0.3, **widths)
     return load_eagle(path, target)
 
 
-@torch.inference_mode()
-def answer_law(model, settings):
-    """Probability of every answer, [V ** LENGTH], read without a cache."""
-    model.set_attn_implementation("eager")
-    law, rows = torch.ones(1, dtype=torch.float64), torch.tensor([PROMPT])
-    for _ in range(LENGTH):
-        logits = model(input_ids=rows, use_cache=False, logits_to_keep=1).logits[:, -1]
-        law = (law.unsqueeze(1) * transformers_probs(logits.double(), *settings)).flatten()
-        following = torch.arange(V).repeat(len(rows)).unsqueeze(1)
-        rows = torch.cat([rows.repeat_interleave(V, 0), following], 1)
-    return law.view([V] * LENGTH)
-
-
 @pytest.fixture(scope="module")
 def laws():
-    model = make_model("llama", 0, 0.45, num_hidden_layers=2, **{**TINY, "vocab_size": V})
-    return {name: answer_law(model, settings) for name, settings in SETTINGS.items()}
+    """{settings: probability of every answer, [V] * LENGTH}"""
+    model = tiny()
+    model.set_attn_implementation("eager")
+    return {
+        name: answer_law(model, LENGTH, how).view([V] * LENGTH) for name, how in SETTINGS.items()
+    }
 
 
-def sampled(target, drafter, settings, batches=NUM_BATCHES):
+def sampled(target, drafter, settings):
     """(answers [n, LENGTH], accept lengths), each answer with a seed of its own."""
-    rows, lengths = [], []
-    for number in range(batches):
+    turns = []
+    for number in range(NUM_BATCHES):
         seeds = [seed_of(0, number * BATCH + row, 0, 0) for row in range(BATCH)]
-        sampler, prompts = Sampler(*settings), [PROMPT] * BATCH
-        turns = generate(target, drafter, prompts, sampler, seeds, StopRules(), LENGTH)
-        rows += [turn.output_ids for turn in turns]
-        lengths += [length for turn in turns for length in turn.accept_lengths]
-    return torch.tensor(rows), lengths
+        given = [PROMPT] * BATCH, Sampler(*settings), seeds, StopRules(), LENGTH
+        turns += generate(target, drafter, *given)
+    lengths = [length for turn in turns for length in turn.accept_lengths]
+    return torch.tensor([turn.output_ids for turn in turns]), lengths
 
 
 def fits(answers, law):

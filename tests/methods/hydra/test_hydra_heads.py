@@ -1,4 +1,4 @@
-"""Hydra's heads: the published format, bad files, flags, what training starts from."""
+"""Hydra's heads: published format, bad files, flags, the prefix layer's cache, training's start."""
 
 import json
 
@@ -8,11 +8,14 @@ from conftest import make_model
 from head_dirs import HYDRA_CONFIG, hydra_heads
 
 from model.common import args as arguments
+from model.common.contract.static_tree import StaticTree, read_tree
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import save_checkpoint
+from model.common.heads.head import CachedHead, row_of
 from model.common.target.model import Target
 from model.hydra import inference_hydra as script
 from model.hydra.heads import HydraHeads, layer_config, load_heads, state_to_save
+from model.medusa.flags import TREES
 
 FILE = "hydra_lm_head.pt"
 PRE = "prefix_embeding_layer."
@@ -87,6 +90,12 @@ def saved(folder, state, **config):
     return str(folder)
 
 
+def same(loaded, heads):
+    """Whether all that was loaded is as it was saved."""
+    state = heads.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_the_published_file_is_read(target, tmp_path):
     heads = heads_for(target)
     state = state_to_save(heads)
@@ -95,12 +104,9 @@ def test_the_published_file_is_read(target, tmp_path):
     state |= {LAYER + "self_attn.rotary_emb.inv_freq": torch.zeros(8)}
     path = saved(tmp_path, {name: tensor.clone() for name, tensor in state.items()})
     before = target.model.get_input_embeddings().weight.clone()
-    features, embeddings = torch.randn(2, 2, 6, 64).unbind(0)
-    wanted = heads(features, embeddings)
     for num_heads in (4, 3):
         loaded = load_heads(path, target, num_heads)
-        for one, other in zip(loaded(features, embeddings), wanted[:num_heads], strict=True):
-            assert torch.equal(one, other)
+        assert loaded.num_heads == num_heads and same(loaded, heads)
     assert torch.equal(target.model.get_input_embeddings().weight, before)
 
 
@@ -108,8 +114,6 @@ def test_the_published_file_is_read(target, tmp_path):
 @pytest.mark.parametrize("arch", ["mlp", "prefix-mlp"])
 def test_architectures_and_single_names_are_read(arch, num_layers, target, tmp_path):
     heads = heads_for(target, arch=arch, num_layers=num_layers, num_heads=3)
-    features, embeddings = torch.randn(2, 2, 6, 64).unbind(0)
-    wanted = heads(features, embeddings)
     config = {"hydra_head_arch": arch, "hydra_num_layers": num_layers, "hydra_num_heads": None}
     path = saved(tmp_path / "pt", state_to_save(heads), **config)
     save_checkpoint(
@@ -117,7 +121,7 @@ def test_architectures_and_single_names_are_read(arch, num_layers, target, tmp_p
     )
     for folder in (path, str(tmp_path / "st")):
         loaded = load_heads(folder, target, 3)
-        assert all(map(torch.equal, loaded(features, embeddings), wanted))
+        assert same(loaded, heads)
         assert state_to_save(loaded).keys() == state_to_save(heads).keys()
     first = "1" if arch == "prefix-mlp" else "0"
     last = {"prefix-mlp": {1: "1", 3: "5"}, "mlp": {1: "0", 3: "2"}}[arch][num_layers]
@@ -189,37 +193,6 @@ def test_flags(target, tmp_path):
             script.build(parser.parse_args([*base, *flags]), target)
 
 
-def test_head_algebra(target):
-    """With zero gates a head is W (R u + r) + c."""
-    heads = heads_for(target, arch="mlp")
-    for i in range(4):
-        mlp, rows = heads.hydra_mlp[i], torch.randn(3, (i + 2) * 64)
-        first, shared = mlp.children()
-        for block in (first, shared):
-            block.linear.weight.data.zero_()
-            block.linear.bias.data.zero_()
-        wanted = heads.hydra_lm_head[i](first.res_connection(rows))
-        assert torch.allclose(heads.guess(i, rows), wanted)
-
-
-def test_conditioning(target):
-    """A token changes the guesses of the heads behind it and no others; states are causal."""
-    heads = heads_for(target)
-    features, embeddings = torch.randn(2, 1, 6, 64).unbind(0)
-    before = heads(features, embeddings)
-    assert [tuple(out.shape) for out in before] == [(1, 6 - i, 97) for i in range(4)]
-    changed = embeddings.clone()
-    changed[:, 1] += 1  # the token of column 1: read by row t of head i if t <= 1 <= t + i
-    for i, (one, other) in enumerate(zip(before, heads(features, changed))):
-        for t in range(6 - i):
-            assert torch.equal(one[:, t], other[:, t]) != (t <= 1 <= t + i)
-    changed = features.clone()
-    changed[:, 2] += 1
-    for one, other in zip(before, heads(changed, embeddings)):
-        assert torch.equal(one[:, :2], other[:, :2])
-        assert not torch.allclose(one[:, 2:], other[:, 2:])
-
-
 def test_init_and_dropout(target):
     heads = heads_for(target)
     heads.init_from(target.model.lm_head)
@@ -234,3 +207,41 @@ def test_init_and_dropout(target):
     assert not torch.equal(heads.guess(0, rows), heads.guess(0, rows))
     plain = heads_for(target, arch="mlp").train()
     assert torch.equal(plain.guess(0, rows), plain.guess(0, rows))
+
+
+def test_published_tree_asks_1_10_10_1_rows():
+    static = StaticTree(read_tree("mc_sim_7b_63", TREES, 97), "cpu")
+    assert [len(rows) for rows in static.inner] == [1, 10, 10, 1]
+    rows = {path: 1 + node for node, path in enumerate(static.paths)}
+    wanted = {(0, 0, 0): 39, (2, 0): 28, (9, 0): 38, (0, 0, 0, 1): 63}
+    assert {path: rows[path] for path in wanted} == wanted
+    children = {node: n for node, n in enumerate(static.num_children) if n}
+    assert [children[row] for row in range(11)] == [10, 10, 7, 3, 2, 1, 1, 1, 1, 1, 1]
+
+
+@torch.inference_mode()
+def test_prefix_in_pieces_equals_one_pass(target):
+    """Behind a prompt, over the border of a capacity, beside a slot that begins anew."""
+    heads = heads_for(target)
+    features = torch.randn(2, 280, 64)
+    wanted = heads.states(features)
+    prefix = CachedHead(heads.prefix, heads.config, "cpu", torch.float32, target.runtime)
+    prefix.reserve(2, 200)
+    count = torch.tensor([249, 11])
+    last = prefix.read_prompt([0, 1], (features[:, :249],), count)
+    assert torch.allclose(last, row_of(wanted, count - 1), atol=1e-5)
+    for step in ([1, 5], [3, 4], None, [5, 1], [4, 5]):
+        lengths = prefix.cache.length
+        if step is None:
+            last = prefix.read_prompt([1], (features[1:, :7],), torch.tensor([7]))
+            assert torch.allclose(last, wanted[1:, 6], atol=1e-5)
+            assert lengths.tolist() == [253, 7]
+            continue
+        rows, count = torch.randn(2, 5, 64), torch.tensor(step)  # behind the new rows is padding
+        for slot, begin in enumerate(lengths.tolist()):
+            rows[slot, : step[slot]] = features[slot, begin : begin + step[slot]]
+        states = prefix.read((rows,), int(lengths.max()))
+        prefix.cache.advance(count)
+        found, own = row_of(states, count - 1), row_of(wanted, prefix.cache.length - 1)
+        assert torch.allclose(found, own, atol=1e-5)
+    assert prefix.cache.length.tolist() == [262, 13] and prefix.cache.capacity == 512

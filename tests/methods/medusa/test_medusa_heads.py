@@ -13,7 +13,7 @@ from model.common.heads.checkpoint import save_checkpoint
 from model.common.target.model import Target
 from model.medusa import inference_medusa as script
 from model.medusa.drafter import MedusaDrafter
-from model.medusa.heads import MedusaHeads, load_heads, state_to_save
+from model.medusa.heads import MedusaHeads, load_heads
 
 PARAMETERS = {4096: 739_266_560, 5120: 950_297_600, 6656: 1_286_504_960}
 HEAD_FILE, WHOLE_FILE = "medusa_lm_head.pt", "model.safetensors"
@@ -27,7 +27,7 @@ def target():
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_published_format(size):
     with torch.device("meta"):
-        state = state_to_save(MedusaHeads(5, size, 32000))
+        state = MedusaHeads(5, size, 32000).state_dict()
     wanted = {}
     for i in range(5):
         wanted[f"{i}.0.linear.weight"] = (size, size)
@@ -69,11 +69,11 @@ def saved(folder, state, kind="heads"):
 @pytest.mark.parametrize("kind", ["heads", "safetensors", "vllm", "medusa-2", "sharded"])
 def test_formats_are_read(kind, target, tmp_path):
     heads = medusa_heads()
-    path = saved(tmp_path / "heads", state_to_save(heads), kind)
+    path = saved(tmp_path / "heads", heads.state_dict(), kind)
     rows = torch.randn(3, 64)
     for num_heads in (5, 4):
         loaded = load_heads(path, target, num_heads)
-        assert len(state_to_save(loaded)) == 3 * num_heads
+        assert len(loaded.state_dict()) == 3 * num_heads
         assert torch.equal(loaded(rows), heads(rows)[:num_heads])
 
 
@@ -81,13 +81,13 @@ def test_two_layers_are_read(target, tmp_path):
     heads = medusa_heads(num_heads=2, num_layers=2)
     rows = torch.randn(3, 64)
     for kind in ("heads", "vllm"):
-        loaded = load_heads(saved(tmp_path / kind, state_to_save(heads), kind), target, 2)
+        loaded = load_heads(saved(tmp_path / kind, heads.state_dict(), kind), target, 2)
         assert torch.equal(loaded(rows), heads(rows))
 
 
 def test_version_2_heads_end_in_the_targets_output_matrix(target, tmp_path):
     heads = medusa_heads(num_heads=3)
-    state = {n: t for n, t in state_to_save(heads).items() if ".linear." in n}
+    state = {n: t for n, t in heads.state_dict().items() if ".linear." in n}
     save_checkpoint(tmp_path, {"version": "2"}, "medusa_lm_head.safetensors", state)
     loaded = load_heads(str(tmp_path), target, 3)
     rows = torch.randn(3, 64)
@@ -96,14 +96,14 @@ def test_version_2_heads_end_in_the_targets_output_matrix(target, tmp_path):
         block = [state[f"{k}.0.linear.{part}"] for part in ("weight", "bias")]
         wanted = lm_head(rows + torch.nn.functional.silu(rows @ block[0].T + block[1]))
         assert torch.allclose(loaded(rows)[k], wanted, atol=1e-5)
-    assert state_to_save(loaded).keys() == state.keys()
+    assert loaded.state_dict().keys() == state.keys()
     drafter = MedusaDrafter(loaded, [(0,), (0, 0)], target)
     assert drafter.facts() == {"head_bytes": 3 * (64 * 64 + 64) * 4}
 
 
 def test_vllm_packing_without_biases(target, tmp_path):
     heads = medusa_heads(num_heads=4)
-    state = {n: t for n, t in state_to_save(heads).items() if not n.endswith("bias")}
+    state = {n: t for n, t in heads.state_dict().items() if not n.endswith("bias")}
     loaded = load_heads(saved(tmp_path, state, "vllm"), target, 4)
     assert all((loaded.state_dict()[f"{k}.0.linear.bias"] == 0).all() for k in range(4))
     config = {"model_type": "medusa", "medusa_fc_bias": True}
@@ -129,7 +129,7 @@ BAD = [  # (format, tensor -> None or another one, what the line says)
 
 @pytest.mark.parametrize("kind, changes, line", BAD)
 def test_bad_tensors_are_one_line(kind, changes, line, target, tmp_path):
-    state = {**state_to_save(medusa_heads()), **changes}
+    state = {**medusa_heads().state_dict(), **changes}
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
     with pytest.raises(BadInput, match=line) as error:
         load_heads(saved(tmp_path, state, kind), target, 4)
@@ -151,13 +151,13 @@ def parsed(*flags):
 
 
 def test_flags(target, tmp_path):
-    path = saved(tmp_path, state_to_save(medusa_heads(num_heads=3)))
+    path = saved(tmp_path, medusa_heads(num_heads=3).state_dict())
     small = tmp_path / "tree.json"
     small.write_text("[[0], [1], [0, 0]]")
     drafter = script.build(parsed("--medusa-path", path, "--tree", small), target)
-    assert (len(drafter.tree), len(state_to_save(drafter.heads))) == (3, 6)
+    assert (len(drafter.tree), len(drafter.heads.state_dict())) == (3, 6)
     args = parsed("--medusa-path", path, "--tree", small, "--medusa-num-heads", 3)
-    assert len(state_to_save(script.build(args, target).heads)) == 9
+    assert len(script.build(args, target).heads.state_dict()) == 9
     for flags, line in (
         ([], "3 heads, 4 are needed"),
         (["--medusa-num-heads", 3], "depth of 4 needs 4 heads, --medusa-num-heads is 3"),

@@ -1,18 +1,14 @@
-"""PLD: the published lookup table, the index against a rescan, answers equal to the baseline's."""
+"""PLD: the published lookup table, and the index against a rescan (ids: conformance/)."""
 
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model, make_prompts
 from counting import counting_target
+from oracle import decode, outputs
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.common.contract.sequence import EmptyDrafter, PerSequence
-from model.common.loop.decode import generate
-from model.common.loop.sampling import Sampler
-from model.common.loop.turns import StopRules
 from model.common.target.attention import NAME, register
 from model.common.target.model import Target
 from model.pld.drafter import PLDDrafter
@@ -24,23 +20,8 @@ SEVENS = [7, 7, 7, 7]
 ROOMY_SHORTER = [3, 4, *range(50, 61), 2, 3, 4, 1, 1, 2, 3, 4]
 
 
-@pytest.fixture(scope="module")
-def target():
-    return Target(make_model())
-
-
-def pld(**settings):
-    return PerSequence(lambda: PLDDrafter(**settings), settings.get("num_draft", 10))
-
-
-def one(target, drafter, prompt, limit=40):
-    return generate(target, drafter, [prompt], Sampler(), [0], StopRules(), limit)[0]
-
-
-def random_prompts(num, seed=3):
-    """Prompts of 1 to 40 ids from a small alphabet, so that n-grams recur."""
-    dice = random.Random(seed)
-    return [[dice.randint(1, 9) for _ in range(1 + 2 * i)] for i in range(num)]
+def pld():
+    return PerSequence(PLDDrafter, 10)
 
 
 def lookup(ids, **settings):
@@ -133,68 +114,9 @@ def test_state_is_forgotten_at_start(clamp):
     assert drafter.ids == [8, 1, 2]
 
 
-def prompt_of(slots, rows):
-    """The Step of prompts that begin in these slots."""
-    return SimpleNamespace(slots=slots, tokens=torch.zeros(1), host_ids=rows)
-
-
-def test_slots_are_forgotten_at_start():
-    drafter = pld(num_draft=2)
-    drafter.reserve(3, 64, None)
-    drafter.start(prompt_of([0, 1, 2], [[1, 2, 3, 4, 5, 1, 2], [6, 7, 8, 9, 6, 7], [3] * 5]))
-    assert drafter.propose().tokens.tolist() == [[3, 4], [8, 9], [3, 3]]
-    drafter.start(prompt_of([1], [[9, 1, 2]]))
-    assert drafter.propose().tokens.tolist() == [[3, 4], [-1, -1], [3, 3]]
-    drafter.end([0])
-    assert drafter.propose().tokens.tolist() == [[-1, -1], [-1, -1], [3, 3]]
-
-
-def test_unequal_drafts_end_in_inert_rows():
-    drafter = pld(num_draft=3, clamp=True)
-    drafter.reserve(3, 64, None)
-    drafter.start(prompt_of([0, 1, 2], [[1, 2, 3, 4, 1], [5, 5], [6, 7]]))
-    assert drafter.propose().tokens.tolist() == [[2, 3, 4], [5, -1, -1], [-1, -1, -1]]
-
-
-@pytest.fixture(scope="module")
-def baseline(target):
-    """Vanilla's answers to 20 prompts, of 1 token and more."""
-    return [(ids, one(target, EmptyDrafter(), ids, 25).output_ids) for ids in random_prompts(20)]
-
-
-@pytest.mark.parametrize("clamp", [False, True])
-@pytest.mark.parametrize("match", ["first", "last"])
-def test_ids_equal_vanilla(target, baseline, match, clamp):
-    """With the flags that tests/conformance does not run."""
-    drafted = 0
-    for prompt, output in baseline:
-        turn = one(target, pld(num_draft=4, match=match, clamp=clamp), prompt, 25)
-        assert turn.output_ids == output
-        drafted += sum(turn.drafted)
-    assert drafted > 0
-
-
-def test_steps_are_target_forwards(target, monkeypatch):
-    calls = []
-    forward, prefill = target.forward, target.prefill
-    monkeypatch.setattr(target, "forward", lambda *a: calls.append("step") or forward(*a))
-    monkeypatch.setattr(target, "prefill", lambda *a: calls.append("prefill") or prefill(*a))
-    turn = one(target, pld(), random_prompts(20)[19])
-    assert calls == ["prefill"] + ["step"] * len(turn.accept_lengths)
-
-
-def test_repeated_output_saves_forwards(target):
-    prompt = make_prompts(1)[0]
-    output = one(target, EmptyDrafter(), prompt, 40).output_ids
-    turn = one(target, pld(), output * 2, 60)
-    assert turn.output_ids == one(target, EmptyDrafter(), output * 2, 60).output_ids
-    assert 1 + len(turn.accept_lengths) < len(turn.output_ids)
-    assert sum(turn.accept_lengths) / len(turn.accept_lengths) > 1
-
-
 def test_counting_target_accepts_whole_drafts():
     target = counting_target()
-    turn = one(target, pld(), [*range(61), 0, 1, 2], 35)
+    (turn,) = decode(target, pld(), [[*range(61), 0, 1, 2]], 35)
     assert turn.output_ids == [*range(3, 38)]
     assert turn.accept_lengths == [11, 11, 11, 1]
 
@@ -208,23 +130,6 @@ def test_drafts_near_the_end_of_the_context():
     model.set_attn_implementation(NAME)
     target = Target(model)
     prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 4
-    base = one(target, EmptyDrafter(), prompt, 100)
-    assert len(base.output_ids) == 24
-    assert one(target, pld(), prompt, 100).output_ids == base.output_ids
-
-
-def test_same_ids_as_transformers_prompt_lookup(target):
-    reference = make_model()
-    reference.set_attn_implementation("eager")
-    for prompt in ([4, 5, 6] * 8, make_prompts(2)[1]):
-        output = reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            prompt_lookup_num_tokens=10,
-            max_new_tokens=40,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        turn = one(target, pld(), prompt)
-        assert turn.output_ids == output[0, len(prompt) :].tolist()
+    base = outputs(decode(target, EmptyDrafter(), [prompt], 100))
+    assert len(base[0]) == 24
+    assert outputs(decode(target, pld(), [prompt], 100)) == base

@@ -9,8 +9,8 @@ from conftest import make_model, make_prompts
 from oracle import outputs
 from recycling_slow import SlowRecycling
 from steps import chain_step, prompt_step
+from tiny_methods import build
 
-from model.common import args as arguments
 from model.common.contract.drafter import Needs
 from model.common.contract.sequence import EmptyDrafter
 from model.common.contract.trees import ancestors
@@ -20,7 +20,6 @@ from model.common.loop.sampling import Sampler
 from model.common.loop.source import Prompts, Request
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
-from model.recycling import inference_recycling as script
 from model.recycling.drafter import RecyclingDrafter, read_tree
 
 LOOPY = {"vocab_size": 17, "num_hidden_layers": 2}  # a random model that soon repeats itself
@@ -65,14 +64,10 @@ def lines(drafter):
     return drafter.matrix.view(-1, 1 + drafter.vocab_size, drafter.num_best)[:, 1:]
 
 
-def observed(drafter, tokens, logits, count=None, kept=None):
-    """Let the drafter observe a step of rows [B, r] and logits [B, r, V].
-
-    count committed tokens of each slot (default: 1), of which `kept` (default: all) stay in the
-    answer.
-    """
+def observed(drafter, tokens, logits, count=None):
+    """Let the drafter observe rows [B, r] and logits [B, r, V]; count committed tokens, 1 each."""
     count = count or [1] * len(tokens)
-    step = chain_step([[0] * num for num in kept or count])
+    step = chain_step([[0] * num for num in count])
     step.count, step.logits = torch.tensor(count, device=drafter.device), logits
     step.tokens = torch.as_tensor(tokens, device=drafter.device)
     step.next_token = step.next_token.to(drafter.device)
@@ -184,27 +179,6 @@ def test_nothing_known_can_be_an_inert_draft():
     assert (lines(drafter)[1] == -1).all() and (drafter.matrix[::11] == -1).all()
 
 
-@pytest.mark.parametrize("unknown", ["zero", "none"])
-@pytest.mark.parametrize("warm", [False, True])
-def test_update(warm, unknown):
-    """The lines of the distinct tokens read, and no others, are the best at each one's last row."""
-    generator = torch.Generator().manual_seed(2)
-    drafter = started(recycling(40, warm=warm, unknown=unknown), [0] * 3)
-    nothing = [drafter.unknown] * 8
-    expected = [[nothing for _ in range(40)] for _ in range(1 if warm else 3)]
-    for _ in range(3):
-        tokens = torch.randint(-1, 30, (3, 81), generator=generator)
-        logits = torch.randn(3, 81, 40, generator=generator)
-        observed(drafter, tokens, logits)
-        for slot in range(3):
-            for token, scores in zip(tokens[slot].tolist(), logits[slot]):
-                if token >= 0:
-                    best = scores.argsort(descending=True)[:8].tolist()
-                    expected[0 if warm else slot][token] = best
-        assert lines(drafter).tolist() == expected
-        assert (drafter.matrix[::41] == drafter.unknown).all()
-
-
 @pytest.mark.gpu
 def test_update_is_the_same_on_a_gpu():
     generator = torch.Generator().manual_seed(2)
@@ -216,16 +190,6 @@ def test_update_is_the_same_on_a_gpu():
         observed(drafter, tokens.to(device), logits.to(device))
         results.append(drafter.matrix.tolist())
     assert all(result == results[0] for result in results)
-
-
-@pytest.mark.parametrize("warm", [False, True])
-def test_a_step_that_was_cut_teaches_nothing(warm):
-    """Slot 0 ended inside its path, slot 1 with its bonus, slot 2 is idle."""
-    drafter = started(recycling(10, warm=warm), [0] * 3)
-    logits = torch.randn(3, 2, 10) - 5 * torch.eye(10)[0]  # 0 is never among the best
-    observed(drafter, [[1, 2], [3, 4], [5, 6]], logits, count=[2, 2, 0], kept=[1, 2, 0])
-    learned = lines(drafter).any(2).nonzero().tolist()
-    assert learned == [[0 if warm else 1, token] for token in (3, 4)]
 
 
 def test_cold_forgets_by_the_question():
@@ -268,28 +232,6 @@ def test_prompt_seeds(warm):
     assert found == {(0, 1): [5, 6], (0, 2): [7, 8], (other, 4): [9, 3]}
 
 
-def test_warm_runs_profit_from_what_was_read(target):
-    turns = [(ids, False) for ids in make_prompts(4, vocab_size=17)]
-    drafter = recycling(warm=True)
-    first, second = decode(target, drafter, turns), decode(target, drafter, turns)
-    assert outputs(first) == outputs(second)
-    steps = [[turn.accept_lengths for turn in found] for found in (first, second)]
-    assert sum(map(len, steps[1])) < sum(map(len, steps[0]))
-    cold = [turn.accept_lengths for turn in decode(target, recycling(), turns)]
-    assert steps[0][0] == cold[0] and steps[0][1:] != cold[1:]
-
-
-@pytest.mark.parametrize("settings", [{"warm": True}, {"seeds": True}, {"unknown": "none"}])
-def test_sampled_answers_are_vanillas(target, settings):
-    """With the flags that tests/conformance does not run."""
-    turns = [(ids, False) for ids in make_prompts(4, vocab_size=17)]
-    sampler = Sampler(1.0, top_p=0.8)
-    expected = decode(target, EmptyDrafter(), turns, sampler=sampler)
-    found = decode(target, recycling(**settings), turns, num_slots=3, sampler=sampler)
-    assert outputs(found) == outputs(expected)
-    assert sum(len(turn.accept_lengths) for turn in found) < 4 * (LIMIT - 1)
-
-
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -323,11 +265,10 @@ def test_tree_files_and_flags(target, tmp_path):
     path = tmp_path / "tree.json"
     path.write_text(json.dumps([[0, 0], [1], [0], [0, 0, 0], [1, 0], [0, 2]]))
     assert read_tree(str(path), 17) == SMALL  # in any order
-    parser = arguments.make_parser("recycling", script.__doc__, script.add_args)
-    drafter = script.build(parser.parse_args(["--model-path", "x"]), target)
+    drafter = build("recycling", "x", target, [])
     assert drafter.max_nodes == 80 and not drafter.is_warm and drafter.needs == Needs()
     assert drafter.unknown == 0
-    flags = ["--model-path", "x", "--state", "warm", "--prompt-seeds", "--tree", str(path)]
-    drafter = script.build(parser.parse_args([*flags, "--unknown", "none"]), target)
+    flags = ["--state", "warm", "--prompt-seeds", "--tree", str(path), "--unknown", "none"]
+    drafter = build("recycling", "x", target, flags)
     assert drafter.max_nodes == 6 and drafter.is_warm and drafter.needs == Needs(prompt_topk=3)
     assert drafter.unknown == -1

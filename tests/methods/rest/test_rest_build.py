@@ -19,14 +19,6 @@ from model.rest.writer import Writer, settings_of
 TEXTS = ["Hello there.", "Grüße, 你好!", "x" * 40, "a b", "the end\n"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return str(folder)
-
-
 def build(tokenizer_dir, source, output, *flags, code=0):
     """Run the builder in this process."""
     argv = ["--model-path", tokenizer_dir, "--input", source, "--output", output, *flags]
@@ -166,19 +158,22 @@ def test_nothing_left_is_refused(tmp_path, tokenizer_dir, content, capsys):
 
 
 def test_unreadable_input_and_output(tmp_path, tokenizer_dir, capsys):
-    build(tokenizer_dir, tmp_path / "none", tmp_path / "store", code=2)
-    assert "none: no such file" in capsys.readouterr().err
     (tmp_path / "folder").mkdir()
-    build(tokenizer_dir, tmp_path / "folder", tmp_path / "store", code=2)
-    assert "no files" in capsys.readouterr().err
-    source = lines(tmp_path / "a.jsonl", {"text": "text"})
-    build(tokenizer_dir, source, source, code=2)
-    assert "a.jsonl: File exists" in capsys.readouterr().err
-    build(tmp_path / "folder", source, tmp_path / "store", code=2)
-    build(tokenizer_dir, source, tmp_path / "store", "--chunk-tokens", 1 << 31, code=2)
-    build(tokenizer_dir, source, tmp_path / "store", "--chunk-tokens", 3, code=2)
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and "at most 1073741823" in errors[1]
+    source, store = lines(tmp_path / "a.jsonl", {"text": "text"}), tmp_path / "store"
+    for given, word in (
+        ((tokenizer_dir, tmp_path / "none", store), "none: no such file"),
+        ((tokenizer_dir, tmp_path / "folder", store), "no files"),
+        ((tokenizer_dir, source, source), "a.jsonl: File exists"),
+        ((tmp_path / "folder", source, store), "folder"),
+        ((tokenizer_dir, source, store, "--chunk-tokens", 1 << 31), "at most 1073741823"),
+        ((tokenizer_dir, source, store, "--chunk-tokens", 3), "--chunk-tokens"),
+    ):
+        build(*given, code=2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert word in line
+
+
+def test_a_cut_array_is_read_to_where_it_ends(tmp_path, tokenizer_dir, capsys):
     (tmp_path / "cut.json").write_text('[{"text": "one"}, {"text": ')
     build(tokenizer_dir, tmp_path / "cut.json", tmp_path / "store")
     assert "element 2: not JSON" in capsys.readouterr().err
@@ -211,11 +206,8 @@ def test_without_separators_only_chunks_end(tmp_path):
     assert store.tokens.tolist() == [1] * 6 + [2] * 6 + [65535] + [3] * 4 + [65535]
 
 
-def test_token_width():
+def test_ids_fit_their_width(tmp_path):
     assert [token_bytes(n) for n in (258, 65535, 65536, 151_669)] == [2, 2, 4, 4]
-
-
-def test_an_id_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(BadInput, match="70000"):
         make_store(tmp_path, [[1, 70_000]])
 

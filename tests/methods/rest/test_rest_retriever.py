@@ -3,8 +3,6 @@
 import mmap
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -151,39 +149,6 @@ def test_trees_equal_brute_force(tmp_path, letters, chunk_tokens):
             assert len(paths) <= num_nodes
             most = max(most, len(hits))
     assert most > (1000 if letters < 40 else 100)
-
-
-def test_chunks_do_not_matter(tmp_path):
-    dice = random.Random(1)
-    documents = random_documents(dice, 5000, 12)
-    one, two = (
-        Retriever(make_store(tmp_path / str(n), documents, chunk_tokens=n)) for n in (10_000, 3500)
-    )
-    assert (len(one.store.chunks), len(two.store.chunks)) == (1, 2)
-    for _ in range(100):
-        query = dice.choice(documents)[-6:-1]
-        assert one.lookup(query) == two.lookup(query)
-
-
-def test_same_trees_in_every_process(tmp_path):
-    documents = random_documents(random.Random(2), 2000, 5)
-    make_store(tmp_path, documents)
-    code = (
-        "import sys; from model.rest.datastore import open_datastore as o; "
-        "from model.rest.retriever import Retriever as R; r = R(o(sys.argv[1])); "
-        "print([r.lookup([a, b]) for a in range(5) for b in range(5)])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    retriever = Retriever(open_datastore(str(tmp_path)))
-    trees = [retriever.lookup([a, b]) for a in range(5) for b in range(5)]
-    assert done.stdout == f"{trees}\n"
 
 
 def resident_bytes():

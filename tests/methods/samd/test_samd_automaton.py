@@ -43,18 +43,6 @@ def test_states_are_the_classes_of_substrings():
         assert len(edges) + len(set(text)) == sum(map(len, grown.next))
 
 
-def test_in_pieces_as_at_once():
-    dice = random.Random(3)
-    for text in random_texts(20, seed=4, longest=200):
-        grown = SuffixAutomaton()
-        rest = list(text)
-        while rest:
-            num = dice.randint(1, 7)
-            grown.extend(rest[:num])
-            del rest[:num]
-        assert vars(grown) == vars(automaton(text))
-
-
 @pytest.mark.parametrize(
     "text, root, n_predicts, match, draft",
     [

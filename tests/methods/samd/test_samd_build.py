@@ -2,10 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +22,6 @@ from model.samd import build_sam
 from model.samd.drafter import SamSequence, Settings
 from model.samd.static import ARRAYS, HEAVY, StaticAutomaton
 
-ROOT = Path(__file__).resolve().parents[3]
 CHAT = [
     {"from": "human", "value": "ab?"},
     {"from": "gpt", "value": "cd."},
@@ -134,13 +129,6 @@ def tokenizer():
     return make_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tokenizer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(path)
-    return str(path)
-
-
 def write(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return str(path)
@@ -211,19 +199,17 @@ def test_another_tokenizer_is_refused(built):
         ({"sizes": None}, "manifest.json: no sizes"),
         ({"separator": KeyError}, "manifest.json: no separator"),
         ({"version": KeyError}, "no automaton of model.samd.build_sam"),
+        (None, "no automaton of model.samd.build_sam"),
     ],
 )
 def test_a_foreign_manifest_is_refused(built, tokenizer, change, message):
     path = built / "manifest.json"
-    manifest = {**json.loads(path.read_text()), **change}
+    manifest = {**json.loads(path.read_text()), **(change or {})}
     path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not KeyError}))
+    if change is None:
+        path.unlink()
     with pytest.raises(BadInput, match=message):
         StaticAutomaton.open(str(built), tokenizer)
-
-
-def test_no_automaton_is_refused(tmp_path, tokenizer):
-    with pytest.raises(BadInput, match="no automaton of model.samd.build_sam"):
-        StaticAutomaton.open(str(tmp_path), tokenizer)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -263,13 +249,3 @@ def test_missing_paths_are_refused(tokenizer_dir, tmp_path, capsys):
     missing, output = str(tmp_path / "none"), tmp_path / "sam"
     refused(capsys, "--input", run=lambda: build(tokenizer_dir, missing, output))
     refused(capsys, "no tokenizer", run=lambda: build(missing, missing, output))
-
-
-@pytest.mark.parametrize("module", ["model.samd.build_sam", "model.samd.inference_samd"])
-def test_help_is_quick(module):
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "--model-path" in done.stdout
-    assert time.perf_counter() - begin < 10  # under 2 s on an idle machine

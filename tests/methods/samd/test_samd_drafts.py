@@ -1,29 +1,29 @@
-"""SAM-Decoding's drafts: who drafts, by hand; slots; answers equal to the baseline's."""
-
-import random
+"""SAM-Decoding's drafts: who drafts, by hand; slots; copies of whole drafts (ids: conformance/)."""
 
 import pytest
 import torch
-from conftest import make_model, make_prompts
+from conftest import make_model, make_prompts, save_model
 from counting import counting_target
-from oracle import decode, outputs
+from eagle_dirs import eagle_dir
+from head_caches import FreshCaches
+from oracle import decode
+from recording import Recording
 from samd_checks import CORPUS, PERIODIC, make, static
 from steps import chain_step, prompt_step
+from tiny_methods import build
 
-from model.common import args as arguments
 from model.common.contract.drafter import Draft, Drafter, Needs
-from model.common.contract.sequence import EmptyDrafter, PerSequence
+from model.common.contract.sequence import PerSequence
 from model.common.contract.trees import Tree, chain_tree
 from model.common.errors import BadInput
-from model.common.loop.sampling import Sampler
+from model.common.target.loading import load_target
 from model.common.target.model import Target
-from model.samd import inference_samd
-from model.samd.drafter import CombinedDrafter, SamSequence, Settings, auxiliary
+from model.eagle.head import load_eagle
+from model.samd.drafter import CombinedDrafter, SamSequence, Settings
 
 COMBINED = Settings(combined=True)
 COPIES, COPY = [1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]
 FRESH = [1, 2, 3, 4]
-MODES = [[], ["--auxiliary", "recycling"], ["--auxiliary", "recycling", "--len-threshold", "1"]]
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,13 @@ def test_auxiliary_parents_may_differ_by_slot():
     assert drafter.propose().tree.parents[0].tolist() == [-1, 0, 1, -1]
 
 
+def test_scores_that_are_not_finite_fail_who_asked_for_them():
+    drafter = combined([FRESH, COPIES, [9]])
+    assert drafter.propose().sound is None
+    drafter.auxiliary.draft.sound = torch.tensor([False, False, True])
+    assert drafter.propose().sound.tolist() == [False, True, True]
+
+
 def test_slots_that_are_idle_have_no_say():
     drafter = combined([FRESH, COPIES])
     drafter.end([1])
@@ -247,73 +254,50 @@ def test_the_auxiliary_is_told_everything():
 # --- answers ---
 
 
-@pytest.fixture(scope="module")
-def repetitive(target):
-    """Ragged prompts with repetitions, and the baseline's long answers."""
-    prompts = [*make_prompts(3), [7, 8, 9, 10, 11, 12, 13] * 6]
-    return prompts, outputs(decode(target, EmptyDrafter(), prompts, 200, num_slots=1))
-
-
-@pytest.mark.parametrize("num_slots", [1, 3])
-@pytest.mark.parametrize("with_corpus", [False, True])
-@pytest.mark.parametrize("flags", MODES)
-def test_ids_equal_vanilla(target, repetitive, flags, with_corpus, num_slots):
-    """Longer answers than tests/conformance has, and a corpus that knows nothing of them."""
-    dice = random.Random(1)
-    corpus = static([[dice.randrange(97) for _ in range(30)] for _ in range(30)], separator=1)
-    prompts, expected = repetitive
-    drafter = make(target, *flags, "--len-bias", "0", corpus=corpus if with_corpus else None)
-    turns = decode(target, drafter, prompts, 200, num_slots=num_slots)
-    assert outputs(turns) == expected
-    assert [1 + sum(turn.accept_lengths) for turn in turns] == [200] * 4
-
-
-def test_a_corpus_of_the_answers_is_copied(target, repetitive):
-    prompts, expected = repetitive
-    corpus = static([prompt + ids for prompt, ids in zip(prompts, expected)], separator=96)
-    for flags in MODES[:2]:
-        drafter = make(target, *flags, corpus=corpus)
-        assert drafter.facts()["automaton_tokens"] == len(corpus.text)
-        turns = decode(target, drafter, prompts, 200)
-        assert outputs(turns) == expected
-        assert all(max(turn.accept_lengths) == 40 for turn in turns)  # whole drafts
-
-
-@pytest.mark.parametrize("flags", MODES[:2])
-def test_sampled_ids_equal_vanilla(target, flags):
-    """With a corpus, whose trees tests/conformance does not sample behind."""
-    prompts, sampler = [*make_prompts(3), [4, 5, 6] * 8], Sampler(1.0, top_p=0.8)
-    expected = outputs(decode(target, EmptyDrafter(), prompts, 20, sampler, num_slots=1))
-    corpus = static([ids[:10] for ids in expected], separator=96)
-    for num_slots in (1, 3):
-        drafter = make(target, *flags, "--len-bias", "0", corpus=corpus)
-        turns = decode(target, drafter, prompts, 20, sampler, num_slots=num_slots)
-        assert outputs(turns) == expected
-        assert max(max(turn.accept_lengths) for turn in turns) > 3
-
-
-@pytest.mark.parametrize("flags, lengths", [(MODES[0], [13, 40, 7]), (MODES[1], [40, 20])])
-def test_whole_copies_are_accepted(flags, lengths):
+@pytest.mark.parametrize(
+    "flags, prompt, corpus, lengths",
+    [
+        ([], [*range(61), 0, 1], None, [13, 40, 7]),
+        (["--auxiliary", "recycling"], [*range(61), *range(5)], None, [40, 20]),
+        ([], [30, 31], [[*range(61)] * 2], [13, 39, 8]),  # a node is the document's end
+        (["--auxiliary", "recycling"], [*range(10)], [[*range(61)] * 2], [40, 20]),
+    ],
+)
+def test_whole_copies_are_accepted(flags, prompt, corpus, lengths):
+    """Of the text, and of a corpus; 4 tokens a matched one without an auxiliary drafter."""
     target = counting_target()
-    prompt = [*range(61), *range(2)] if not flags else [*range(61), *range(5)]
-    (turn,) = decode(target, make(target, *flags), [prompt], 61)
+    drafter = make(target, *flags, corpus=corpus and static(corpus, separator=99))
+    assert not corpus or drafter.facts()["automaton_tokens"] == 123
+    (turn,) = decode(target, drafter, [prompt], 61)
     assert turn.output_ids == [(prompt[-1] + 1 + i) % 61 for i in range(61)]
     assert turn.accept_lengths == lengths
 
 
-def test_warm_keeps_what_the_auxiliary_learned(target, repetitive):
-    """Cold it drafts for a question as if it were the first, in whatever order they come."""
+# --- beside EAGLE-2's head, which has to keep up while the automaton drafts ---
 
-    def lengths(drafter, order):
-        turns = {i: decode(target, drafter, [repetitive[0][i]], 40) for i in order}
-        return {i: turn.accept_lengths for i, (turn,) in turns.items()}
 
-    for flags in MODES[:2]:
-        drafter = make(target, *flags)
-        assert lengths(drafter, range(4)) == lengths(drafter, [3, 1, 2, 0])
-    warm = make(target, *MODES[1], "--state", "warm")
-    first, second = lengths(warm, range(4)), lengths(warm, range(4))
-    assert sum(map(len, second.values())) < sum(map(len, first.values()))
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samd-eagle2")
+    target = save_model(folder / "target")
+    return target, eagle_dir(folder / "head", target)
+
+
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_the_heads_cache_is_what_it_would_be_alone(paths, num_slots):
+    """Before every draft, whoever drafts: it holds each committed token but the root, once."""
+    target, plain = (load_target(paths[0], "float32", "cpu", "eager") for _ in range(2))
+    own = ["--auxiliary", "eagle2", "--eagle-path", paths[1], "--len-threshold", "2"]
+    drafter = build("samd", paths[0], target, own)
+    check = FreshCaches(plain.model, load_eagle(paths[1], plain))
+    recording = Recording(drafter, lambda combined, one: check(combined.auxiliary, one))
+    prompts = [ids * 4 for ids in make_prompts(4)]  # so that there is something to copy
+    turns = decode(target, recording, prompts, 40, num_slots=num_slots)
+    lengths = [length for turn in turns for length in turn.accept_lengths]
+    assert check.checked == len(lengths)
+    copied = [one for one in recording.drafts if one.parents == [*range(-1, len(one.parents) - 1)]]
+    assert 4 < len(copied) < len(recording.drafts) and max(lengths) > 8
+    assert drafter.auxiliary.head.cache.length.tolist() == [0] * num_slots
 
 
 # --- bad input ---
@@ -325,15 +309,20 @@ def test_warm_keeps_what_the_auxiliary_learned(target, repetitive):
     + [["--auxiliary", "pld"]],
 )
 def test_flags_out_of_range(flags, capsys):
-    parser = arguments.make_parser("samd", inference_samd.__doc__, inference_samd.add_args)
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(["--model-path", "x", *flags])
+        make(None, *flags)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_state_needs_an_auxiliary(target):
-    with pytest.raises(BadInput, match="--state warm needs an --auxiliary"):
-        make(target, "--state", "warm")
-    with pytest.raises(BadInput, match="--auxiliary pld"):
-        auxiliary("pld", None, target)
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--state", "warm"], "--state warm needs an --auxiliary"),
+        (["--auxiliary", "eagle2"], "needs --eagle-path"),
+        (["--auxiliary", "eagle2", "--eagle-path", "x", "--state", "warm"], "keeps no state"),
+    ],
+)
+def test_flags_that_exclude_each_other(target, flags, words):
+    with pytest.raises(BadInput, match=words):
+        make(target, *flags)

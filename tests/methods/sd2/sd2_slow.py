@@ -54,18 +54,9 @@ class Slow:
     @torch.inference_mode()
     def all_logits(self, ids):
         """Logits [V] of every exit after ids."""
-        decoder = self.model.model
-        states = torch.tensor([ids])
-        states, found = decoder.embed_tokens(states), []
-        length = len(ids)
-        mask = torch.full((1, 1, length, length), float("-inf")).triu(1)
-        positions = torch.arange(length).unsqueeze(0)
-        rotary = decoder.rotary_emb(states, position_ids=positions)
-        for number, layer in enumerate(decoder.layers, 1):
-            states = layer(states, attention_mask=mask, position_embeddings=rotary)
-            if number in self.exits:
-                found.append(self.model.lm_head(decoder.norm(states[0, -1])))
-        return found
+        states, _ = self.layer_states(ids)
+        norm, head = self.model.model.norm, self.model.lm_head
+        return [head(norm(states[layers - 1][-1])) for layers in self.exits]
 
     def leave(self, prefixes):
         """(exit's number, its logits after every prefix): one exit for all."""

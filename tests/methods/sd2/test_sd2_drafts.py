@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from conftest import make_prompts
-from draft_models import plain
+from host_reads import count_reads
 from oracle import decode, outputs
 from recording import Recording
 from replays import with_graphs
@@ -27,7 +27,6 @@ from model.common.target.model import Target
 from model.sd2.chain import SortedChainDrafter
 from model.sd2.exits import CHUNK, SortedDraft
 from model.sd2.tree import SortedTreeDrafter
-from model.sps.drafter import SpSDrafter
 
 MIXED = [0.6, 0.6, 0.0]  # every exit is taken now and then
 LIMIT = 16
@@ -39,34 +38,9 @@ def target():
     return make_target()
 
 
-@pytest.fixture(scope="module")
-def baseline(target):
-    return outputs(decode(target, EmptyDrafter(), PROMPTS, LIMIT, num_slots=1))
-
-
 def mean_accepted(turns):
     lengths = [length for turn in turns for length in turn.accept_lengths]
     return sum(lengths) / len(lengths)
-
-
-# --- exits ---
-
-
-def test_an_exit_is_the_truncated_model():
-    """Logits of every exit are those of the same weights loaded with fewer layers."""
-    full = draft_model()
-    for number, layers in enumerate(EXITS):
-        small = plain(draft_model(num_hidden_layers=layers))
-        small.load_state_dict(full.state_dict(), strict=False)
-        thresholds = [1.0] * number + [0.0] * (3 - number)
-        draft = make_draft(thresholds)
-        ids = torch.tensor([PROMPTS[1]])
-        draft.reserve(1, 64)
-        draft.prefill([0], ids[:, :-2], [ids.shape[1] - 2])
-        logits, left = draft.read(ids[:, -2:], [True])
-        wanted = small(ids, use_cache=False).logits[:, -1:]
-        assert left == [number]
-        torch.testing.assert_close(logits, wanted, atol=1e-3, rtol=1e-4)
 
 
 def test_layers_beyond_the_last_exit_are_dropped():
@@ -74,56 +48,68 @@ def test_layers_beyond_the_last_exit_are_dropped():
     assert len(draft.decoder.layers) == len(draft.layers) == 4
 
 
-@pytest.mark.parametrize(
-    "thresholds, layers", [([0.0, 0.0, 0.0], 2), ([1.0, 0.0, 0.0], 4), ([1.0, 1.0, 0.0], 6)]
-)
-def test_extreme_thresholds_are_fixed_drafts(target, thresholds, layers):
-    """0 leaves at once and 1 never: token for token SpS's drafts with the truncated model."""
-    drafter = Recording(make_chain(thresholds, target))
-    small = draft_model(num_hidden_layers=layers)
-    small.load_state_dict(draft_model().state_dict(), strict=False)
-    fixed = Recording(SpSDrafter(Target(small), target, "heuristic", 5, 0.0))
-    for each in (drafter, fixed):
-        decode(target, each, PROMPTS, LIMIT)
-    assert len(drafter.drafts) == len(fixed.drafts) > 10
-    assert drafter.drafts == fixed.drafts
-    assert drafter.inner.model.reads_per_row == 0
-    counts = dict(zip(EXITS, drafter.inner.counts))
-    assert counts.pop(layers) > 0 and set(counts.values()) == {0}
-
-
 # --- drafts against the definition ---
 
 
-@pytest.mark.parametrize("slots", [1, 3, 4])
-@pytest.mark.parametrize("thresholds", [MIXED, [0.8, 0.5, 0.0]], ids=str)
-def test_chains_equal_the_slow_reference(target, baseline, thresholds, slots):
-    slow, left = Slow(thresholds), set()
-    drafter = Recording(make_chain(thresholds, target, "constant", 4))
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    "exits, thresholds, taken",
+    [
+        (EXITS, MIXED, {0, 1, 2}),
+        (EXITS, [0.8, 0.5, 0.0], {0, 1, 2}),
+        (EXITS, [0.0, 0.0, 0.0], {0}),
+        (EXITS, [1.0, 0.0, 0.0], {1}),
+        (EXITS, [1.0, 1.0, 0.0], {2}),
+        ([1], [0.0], {0}),
+    ],
+    ids=str,
+)
+def test_chains_equal_the_slow_reference(target, exits, thresholds, taken, slots):
+    slow, left = Slow(thresholds, exits), set()
+    drafter = Recording(make_chain(thresholds, target, exits=exits))
     turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
-    assert outputs(turns) == baseline
-    assert 1.3 < mean_accepted(turns) < 4.5
     for one in drafter.drafts:
         tokens = [token for token in one.tokens if token >= 0]
-        wanted, exits = slow.chain(one.ids, len(tokens))
+        wanted, numbers = slow.chain(one.ids, len(tokens))
         assert tokens == wanted
-        left |= set(exits)
-    assert left == {0, 1, 2} and slow.near > 1e-4
+        left |= set(numbers)
+    assert left == taken and slow.near > 1e-4
+    assert thresholds != MIXED or 1.3 < mean_accepted(turns) < 4.5
 
 
-@pytest.mark.parametrize("slots", [1, 3, 4])
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("thresholds", [[0.9, 0.9, 0.0], [0.95, 0.9, 0.0]], ids=str)
-def test_trees_equal_the_slow_reference(target, baseline, thresholds, slots):
+def test_trees_equal_the_slow_reference(target, thresholds, slots):
     slow, left = Slow(thresholds), set()
     drafter = Recording(make_tree(thresholds))
     turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
-    assert outputs(turns) == baseline
     assert 1.3 < mean_accepted(turns) < 4.5
     for one in drafter.drafts:
         wanted, exits = slow.tree(one.ids, 12, 3, 3)
-        assert set(one.paths) == set(wanted)
+        assert sorted(one.paths) == sorted(wanted)
         left |= set(exits)
     assert left == {0, 1, 2} and slow.near > 1e-4
+
+
+@pytest.mark.parametrize(
+    "total, depth, top_k, rows", [(13, 3, 3, 13), (99, 2, 3, 22), (2, 1, 1, 2), (60, 4, 7, 60)]
+)
+def test_trees_have_their_size(target, total, depth, top_k, rows):
+    """min(total, 1 + k + d k^2) rows, the root included, no path twice."""
+    assert rows == min(total, 1 + top_k + depth * top_k**2)
+    drafter = Recording(make_tree(MIXED, total - 1, depth, top_k))
+    decode(target, drafter, PROMPTS[:2], 4)
+    assert drafter.max_nodes == rows - 1 and drafter.max_depth == 1 + depth
+    for one in drafter.drafts:
+        assert len(set(one.paths)) == rows - 1
+        assert max(map(len, one.paths)) <= 1 + depth
+
+
+def test_argmax_guesses_sample_the_baselines_ids(target):
+    sampler = Sampler(temperature=0.6, top_p=0.9)
+    wanted = outputs(decode(target, EmptyDrafter(), PROMPTS, 16, sampler))
+    drafter = make_chain(MIXED, target, guess="argmax")
+    assert outputs(decode(target, drafter, PROMPTS, 16, sampler, num_slots=3)) == wanted
 
 
 # --- lazy catch-up ---
@@ -226,77 +212,34 @@ def test_a_long_backlog_is_caught_up_in_chunks(target):
     assert draft.rows_read == [2 * (3 * CHUNK - 4)] * 2
 
 
-# --- exactness ---
-
-
-@pytest.mark.parametrize(
-    "exits, thresholds, seed",
-    [([1], [0.0], 0), ([1, 2, 3, 4, 5, 6], [0.5] * 6, 0), ([2, 5], [0.2, 1.0], 7)],
-    ids=str,
-)
-def test_greedy_answers_are_the_targets(target, baseline, exits, thresholds, seed):
-    chain = make_chain(thresholds, target, exits=exits, seed=seed)
-    narrow = make_tree(thresholds, 5, 4, 1, exits=exits, seed=seed)
-    wide = make_tree(thresholds, 30, 2, 7, exits=exits, seed=seed)
-    for drafter in (chain, narrow, wide):
-        assert outputs(decode(target, drafter, PROMPTS, LIMIT)) == baseline
-
-
-def test_argmax_guesses_sample_the_baselines_ids(target):
-    sampler = Sampler(temperature=0.6, top_p=0.9)
-    wanted = outputs(decode(target, EmptyDrafter(), PROMPTS, 16, sampler))
-    drafter = make_chain(MIXED, target, guess="argmax")
-    assert outputs(decode(target, drafter, PROMPTS, 16, sampler, num_slots=3)) == wanted
-
-
-# --- trees ---
-
-
-@pytest.mark.parametrize(
-    "total, depth, top_k, rows", [(13, 3, 3, 13), (99, 2, 3, 22), (2, 1, 1, 2), (60, 4, 7, 60)]
-)
-def test_tree_layout(target, total, depth, top_k, rows):
-    """min(total, 1 + k + d k^2) rows, ancestors among them, mask rows of depth + 1 ancestors."""
-    drafter = make_tree(MIXED, total - 1, depth, top_k)
-    propose, drafts = drafter.propose, []
-    drafter.propose = lambda: drafts.append(propose()) or drafts[-1]
-    decode(target, drafter, PROMPTS[:2], 4)
-    assert drafts and drafter.max_nodes == rows - 1 and drafter.max_depth == 1 + depth
-    for draft in drafts:
-        assert 1 + draft.tokens.shape[1] == rows == min(total, 1 + top_k + depth * top_k**2)
-        for slot, parents in enumerate(draft.tree.parents.tolist()):
-            assert all(parent < node for node, parent in enumerate(parents))
-            own, paths = [], []
-            for parent, token in zip(parents, draft.tokens[slot].tolist()):
-                own.append(1 if parent < 0 else own[parent] + 1)
-                paths.append((*(paths[parent] if parent >= 0 else ()), token))
-            assert draft.tree.depths[slot].tolist() == [0, *own]
-            lines = draft.tree.ancestors[slot].sum(1).tolist()
-            assert lines == [1, *(level + 1 for level in own)]
-            assert max(own) <= draft.depth == 1 + depth
-            assert len(set(paths)) == rows - 1
-
-
 # --- counts ---
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("shape", ["chain", "tree"])
-def test_exits_add_up_to_the_drafted_tokens(target, shape, slots):
-    drafter = make_chain(MIXED, target) if shape == "chain" else make_tree([0.9, 0.9, 0.0])
-    turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
-    facts = drafter.facts()
-    counts = [facts[f"drafted_at_exit_{layer}"] for layer in EXITS]
-    assert sum(counts) == sum(sum(turn.drafted) for turn in turns) and min(counts) > 0
-    drafter.forget()
-    assert set(drafter.facts().values()) == {0}
+def make(shape, target, thresholds):
+    return make_chain(thresholds, target) if shape == "chain" else make_tree(thresholds)
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree"])
+every_shape = pytest.mark.parametrize("shape", ["chain", "tree"])
+
+
+@every_shape
+def test_exits_add_up_to_the_drafted_tokens(target, shape):
+    """In a batch too: no slot goes deeper because another one does."""
+    drafter, found = make(shape, target, [0.7, 0.7, 0.0]), []
+    for slots in (1, 2, 4):
+        drafter.forget()
+        assert set(drafter.facts().values()) == {0}
+        turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
+        found.append(drafter.facts())
+        counts = [found[-1][f"drafted_at_exit_{layer}"] for layer in EXITS]
+        assert sum(counts) == sum(sum(turn.drafted) for turn in turns) and min(counts) > 0
+    assert found[0] == found[1] == found[2] and found[0]["draft_layer_forwards_saved"] > 0
+
+
+@every_shape
 def test_layer_forwards_are_what_the_layers_see(target, shape):
     """Rows that reach a layer, counted there; saved: what is missing to all rows in all layers."""
-    drafter = make_chain(MIXED, target) if shape == "chain" else make_tree([0.9, 0.9, 0.0])
-    rows = [0] * 6
+    drafter, rows = make(shape, target, [0.7, 0.7, 0.0]), [0] * 6
 
     def counter(number):
         def count(module, arguments, output):
@@ -319,39 +262,18 @@ def test_layer_forwards_are_what_the_layers_see(target, shape):
     assert facts["draft_layer_forwards_saved"] == 6 * rows[0] - sum(rows) > 0
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree"])
-def test_a_batch_reads_what_its_sequences_read_alone(target, shape):
-    """No slot goes deeper because another one does."""
-    drafter, found = make_chain(MIXED, target) if shape == "chain" else make_tree(MIXED), []
-    for slots in (1, 2, 4):
-        drafter.forget()
-        decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
-        found.append(drafter.facts())
-    assert found[0] == found[1] == found[2] and found[0]["draft_layer_forwards_saved"] > 0
-
-
 @pytest.mark.parametrize("thresholds, reads", [(MIXED, 2), ([1.0, 0.5, 0.0], 1), ([0, 0.5, 0], 0)])
-@pytest.mark.parametrize("shape", ["chain", "tree"])
+@every_shape
 def test_host_reads_are_counted(target, shape, thresholds, reads, monkeypatch):
     """As many as there are exits with something to decide, for every token or pass."""
-    drafter = (
-        make_chain(thresholds, target, "constant", 4) if shape == "chain" else make_tree(thresholds)
-    )
-    assert drafter.model.reads_per_row == reads and drafter.reads_per_step == 4 * reads
-    seen, copy_out, propose = [], torch.Tensor.tolist, drafter.propose
-
-    def counted():
-        before = len(seen)
-        draft = propose()
-        assert len(seen) - before <= drafter.reads_per_step
-        return draft
-
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: seen.append(1) or copy_out(self))
-    monkeypatch.setattr(drafter, "propose", counted)
+    drafter = make(shape, target, thresholds)
+    assert drafter.reads_per_step == reads * (drafter.max_nodes if shape == "chain" else 4)
+    counts = count_reads(monkeypatch, drafter)
     decode(target, drafter, PROMPTS[:2], 10)
+    assert max(counts) <= drafter.reads_per_step and (max(counts) > 0) == (reads > 0)
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree"])
+@every_shape
 def test_recorded_blocks_draft_what_eager_ones_do(target, shape):
     """A replay overwrites what the last one of its shape gave, and knows its cache's addresses."""
     found = []
@@ -369,18 +291,3 @@ def test_recorded_blocks_draft_what_eager_ones_do(target, shape):
         turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=3)
         found.append((drafter.drafts, [turn.accept_lengths for turn in turns]))
     assert found[0] == found[1] and capture.replayed > capture.captured > 0
-
-
-def test_drafts_are_made_of_the_contracts_parts(target):
-    """A chain carries what its tokens were drawn from; point guesses carry nothing."""
-    sampled = Recording(make_chain(MIXED, target, "constant", 3))
-    matched = Recording(make_chain(MIXED, target, "constant", 3, guess="argmax"))
-    trees = Recording(make_tree(MIXED))
-    for drafter in (sampled, matched, trees):
-        decode(target, drafter, PROMPTS[:1], 8, Sampler(temperature=0.6, top_p=0.9))
-    for one in sampled.drafts[:-1]:
-        assert one.parents == list(range(-1, len(one.tokens) - 1))
-        assert (one.probs.gather(1, torch.tensor(one.tokens).unsqueeze(1)) > 0).all()
-        torch.testing.assert_close(one.probs.sum(-1), torch.ones_like(one.probs[:, 0]))
-    assert all(one.probs is None for one in matched.drafts + trees.drafts)
-    assert len(set(trees.drafts[0].parents)) < len(trees.drafts[0].tokens)

@@ -5,13 +5,11 @@ import torch
 from conftest import make_model, make_prompts
 from oracle import decode, facts, outputs
 from recording import Recording
-from steps import prompt_step
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.common.contract.drafter import Needs, Step
+from model.common.contract.drafter import Needs
 from model.common.contract.sequence import EmptyDrafter
 from model.common.loop.sampling import Sampler
-from model.common.loop.turns import StopRules
 from model.common.target.attention import NAME, register
 from model.common.target.model import Target
 from model.space.drafter import SpaceDrafter, tree_parents
@@ -36,12 +34,6 @@ def plain():
     model = loopy_model()
     model.set_attn_implementation("sdpa")
     return model
-
-
-@pytest.fixture(scope="module")
-def baseline(target):
-    """Greedy ids of 60 tokens after each of the loopy prompts."""
-    return outputs(decode(target, EmptyDrafter(), loopy_prompts(), 60))
 
 
 def loopy_prompts(num=6):
@@ -112,31 +104,7 @@ def test_published_example_of_ten_tokens_and_five_masks():
     assert (9 + drafter.tree.depths[0, 1:]).tolist() == expected
 
 
-def test_parents_of_one_mask():
-    assert tree_parents(1) == [-1, -1, 1]
-
-
 # --- drafts ---
-
-
-@pytest.mark.parametrize("k", SIZES)
-@torch.inference_mode()
-def test_rows_equal_plain_forwards(target, plain, k):
-    """Root and candidates are an ordinary forward's, and so is every group behind its prefix."""
-    prompt, root, drafter = [3, 1, 4, 1, 5], 2, space(k)
-    candidates = [(7 * i + 1) % 9 for i in range(k)]
-    target.reserve(1, 128)
-    target.prefill([0], torch.tensor([prompt]), [len(prompt)], Needs())
-    drafter.nodes = drafter.nodes_of(torch.tensor([candidates]))
-    logits, _ = target.forward(torch.tensor([root]), drafter.propose(), len(prompt) + 1)
-    text = plain(torch.tensor([prompt + [root] + candidates])).logits[0, len(prompt) :]
-    rows = [0, *(1 + drafter.candidates).tolist()]
-    torch.testing.assert_close(logits[0, rows], text, atol=1e-5, rtol=1e-5)
-    for group in range(k + 1):
-        ids = prompt + [root] + candidates[:group] + [MASK] * k
-        wanted = plain(torch.tensor([ids])).logits[0, -k:]
-        begin = 1 + group * (k + 1)
-        torch.testing.assert_close(logits[0, begin : begin + k], wanted, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -168,97 +136,18 @@ def test_drafts_equal_a_slow_reference(target, plain, masks, num_slots):
     assert firsts == len(prompts)
 
 
-@torch.inference_mode()
-def test_the_group_behind_the_last_accepted_candidate_is_heard():
-    """Masks are no candidates, the logits stay as they were, and an idle slot does no harm."""
-    masks, k, counts = [9, 4, 7], 3, [1, 2, 3, 4, 0]
-    drafter, generator = SpaceDrafter(masks, "cpu"), torch.Generator().manual_seed(0)
-    logits = torch.randn(len(counts), 1 + k * (k + 2), 11, generator=generator)
-    logits[:, :, 4] += 9  # the best everywhere, but a mask
-    kept = logits.clone()
-    drafter.reserve(len(counts), 64, Sampler())
-    drafter.observe(step_of(logits, counts))
-    nodes = drafter.propose().tokens
-    assert torch.equal(logits, kept)
-    kept[..., masks] = float("-inf")
-    for slot, count in enumerate(counts):
-        begin = 1 + max(count - 1, 0) * (k + 1)
-        wanted = kept[slot, begin : begin + k].argmax(-1)
-        assert torch.equal(nodes[slot, drafter.candidates], wanted)
-        assert nodes[slot, drafter.probe].tolist() == masks * (k + 1)
-
-
-def step_of(logits, counts):
-    """A step of all slots as far as SPACE reads it."""
-    rows = torch.zeros(logits.shape[:2], dtype=torch.long)
-    ids = [[1] * count for count in counts]
-    given = {"host_ids": ids, "max_committed": 9, "logits": logits}
-    return Step([*range(len(ids))], rows, rows, torch.tensor(counts), rows, rows[:, 0], **given)
-
-
-@torch.inference_mode()
-def test_slots_begin_while_others_go_on():
-    drafter, generator = space(3), torch.Generator().manual_seed(1)
-    drafter.reserve(3, 64, Sampler())
-    drafter.start(prompt_step([[1, 2], [3, 4, 5], [6, 7]]))
-    candidates = drafter.propose().tokens[:, drafter.candidates]
-    assert (candidates == -1).all() and len(candidates) == 3
-    for slots in ([1], [0, 2]):
-        drafter.observe(step_of(torch.randn(3, 16, 11, generator=generator), [1, 4, 2]))
-        before = drafter.propose().tokens.clone()
-        assert (before >= 0).all()
-        drafter.end(slots)
-        drafter.start(prompt_step([[1, 2, 3]] * len(slots), slots=slots))
-        after = drafter.propose().tokens
-        for slot in range(3):
-            wanted = torch.where(drafter.probe, before[slot], -1) if slot in slots else before[slot]
-            assert torch.equal(after[slot], wanted)
-    drafter.reserve(2, 64, Sampler())  # a new run of the loop
-    assert (drafter.propose().tokens[:, drafter.candidates] == -1).all()
-
-
 # --- answers: what the conformance tests say with five masks, for other numbers of them ---
 
 
-@pytest.mark.parametrize("k", SIZES)
-def test_answers_are_vanillas(target, baseline, k):
-    runs = [decode(target, space(k), loopy_prompts(), 60, num_slots=num) for num in (1, 2, 4, 6)]
-    assert outputs(runs[0]) == baseline
-    assert all(facts(turns) == facts(runs[0]) for turns in runs)
-    accepted = [turn.accept_lengths for turn in runs[0]]
-    assert all(lengths[0] == 1 for lengths in accepted)  # masks only
-    assert 1 < max(max(lengths) for lengths in accepted) <= k + 1
+@pytest.mark.parametrize("k", SIZES[:-1])
+def test_answers_are_vanillas(target, k):
+    prompts = loopy_prompts()
+    for sampler in (Sampler(), Sampler(1.0, top_p=0.8)):
+        expected = outputs(decode(target, EmptyDrafter(), prompts, 60, sampler))
+        runs = [decode(target, space(k), prompts, 60, sampler, num_slots=num) for num in (1, 4)]
+        assert outputs(runs[0]) == expected and facts(runs[1]) == facts(runs[0])
     for turn in runs[0]:
         assert turn.drafted == [0] + [k] * (len(turn.drafted) - 1)  # masks do not count
-
-
-@pytest.mark.parametrize("k", SIZES)
-def test_sampled_answers_are_vanillas(target, k):
-    prompts, sampler = loopy_prompts(), Sampler(1.0, top_p=0.8)
-    expected = outputs(decode(target, EmptyDrafter(), prompts, 40, sampler))
-    for num_slots in (1, 4):
-        turns = decode(target, space(k), prompts, 40, sampler, num_slots=num_slots)
-        assert outputs(turns) == expected
-
-
-def test_rows_that_end_early_leave_the_others_alone(target, baseline):
-    ends = frozenset({baseline[0][1]})
-    prompts, stop = loopy_prompts(), StopRules(ends)
-    alone = decode(target, space(3), prompts, 60, stop=stop, num_slots=1)
-    lengths = [next((i + 1 for i, t in enumerate(ids) if t in ends), 60) for ids in baseline]
-    assert lengths[0] < 4 < max(lengths)
-    assert outputs(alone) == [ids[:num] for ids, num in zip(baseline, lengths)]
-    for num_slots in (2, 3, 6):
-        turns = decode(target, space(3), prompts, 60, stop=stop, num_slots=num_slots)
-        assert facts(turns) == facts(alone)
-
-
-def test_long_answers_are_vanillas():
-    """More than 200 tokens of an unquiet model whose last id is the mask."""
-    target = Target(make_model(scale=0.3, vocab_size=98))
-    prompts = make_prompts(2)
-    expected = outputs(decode(target, EmptyDrafter(), prompts, 220))
-    assert outputs(decode(target, space(5, 97), prompts, 220)) == expected
 
 
 # --- an oracle: a model that answers positions, at masks as everywhere ---
@@ -293,7 +182,7 @@ def position_answer(prompt, limit, period=7):
     return [(len(prompt) + i) % period for i in range(limit)]
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 3])
+@pytest.mark.parametrize("num_slots", [1, 2])
 @pytest.mark.parametrize("k", SIZES)
 def test_an_oracle_commits_k_and_the_bonus(k, num_slots):
     prompts = [[1, 2, 3], [4] * 8, [0]]
@@ -314,31 +203,8 @@ def test_masks_right_for_some_places(right):
     assert set(turn.accept_lengths[1:-1]) == {full} and turn.accept_lengths[0] == 1
 
 
-def test_the_end_inside_the_candidates():
-    """Nothing after it is committed, and nothing that pads is counted."""
-    drafter, stop = space(5, 11), StopRules(frozenset({0}))
-    for length, steps in ((1, [1, 5]), (2, [1, 4]), (5, [1, 1]), (6, [1]), (7, [])):
-        (turn,) = decode(oracle(), drafter, [[1] * length], 40, stop=stop)
-        wanted = position_answer([1] * length, 40)
-        assert turn.output_ids == wanted[: wanted.index(0) + 1]
-        assert turn.accept_lengths == steps
-
-
 def test_the_end_of_the_context():
     """Learned positions have none behind the model's last one."""
     prompt = [1] * 100
     (turn,) = decode(oracle(), space(5, 11), [prompt], 100)
     assert turn.output_ids == position_answer(prompt, 28) and sum(turn.accept_lengths) == 27
-
-
-def test_a_fixed_group_is_seen():
-    """The fault that greedy output hides: group 0 whatever was accepted."""
-
-    class Fixed(SpaceDrafter):
-        def observe(self, step):
-            step.count = torch.ones_like(step.count)
-            super().observe(step)
-
-    (turn,) = decode(oracle(), Fixed([11] * 5, "cpu"), [[1, 2, 3]], 40)
-    assert turn.output_ids == position_answer([1, 2, 3], 40)
-    assert turn.accept_lengths[:4] != [1, 6, 6, 6]

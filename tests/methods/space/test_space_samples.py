@@ -89,23 +89,6 @@ def test_appended_cuts_fit_and_differ():
     assert 150 < share < 250
 
 
-def test_appended_groups_read_their_prefix_and_themselves():
-    ids, mask = ids_and_mask((2, 9), length=10)
-    sample = samples.append_groups(ids, mask, torch.tensor([91, 92]), torch.tensor([[5, -1, 2]]))
-    assert sample.ids.tolist() == [[*range(1, 11), 91, 92, 91, 92, 91, 92]]
-    assert sample.labels[0, 10:].tolist() == [7, 8, -1, -1, 4, 5]
-    assert sample.places[0, 10:].tolist() == [1, 2] * 3
-    assert sample.positions[0, 10:].tolist() == [5, 6, 0, 1, 2, 3]
-    for row in range(16):
-        wanted = set(range(row + 1))
-        if row >= 10:
-            group, own = divmod(row - 10, 2)
-            wanted = set(range((5, 0, 2)[group])) | {row - own, row}
-        assert set(sample.allowed[0, row].nonzero().flatten().tolist()) == wanted
-        if row >= 10 and sample.labels[0, row] >= 0:
-            assert sample.positions[0, row] == len(wanted) - 1
-
-
 def test_no_cut_at_all_is_the_plain_text():
     ids, mask = ids_and_mask((1, 3))
     cuts = samples.draw_cuts(mask, 5, 4, 1.0)

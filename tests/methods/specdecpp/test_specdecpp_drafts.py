@@ -4,20 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model, make_prompts, save_model
+from conftest import make_model, make_prompts
 from draft_models import DRAFTS, ScriptedModel, next_logits, plain
+from harness_runs import refused
+from host_reads import count_reads
+from laws import LEVEL
 from oracle import decode
 from recording import Recording
 from specdecpp_dirs import make_head, specdecpp_dir
 from steps import chain_step, prompt_step
+from tiny_laws import COOL, answer_law, fits, sampled, tiny
+from tiny_methods import build as build_method
 
-from model.common import args as arguments
 from model.common.contract.sequence import EmptyDrafter
-from model.common.errors import BadInput
 from model.common.loop.sampling import Sampler
 from model.common.target.loading import load_target
 from model.common.target.model import Target
-from model.specdecpp import inference_specdecpp as script
 from model.specdecpp.drafter import SpecDecPPDrafter
 from model.sps.drafter import SpSDrafter
 
@@ -115,13 +117,10 @@ def test_a_draft_ends_with_eos_and_within_its_room():
 
 
 def test_host_reads_are_declared_and_kept(target, drafts, monkeypatch):
-    reads = []
-    inside = torch.Tensor.__bool__
-    monkeypatch.setattr(torch.Tensor, "__bool__", lambda t: reads.append(1) or inside(t))
-    scripted([[1.0]], 0.3, (2, 20))
-    assert len(reads) == 19 + 18  # and one in each call of this test's own head
-    for most in (1, 2, 20):
-        assert ada(drafts["noisy"], target, bounds=(1, most)).reads_per_step == most - 1
+    drafter = ada(drafts["noisy"], target, threshold=1.0, bounds=(1, 6))
+    counts = count_reads(monkeypatch, drafter)
+    decode(target, drafter, make_prompts(2), 20)
+    assert max(counts) == drafter.reads_per_step == 5
 
 
 def test_an_idle_slot_is_not_waited_for():
@@ -186,41 +185,51 @@ def test_lengths_and_tokens_equal_a_slow_reference(target, drafts, bounds, slots
     assert len(lengths) > 3 and sum(map(len, (turn.output_ids for turn in turns))) == 4 * 24
 
 
-@pytest.fixture(scope="module")
-def dirs(tmp_path_factory):
-    target = save_model(tmp_path_factory.mktemp("target"))
-    draft = save_model(tmp_path_factory.mktemp("draft"), seed=5, num_hidden_layers=1)
-    return SimpleNamespace(target=target, draft=draft, head=specdecpp_dir(draft))
+def steep(states):
+    """A head that is certain of everything, and right by chance only."""
+    return (states[:, 0] > 0).float()
 
 
-def build(dirs, *flags):
-    parser = arguments.make_parser("specdecpp", script.__doc__, script.add_args)
-    paths = ["--model-path", dirs.target, "--drafter-path", dirs.draft, "--dtype", "float32"]
-    target = load_target(dirs.target, "float32", "cpu", "eager")
-    return script.build(parser.parse_args([*paths, *flags]), target)
+def test_any_head_keeps_the_law():
+    target, draft = tiny(0, 2), tiny(1, 1)
+    drafter = SpecDecPPDrafter(draft, target, steep, 0.45, (2, 4))
+    answers, mean = sampled(target, drafter, COOL, batches=6)
+    assert 1.2 < mean < 3
+    assert min(fits(answers, answer_law(plain(target.model), 5, COOL))) > LEVEL
 
 
-def test_schedules(dirs):
-    drafter = build(dirs, "--head-path", dirs.head, "--threshold", "0.4", "--bound", "3", "9")
+# --- the command ---
+
+
+def test_schedules(model_dir, draft_dir):
+    target = load_target(model_dir, "float32", "cpu", "eager")
+
+    def build(*flags):
+        return build_method("specdecpp", model_dir, target, ["--drafter-path", draft_dir, *flags])
+
+    head = ["--head-path", specdecpp_dir(draft_dir)]
+    drafter = build(*head, "--threshold", "0.4", "--bound", "3", "9")
     assert type(drafter) is SpecDecPPDrafter
     assert (drafter.threshold, drafter.fewest, drafter.num_draft) == (0.4, 3, 9)
     assert drafter.eos_ids.tolist() == [1]
     for name in ("constant", "heuristic"):
-        other = build(dirs, "--schedule", name, "--num-draft", "7")
+        other = build("--schedule", name, "--num-draft", "7")
         assert type(other) is SpSDrafter
         assert (other.schedule, other.num_draft) == (name, 7)
-    assert type(build(dirs, "--schedule", "none")) is EmptyDrafter
+    assert type(build("--schedule", "none")) is EmptyDrafter
 
 
-def test_what_cannot_be_built_is_one_line(dirs, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        build(dirs)
-    assert "--head-path is needed: no weights are known for" in capsys.readouterr().err
-    with pytest.raises(BadInput, match="^--bound 9 3: the first is above the second$"):
-        build(dirs, "--head-path", dirs.head, "--bound", "9", "3")
-    with pytest.raises(BadInput, match="no such model directory"):
-        build(dirs, "--head-path", str(tmp_path / "none"))
-    with pytest.raises(SystemExit):
-        build(dirs, "--head-path", dirs.head, "--threshold", "1.5")
-    with pytest.raises(SystemExit):
-        build(dirs, "--head-path", dirs.head, "--bound", "0", "3")
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "--head-path is needed: no weights are known for"),
+        (["--head-path", "./none"], "none: no such model directory"),
+        (["--head-path", "HEAD", "--bound", 9, 3], "--bound 9 3: the first is above the second"),
+        (["--head-path", "HEAD", "--bound", 0, 3], "--bound"),
+        (["--head-path", "HEAD", "--threshold", 1.5], "--threshold"),
+    ],
+)
+def test_refusals(paths, capfd, flags, words):
+    flags = [specdecpp_dir(paths["draft"]) if flag == "HEAD" else flag for flag in flags]
+    line = refused(capfd, paths, "--drafter-path", paths["draft"], *flags, method="specdecpp")
+    assert words in line

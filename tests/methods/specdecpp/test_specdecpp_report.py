@@ -1,14 +1,12 @@
 """SpecDec++'s reports: the published fields, the rates, and both commands on tiny models."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-from harness_runs import COMMON, answer, read, run, write
+from harness_runs import COMMON, read, write
 from specdecpp_dirs import specdecpp_dir
 
-from model.common.errors import BadInput
-from model.specdecpp import report
+from model.specdecpp import rates, report
 
 PUBLISHED = {
     "id",
@@ -34,6 +32,7 @@ def choice(**changed):
         "accept_lengths": [5, 1, 2, 2],
         "output_ids": [[0] * 9, [0] * 3],
         "drafted": [[4, 4, 2], [3]],
+        "depth": [[4, 4, 2], [3]],
         "draft_s": [[0.1, 0.2, 0.1], [0.1]],
         "verify_s": [[0.2, 0.2, 0.2], [0.3]],
         **changed,
@@ -45,34 +44,33 @@ def record(question_id=7, **changed):
 
 
 def test_counts():
-    found = report.counts(choice())
-    assert (found["generated"], found["calls"], found["drafted"]) == (12, 6, 13)
+    found = report.counts([record()])
+    assert (found["new_tokens"], found["calls"], found["drafted"]) == (12, 6, 13)
     assert found["refused"] == (4 - 4) + (4 - 0) + (2 - 1) + (3 - 1)
-    assert found["drafted"] == found["generated"] - found["calls"] + found["refused"]
-    assert found["seconds"] == 2.0
-    assert found["draft"] == pytest.approx(0.5) and found["verify"] == pytest.approx(0.9)
-    assert found["commit"] == 0
+    assert found["drafted"] == found["new_tokens"] - found["calls"] + found["refused"]
+    assert found["wall_time"] == 2.0 and found["commit_s"] == 0
+    assert found["draft_s"] == pytest.approx(0.5) and found["verify_s"] == pytest.approx(0.9)
 
 
 def test_rates_are_sums_over_sums():
     short = {"new_tokens": [2], "decoding_steps": [1], "accept_lengths": [1], "drafted": [[5]]}
-    rows = report.rates_of({7: record(), 8: record(8, **short, wall_time=[2.0])})
-    assert rows["discard_rate"] == pytest.approx((7 + 5) / 14)
-    assert rows["verification_rate"] == pytest.approx((6 + 2) / 14)
-    assert rows["mean_drafted"] == pytest.approx(18 / 5)
-    assert rows["mean_accepted"] == pytest.approx(11 / 5)
-    assert rows["tokens_per_s"] == pytest.approx(14 / 4)
+    row = rates.rates_of([record(), record(8, **short, wall_time=[2.0])])
+    assert row["discard_rate"] == pytest.approx((7 + 5) / 14)
+    assert row["verification_rate"] == pytest.approx((6 + 2) / 14)
+    assert row["mean_drafted"] == pytest.approx(18 / 5)
+    assert row["mean_accepted"] == pytest.approx(11 / 5)
+    assert row["tokens_per_s"] == pytest.approx(14 / 4)
 
 
 def test_fixed_lengths_at_a_verification_rate():
     pairs = [(0.5, 0.1), (0.3, 0.5), (0.4, 0.2)]
     fixed = [{"verification_rate": calls, "discard_rate": refused} for calls, refused in pairs]
-    assert report.discard_of_fixed(fixed, 0.35) == pytest.approx(0.35)
-    assert report.discard_of_fixed(fixed, 0.4) == pytest.approx(0.2)
-    assert report.discard_of_fixed(fixed, 0.45) == pytest.approx(0.15)
+    assert rates.discard_of_fixed(fixed, 0.35) == pytest.approx(0.35)
+    assert rates.discard_of_fixed(fixed, 0.4) == pytest.approx(0.2)
+    assert rates.discard_of_fixed(fixed, 0.45) == pytest.approx(0.15)
     for outside in (0.29, 0.51):
-        assert report.discard_of_fixed(fixed, outside) is None
-    assert report.discard_of_fixed([], 0.4) is None
+        assert rates.discard_of_fixed(fixed, outside) is None
+    assert rates.discard_of_fixed([], 0.4) is None
 
 
 def test_examples_have_the_published_fields():
@@ -93,7 +91,7 @@ def test_the_examples_command(tmp_path, capsys):
     failed = {"question_id": 6, "category": "qa", "choices": [], "error": "too long"}
     answers = write(tmp_path / "a.jsonl", [failed, record()])
     output = tmp_path / "new" / "results.json"
-    report.main(["examples", "--answers", answers, "--output", str(output)])
+    report.main(["--answers", answers, "--output", str(output)])
     assert capsys.readouterr().out == f"1 questions in {output}\n"
     (only,) = json.loads(output.read_text())
     assert only["id"] == 1 and only["target_time"] == -1
@@ -113,74 +111,60 @@ def test_bad_answers_are_one_line(tmp_path, capsys, lines, words):
     if lines is not None:
         path.write_text(lines)
     with pytest.raises(SystemExit) as end:
-        report.main(["examples", "--answers", str(path), "--output", str(tmp_path / "r.json")])
-    assert end.value.code == 2
+        report.main(["--answers", str(path), "--output", str(tmp_path / "r.json")])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("report_specdecpp: ") and words in line
+    assert end.value.code == 2 and line.startswith("report_specdecpp: ") and words in line
 
 
-def test_flags_that_rates_sets_are_refused(tmp_path, capsys):
-    argv = ["rates", "--model-path", "m", "--drafter-path", "d", "--head-path", "h"]
-    for more, words in (
-        (["--num-draft", "3"], "--num-draft is set by this command"),
-        (["--answer-file=x"], "--answer-file=x is set by this command"),
-        (["--bound", "5", "2"], "--bound 5 2: the first is above the second"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            report.main([*argv, *more])
-        assert end.value.code == 2 and words in capsys.readouterr().err
+def run(capsys, argv, code=0):
+    """What the rates command says."""
+    with pytest.raises(SystemExit) as end:
+        rates.main([str(word) for word in argv])
+    said = capsys.readouterr()
+    assert end.value.code == code, said.err
+    return said
 
 
-def inside(command, **_):
-    """A method's script without a process of its own."""
-    assert command[1] == "-m"
-    method = command[2].split(".")[1]
-    assert command[2] == f"model.{method}.inference_{method}"
-    return SimpleNamespace(returncode=run(method, *command[3:]), stderr="")
+@pytest.fixture
+def argv(model_dir, draft_dir, question_file, tmp_path):
+    flags = ["--model-path", model_dir, "--drafter-path", draft_dir, *COMMON]
+    flags += ["--head-path", specdecpp_dir(draft_dir), "--question-file", question_file]
+    return [*flags, "--max-new-tokens", 12, "--answers-dir", tmp_path / "kept"]
 
 
-def test_the_rates_command(model_dir, draft_dir, question_file, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--num-draft", 3], "--num-draft cannot go with a list"),
+        (["--threshold", 0], "--threshold cannot go with a list"),
+        (["--schedule", "constant"], "--schedule cannot go with a list"),
+        (["--answer-file", "x"], "--answer-file cannot go with a list"),
+        (["--bound", 5, 2], "--bound 5 2: the first is above the second"),
+        (["--head-path", "./none"], "none: no such model directory"),
+    ],
+)
+def test_rates_that_cannot_be_made(argv, capsys, flags, words):
+    *_, line = run(capsys, [*argv, *flags], 2).err.strip().splitlines()
+    assert line.startswith("rates_specdecpp: ") and words in line
+
+
+def test_the_rates_command(argv, capsys, tmp_path):
     """One fixed length and one threshold; a second call reads what is there."""
-    monkeypatch.setattr(report, "subprocess", SimpleNamespace(run=inside, PIPE=None))
-    argv = ["rates", "--model-path", model_dir, "--drafter-path", draft_dir]
-    argv += ["--head-path", specdecpp_dir(draft_dir), "--question-file", question_file, *COMMON]
-    argv += ["--max-new-tokens", "12", "--lengths", "3", "--thresholds", "0.4"]
-    argv += ["--answers-dir", str(tmp_path)]
-    report.main(argv)
-    *lines, last = capsys.readouterr().out.splitlines()
+    argv += ["--lengths", 3, "--thresholds", 0.4]
+    *lines, last = run(capsys, argv).out.splitlines()
     rows = json.loads(last)["rows"]
-    assert list(rows) == ["K = 3", "h = 0.4"] and len(lines) == 4
-    for row, path in zip(rows.values(), ("K=3.jsonl", "h=0.4.jsonl")):
-        choices = [choice for record in read(tmp_path / path) for choice in record["choices"]]
+    assert [row["name"] for row in rows] == ["h = 0.4", "K = 3"] and len(lines) == 4
+    for row, name in zip(rows, ("h=0.4.jsonl", "K=3.jsonl")):
+        choices = [choice for line in read(tmp_path / "kept" / name) for choice in line["choices"]]
         generated = sum(sum(choice["new_tokens"]) for choice in choices)
         drafted = sum(sum(map(sum, choice["drafted"])) for choice in choices)
         passes = sum(len(c["accept_lengths"]) + len(c["new_tokens"]) for c in choices)
         assert row["verification_rate"] == pytest.approx(passes / generated)
         assert row["discard_rate"] == pytest.approx((drafted - generated + passes) / generated)
-    assert rows["K = 3"]["generated"] == rows["h = 0.4"]["generated"]
-    before = [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
-    report.main(argv)
-    assert before == [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
-    assert capsys.readouterr().out.splitlines()[-1] == last
-
-
-def test_a_run_that_fails_is_one_line(model_dir, draft_dir, question_file, tmp_path):
-    args = report.make_parser().parse_args(
-        ["rates", "--model-path", model_dir, "--drafter-path", draft_dir, "--head-path", "./none"]
-        + ["--lengths", "--thresholds", "0.5", "--answers-dir", str(tmp_path)]
+    assert rows[0]["generated"] == rows[1]["generated"]
+    before = {path: path.read_bytes() for path in tmp_path.glob("kept/*.jsonl")}
+    assert run(capsys, argv).out.splitlines()[-1] == last
+    assert (
+        len(json.loads(run(capsys, [*argv, "--lengths", 3, 4]).out.splitlines()[-1])["rows"]) == 3
     )
-    with pytest.raises(BadInput, match="h=0.5: .*no such model directory"):
-        report.show_rates(args, ["--question-file", question_file, *COMMON])
-
-
-def test_answers_of_the_script(model_dir, draft_dir, question_file, tmp_path):
-    """Greedy ids are vanilla's for every schedule, and `none` drafts nothing."""
-    vanilla = answer("vanilla", model_dir, question_file, tmp_path / "v.jsonl")
-    for schedule in ("ada", "constant", "heuristic", "none"):
-        own = ["--drafter-path", draft_dir, "--schedule", schedule]
-        own += ["--head-path", specdecpp_dir(draft_dir)] if schedule == "ada" else []
-        found = answer("specdecpp", model_dir, question_file, tmp_path / f"{schedule}.jsonl", *own)
-        for one, other in zip(found, vanilla, strict=True):
-            assert one["choices"][0]["output_ids"] == other["choices"][0]["output_ids"]
-        drafted = sum(sum(map(sum, record["choices"][0]["drafted"])) for record in found)
-        assert (drafted == 0) == (schedule == "none")
+    assert before == {path: path.read_bytes() for path in before}

@@ -1,4 +1,4 @@
-"""SpecDec++'s data and training: public files, labels, mixing, losses, resuming, refusals."""
+"""SpecDec++'s data: public files, labels, examples and how they are made, mixing, losses."""
 
 import json
 import math
@@ -6,19 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model, make_prompts, save_model
-from interrupted import curve, interrupted
+from conftest import make_model, save_model
 
 from model.common.errors import BadInput
 from model.common.prompts.templates import Rejected
 from model.common.target.loading import load_model
-from model.common.target.model import Target
+from model.common.training.features import FrozenTarget
 from model.common.training.flags import make_parser
-from model.common.training.trainer import train
 from model.specdecpp import prepare, scoring
 from model.specdecpp import train as script
 from model.specdecpp.examples import Example, prompt_of, read_examples, read_prompts
-from model.specdecpp.heads import load_head
 
 ALPACA = {"instruction": "Name a bird.", "input": "", "output": "An owl."}
 ALPACA_INPUT = {"instruction": "Add.", "input": "1, 2", "output": "3"}
@@ -48,21 +45,15 @@ def test_bad_records_are_counted_and_named(tmp_path, name, capsys):
     bad = [5, {"x": 1}, {"instruction": ""}, {"task_id": "a"}, {"question": 3}]
     bad += [{"conversations": []}, {"instruction": "a", "input": 3}]
     path = write(tmp_path / name, [GSM8K, *bad, ALPACA])
+    if name == "data.jsonl":
+        with open(path, "a", encoding="utf-8") as out:
+            out.write("{broken\n")
     rejected = Rejected()
-    prompts = read_prompts(path, rejected)
-    assert [prompt.number for prompt in prompts] == [0, 8]
-    assert rejected.count == 7
+    assert [prompt.number for prompt in read_prompts(path, rejected)] == [0, 8]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and f"{path}:2: no JSON object" in lines[0] or name == "data.json"
+    assert rejected.count == len(lines) == (8 if name == "data.jsonl" else 7)
+    assert name == "data.json" or f"{path}:2: no JSON object" in lines[0]
     assert any("question is no text" in line for line in lines)
-
-
-def test_a_broken_line_is_one_bad_record(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps(GSM8K) + "\n{broken\n" + json.dumps(ALPACA) + "\n")
-    rejected = Rejected()
-    assert [prompt.number for prompt in read_prompts(str(path), rejected)] == [0, 2]
-    assert rejected.first.startswith(f"{path}:2: not JSON")
 
 
 def test_labels():
@@ -83,19 +74,6 @@ def test_labels():
     equal = torch.tensor([[0.0, 0.0]])
     assert scoring.propose(half, half, torch.ones(1), 1, "plain")[1] == [1.0]
     assert scoring.propose(half, equal, torch.ones(1), 1, "plain")[1] == pytest.approx([2 / 3])
-
-
-@torch.inference_mode()
-def test_logits_along_answers_equal_a_plain_forward():
-    model = make_model()
-    prompts, answers = make_prompts(4), make_prompts(4, seed=9)[::-1]
-    found = scoring.logits_along(Target(model), prompts, answers)
-    reference = make_model()
-    reference.set_attn_implementation("eager")
-    for row, (prompt, answer) in enumerate(zip(prompts, answers)):
-        logits = reference(torch.tensor([prompt + answer]), use_cache=False).logits[0]
-        wanted = logits[len(prompt) - 1 : -1]
-        torch.testing.assert_close(found[row, : len(answer)], wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -247,81 +225,24 @@ def test_divergence():
     assert script.divergence(torch.zeros(0, 2), torch.zeros(0)).item() == 0
 
 
-FLAGS = {
-    "dtype": "float32",
-    "device": "cpu",
-    "mixed-precision": "no",
-    "epochs": 40,
-    "batch-tokens": 600,
-    "accumulate": 2,
-    "learning-rate": 0.01,
-    "log-every": 5,
-    "eval-every": 10,
-    "held-out": 0.1,
-    "mismatch-weight": 1,
-    "save-every-s": 999,
-}
+def trainer(*flags, vocab_size=97):
+    """Its AcceptanceTraining on EXAMPLE, without a run."""
+    argv = ["--model-path=m", "--data=d", "--output=o", *flags]
+    args = make_parser("t", "", script.add_args, script.RECIPE).parse_args(argv)
+    data = SimpleNamespace(train=[[script.mixed_row(EXAMPLE, 0.0, "0", 99)]], held_out=[])
+    return script.AcceptanceTraining(args, FrozenTarget(make_model(vocab_size=vocab_size)), data)
 
 
-@pytest.fixture(scope="module")
-def data_file(examples, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("train") / "examples.jsonl", examples)
+@pytest.mark.parametrize(
+    "flags, num_blocks", [([], 1), (["--untied"], 3), (["--num-layers", "0"], 0)]
+)
+def test_heads_of_the_flags(flags, num_blocks):
+    assert len(trainer(*flags).module.blocks) == num_blocks
 
 
-def trained(dirs, data_file, output, *extra, stop_at=None, **changed):
-    flags = {"model-path": dirs.draft, "data": data_file, "output": str(output), **FLAGS, **changed}
-    argv = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    args = make_parser("t", "doc", script.add_args, script.RECIPE).parse_args([*argv, *extra])
-
-    stopping = interrupted(script.AcceptanceTraining, stop_at)
-    return train(args, stopping, "the command", script.load)
-
-
-@pytest.fixture(scope="module")
-def whole(dirs, data_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    before = load_model(dirs.draft, "float32", "cpu").state_dict()
-    trained(dirs, data_file, folder)
-    after = load_model(dirs.draft, "float32", "cpu").state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    return folder
-
-
-def test_a_trained_head_is_better_than_a_constant(whole):
-    steps = [line for line in curve(whole) if "loss" in line]
-    assert steps[-1]["kl"] < 0.8 * steps[-1]["kl_constant"]
-    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
-    assert steps[-1]["epoch"] == pytest.approx(40, abs=1)
-    names = {path.name for path in whole.iterdir()}
-    assert names == {"README.md", "log.jsonl", "config.json", "model.safetensors"}
-
-
-@pytest.mark.parametrize("extra", [[], ["--untied"], ["--num-layers", "0"]])
-def test_a_trained_head_loads(dirs, data_file, tmp_path, extra):
-    trained(dirs, data_file, tmp_path, *extra, epochs=1)
-    head = load_head(str(tmp_path), 64, "cpu")
-    num_blocks = {0: 1, 1: 3, 2: 0}[len(extra)]
-    assert len(head.blocks) == num_blocks
-    assert json.loads((tmp_path / "config.json").read_text()).keys() == {
-        "hidden_size",
-        "num_layers",
-    }
-
-
-@pytest.mark.parametrize("stops, seconds", [((25,), 999), ((7, 11), 0)])
-def test_an_interrupted_training_goes_on_exactly(whole, dirs, data_file, tmp_path, stops, seconds):
-    for stop_at in stops:
-        with pytest.raises(KeyboardInterrupt):
-            trained(dirs, data_file, tmp_path, stop_at=stop_at, **{"save-every-s": seconds})
-    trained(dirs, data_file, tmp_path, **{"save-every-s": seconds})
-    assert curve(tmp_path) == curve(whole)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path, whole)]
-    assert weights[0] == weights[1]
-
-
-def test_nothing_to_learn_from_is_refused(dirs, data_file, tmp_path):
-    with pytest.raises(BadInput, match="--mixing-ratio 1: no position is left to learn from"):
-        trained(dirs, data_file, tmp_path, **{"mixing-ratio": 1})
+def test_ids_of_another_model_are_refused():
+    with pytest.raises(BadInput, match="d: id 79, but m has 79 ids"):
+        trainer(vocab_size=79)
 
 
 def test_the_published_form_is_read(examples, tmp_path):
@@ -352,13 +273,3 @@ def test_broken_examples_are_named(tmp_path, change, reason):
     rejected = Rejected()
     assert len(list(read_examples(path, rejected))) == 1
     assert rejected.first.startswith(f"{path}:2: ") and reason in rejected.first
-
-
-def test_ids_of_another_model_are_refused(dirs, tmp_path):
-    good = {"prefix": [1], "tokens": [1, 2], "draft": [3, 4], "p_acc": [1, 0.5]}
-    path = write(tmp_path / "e.jsonl", [good, {**good, "prefix": [70_000]}, good])
-    with pytest.raises(BadInput, match="id 70000, but .* has 258 ids"):
-        trained(dirs, path, tmp_path / "out")
-    path = write(tmp_path / "f.jsonl", [{"x": 1}])
-    with pytest.raises(BadInput, match="f.jsonl:1: prefix is no list"):
-        trained(dirs, path, tmp_path / "out")

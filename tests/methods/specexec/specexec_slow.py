@@ -3,23 +3,7 @@
 Nothing here is shared with the method's code.
 """
 
-import copy
 import math
-
-import torch
-
-
-def plain(model):
-    """The model with transformers' own attention."""
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("eager")
-    return model
-
-
-@torch.inference_mode()
-def next_logits(model, ids):
-    """Of the token after `ids`, read from the beginning without a cache."""
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
 
 
 def best_paths(laws, shape, deepest):

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from conftest import make_model, make_prompts
-from draft_models import DRAFTS, cached, next_logits, plain
+from draft_models import DRAFTS, next_logits, plain
 from oracle import decode
 from recording import Recording
 
-from model.common.contract.drafter import Needs
 from model.common.contract.sequence import EmptyDrafter
 from model.common.loop.sampling import Sampler
 from model.common.target.model import Target
@@ -66,48 +65,6 @@ def test_host_reads_are_declared(target, drafts, monkeypatch):
         decode(target, drafter, PROMPTS[:2], 10)
 
 
-@pytest.mark.parametrize("limit, most", [(1, 0), (2, 1)])
-def test_short_answers_hardly_draft(target, drafts, monkeypatch, limit, most):
-    draft, reads = drafts["target"], []
-    for name in ("read", "prefill"):
-        inner = getattr(draft, name)
-        monkeypatch.setattr(
-            draft,
-            name,
-            lambda *a, name=name, inner=inner, **k: reads.append(name) or inner(*a, **k),
-        )
-    (turn,) = decode(target, sps(draft, target), PROMPTS[:1], limit)
-    assert len(turn.output_ids) == limit
-    assert reads.count("read") <= most
-    assert limit > 1 or not reads
-    assert sum(turn.drafted) <= most
-
-
-@pytest.mark.parametrize("slots", [1, 2, 4])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ["noisy", "target"])
-def test_caches_equal_a_fresh_prefill(target, drafts, name, schedule, slots):
-    fresh = {"draft": Target(DRAFTS[name]()), "target": Target(make_model())}
-    checked = []
-
-    def check(kind, held, slot, ids):
-        fresh[kind].reserve(1, 256)
-        fresh[kind].prefill([0], torch.tensor([ids]), [len(ids)], Needs())
-        pairs = zip(cached(held, slot, len(ids)), cached(fresh[kind], 0, len(ids)))
-        assert all(torch.allclose(found, wanted, atol=1e-4) for found, wanted in pairs)
-        checked.append(kind)
-
-    def watch(drafter, one):
-        check("target", target, one.slot, one.ids[:-1])
-        if drafter.lengths[one.slot]:
-            assert drafter.draft.committed[one.slot] == len(one.ids)
-            check("draft", drafter.draft.model, one.slot, one.ids[:-2])
-
-    recording = Recording(sps(drafts[name], target, schedule), watch)
-    decode(target, recording, PROMPTS, 16, num_slots=slots)
-    assert checked.count("draft") >= 12
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("slots", [1, 3])
 def test_greedy_proposals_equal_a_slow_reference(target, drafts, schedule, slots):
@@ -162,15 +119,3 @@ def test_padded_vocabularies(width):
         for node, token in enumerate(one.tokens):
             logits = next_logits(reference, one.ids + one.tokens[:node])
             assert token == logits[:97].argmax()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_target_tokens_that_the_draft_model_lacks(temperature):
-    """A padded row of the target can be drawn; the draft model must survive reading it."""
-    target = Target(make_model())
-    drafter = sps(Target(make_model(seed=1, vocab_size=50)), target)
-    (turn,) = decode(target, drafter, [[1, 2, 3, 4]], 30, Sampler(temperature), seeds=[1004])
-    assert max(turn.output_ids) >= 50
-    if temperature == 0:
-        (base,) = decode(target, EmptyDrafter(), [[1, 2, 3, 4]], 30)
-        assert turn.output_ids == base.output_ids

@@ -76,26 +76,21 @@ def test_heuristic_grows_up_to_the_largest_draft():
     assert drafter.max_nodes == max(lengths)
 
 
-def test_confidence_keeps_the_doubtful_token():
-    drafter = scripted([0.9, 0.8, 0.3, 0.9, 0.9], "confidence")
-    assert drafter.propose().tokens.tolist() == [[7, 7, 7]]
-    assert drafter.draft.model.reads == 3
-
-
-def test_confidence_respects_the_bound():
-    drafter = scripted([0.9], "confidence", num_draft=4)
-    assert drafter.propose().tokens.shape[1] == drafter.max_nodes == 4
-    assert drafter.draft.model.reads == 4
-
-
-def test_confidence_threshold_zero_is_constant():
-    assert scripted([0.01], "confidence", confidence=0).propose().tokens.shape[1] == 5
-    assert scripted([0.01], "constant").propose().tokens.shape[1] == 5
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_room_bounds_the_draft(schedule):
-    assert scripted([0.9], schedule, room=4).propose().tokens.shape[1] == 2
+@pytest.mark.parametrize(
+    "schedule, probabilities, more, length",
+    [
+        ("confidence", [0.9, 0.8, 0.3, 0.9, 0.9], {}, 3),  # the doubtful token stays
+        ("confidence", [0.9], {"num_draft": 4}, 4),
+        ("confidence", [0.02], {"confidence": 0}, 5),
+        ("constant", [0.02], {}, 5),
+        *[(schedule, [0.9], {"room": 4}, 2) for schedule in SCHEDULES],
+    ],
+)
+def test_lengths(schedule, probabilities, more, length):
+    """By confidence, bound and room; the draft model is not read once more than needed."""
+    drafter = scripted(probabilities, schedule, **more)
+    assert drafter.propose().tokens.tolist() == [[7] * length]
+    assert drafter.draft.model.reads == length <= drafter.max_nodes
 
 
 @torch.inference_mode()

@@ -190,10 +190,13 @@ class Twin:
 def load_twin(path: str, dtype: str, device: torch.device, name: str):
     """(model, Twin) of a model directory or hub id at the shape of a name or its numbers."""
     from model.common.target.loading import load_target
+    from model.common.target.quantised import refuse_quantised
 
     try:
         shape = read_shape(name)
     except ValueError as error:
         raise BadInput(f"scale to {error}") from error
-    twin = Twin(load_target(path, "float32", "cpu", "eager"), shape, name)
+    origin = load_target(path, "float32", "cpu", "eager")
+    refuse_quantised(origin.model, f"{path}: a twin")
+    twin = Twin(origin, shape, name)
     return twin.model(getattr(torch, dtype), device), twin
