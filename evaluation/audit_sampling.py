@@ -27,6 +27,7 @@ is the report as one JSON document.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def parse_args(argv=None):
         parser.error(f"--alpha {args.alpha:g}: a number between 0 and 1 is needed")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         parser.error(f"--top-p {args.top_p:g}: a number above 0, at most 1 is needed")
+    for flag in ("temperature", *NEUTRAL):
+        if not math.isfinite(getattr(args, flag) or 0):
+            parser.error(f"--{flag.replace('_', '-')} {getattr(args, flag)}: a number is needed")
     for flag in ("top_k", "temperature", "min_p"):
         if (getattr(args, flag) or 0) < 0:
             parser.error(f"--{flag.replace('_', '-')}: a negative number")

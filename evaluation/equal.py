@@ -36,7 +36,7 @@ from evaluation.answers.meta import (  # noqa: E402
     find_field,
     is_execution_field,
 )
-from evaluation.answers.reader import read_answers  # noqa: E402
+from evaluation.answers.reader import check_ids, read_answers  # noqa: E402
 from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
 from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
 from evaluation.judging.lines import judgement_lines  # noqa: E402
@@ -80,6 +80,7 @@ def parse_args(argv=None):
 def compare_files(base, other, allow, decode):
     """Everything found about one file, as a dict: verdict, counts, notes, records."""
     passed = check_shared(other, base, allow, is_execution_field)
+    check_ids(other, base)
     verdicts = file_verdicts(base, other, decode)
     compared = [v for v in verdicts if not v.both_failed]
     if not compared:

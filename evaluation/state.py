@@ -79,6 +79,9 @@ def parse_args(argv):
             )
     if args.methods in ([], ["all"]):
         args.methods = stateful_methods()
+    for method in args.methods:
+        if not (ROOT / "model" / method / f"inference_{method}.py").is_file():
+            parser.error(f"{method}: no method of model/")
     for method, _ in args.flags:
         if method not in args.methods:
             raise AnswerError(f"--flags {method}: it is not among {', '.join(args.methods)}")

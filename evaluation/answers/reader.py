@@ -147,6 +147,17 @@ def read_answers(path):
     return AnswerFile(path, digest, model_id, questions, meta, warnings_for(path, meta, quirks))
 
 
+def check_ids(ours, theirs):
+    """Refuse two AnswerFiles of which one has as texts the ids that the other has as numbers."""
+    if not ours.questions.keys() & theirs.questions.keys():
+        same = set(map(str, ours.questions)) & set(map(str, theirs.questions))
+        if same:
+            raise AnswerError(
+                f"{ours.path} and {theirs.path}: question_ids are numbers in one and texts in the"
+                f" other: {min(same)}"
+            )
+
+
 def check_times(question, where):
     """Refuse a turn that took no time, or less than its prefill or steps: it has no speed."""
     for number, choice in enumerate(question.choices):

@@ -16,6 +16,7 @@ import torch
 
 from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import AnswerFile
+from evaluation.judging.readings import Text, check_text
 from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
 from model.common.loop.ranking import finite_rows
@@ -221,11 +222,7 @@ def _check_turn(where: str, prompt_ids, output_ids, recorded, target) -> None:
         )
     if not prompt_ids or not output_ids:
         raise AnswerError(f"{where}: an empty prompt or answer")
-    if min(output_ids) < 0 or max(*prompt_ids, *output_ids) >= target.vocab_size:
-        raise AnswerError(f"{where}: an id outside the target's {target.vocab_size}")
-    total = len(prompt_ids) + len(output_ids)
-    if target.context is not None and total > target.context + 1:
-        raise AnswerError(f"{where}: {total} tokens, the target's context is {target.context}")
+    check_text(target, Text(prompt_ids, output_ids, where))
 
 
 def finite_blocks(blocks: Iterator[torch.Tensor], where: str) -> Iterator[torch.Tensor]:

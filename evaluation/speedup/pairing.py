@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from evaluation.answers.meta import AnswerError
-from evaluation.answers.reader import UNCATEGORIZED
+from evaluation.answers.reader import UNCATEGORIZED, check_ids
 
 MAX_NAMED = 10  # ids or errors named in a message; the rest are counted
 
@@ -32,6 +32,7 @@ def pair_questions(method, base, common=False, count_tokens=None):
     has the other's. Where a side did not count the tokens of a text, those of all texts of both
     sides are counted with `count_tokens` (text -> number of input ids, special tokens included).
     """
+    check_ids(method, base)
     missing = [i for i in base.questions if i not in method.questions]
     extra = [i for i in method.questions if i not in base.questions]
     if missing and len(missing) == len(base.questions):
@@ -73,7 +74,7 @@ def pair_questions(method, base, common=False, count_tokens=None):
     if uncounted:
         notes += [f"{line}: on both sides the tokens are those of the texts" for line in uncounted]
         pairs = [tuple(by_texts(question, count_tokens) for question in pair) for pair in pairs]
-    return Pairing(pairs, notes, left_out)
+    return Pairing(pairs, [*notes, *empty_lines(pairs)], left_out)
 
 
 def uncounted_lines(sides, pairs):
@@ -83,6 +84,14 @@ def uncounted_lines(sides, pairs):
         turns = sum(len(choice.uncounted) for choice in choices)
         if turns:
             yield f"{answers.path.name}: new_tokens is 0 in {turns} turns that have a text"
+
+
+def empty_lines(pairs):
+    """A line for each side with questions that it answered with nothing: 0 tokens/s in the mean."""
+    for side, questions in zip(("method", "baseline"), zip(*pairs)):
+        ids = [q.question_id for q in questions if not any(sum(c.new_tokens) for c in q.choices)]
+        if ids:
+            yield f"answered with no token in the {side}, in its means as 0 tokens/s: {named(ids)}"
 
 
 def by_texts(question, count_tokens):

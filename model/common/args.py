@@ -147,6 +147,10 @@ def make_parser(method: str, doc: str, add_args) -> Parser:
     _add_questions(parser.add_argument_group("questions and answers"))
     _add_decoding(parser.add_argument_group("decoding"))
     _add_ends(parser.add_argument_group("where an answer ends"))
+    for action in parser._actions:
+        value, silent = action.default, (None, [], argparse.SUPPRESS)
+        if not isinstance(value, bool) and value not in silent and "default" not in action.help:
+            action.help += f" (default: {value})".replace("%", "%%")
     return parser
 
 

@@ -29,10 +29,15 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of its message that says anything; with its kind where it has none."""
+    """The first line of its message that says anything; with its kind where it has none.
+
+    A line that ends in a colon says nothing without the next ones.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()]
     if not lines or isinstance(error, KeyError):
         return one_line(error)
+    if lines[0].rstrip().endswith(":"):
+        return " ".join(" ".join(lines).split())[:500]
     return lines[0].strip()
 
 

@@ -83,6 +83,7 @@ class Bench:
 
     def _load(self, build, engine) -> None:
         from model.common.contract.sequence import EmptyDrafter
+        from model.common.loop.passed_over import passed_over
         from model.common.prompts.prompter import Prompter, load_tokenizer
         from model.common.records.meta import is_lossy
         from model.common.target.loading import load_plain, load_target
@@ -110,6 +111,9 @@ class Bench:
         if endless:
             print(f"warning: {endless}", file=sys.stderr)
         self.sampler = self._sampler()
+        left_out = passed_over(self.target.model.generation_config, self.sampler.penalties)
+        if left_out:
+            print(f"warning: {left_out}", file=sys.stderr)
         self.drafter = build(args, self.target)
         refusal = self.target.refuses(self.drafter, args.batch_size)
         if refusal is not None:

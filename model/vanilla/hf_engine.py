@@ -96,6 +96,9 @@ def run(target, source, sampler, stop: StopRules) -> None:
         eos_token_id=sorted(stop.eos_ids) or None,
         decoder_start_token_id=getattr(target, "start", None),
     )
+    if target.rope is not None:
+        target.rope.remove()
+        target.rope = None
     if target.twin is not None:  # others are loaded as transformers loads them
         own_attention(target.model)
     while (request := source.take(0)) is not None:

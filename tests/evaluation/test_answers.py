@@ -252,7 +252,10 @@ def test_tokens_that_nobody_counted(tmp_path):
     method[0]["choices"][0] |= {"new_tokens": [0], "turns": [""]}  # nothing said, nothing counted
     base[1]["choices"][0]["new_tokens"] = [3]
     write(theirs[0], method), write(theirs[1], base)
-    assert task(compared(*theirs), "overall")["new_tokens"] == 3
+    result = compared(*theirs)
+    assert task(result, "overall")["new_tokens"] == 3
+    note = "answered with no token in the method, in its means as 0 tokens/s: 1 question: 1"
+    assert note in result["notes"] and not any("no token in the base" in n for n in result["notes"])
 
 
 def test_spec_bench_variants_are_read(tmp_path):

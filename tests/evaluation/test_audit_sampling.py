@@ -392,7 +392,7 @@ def test_penalties_of_other_writers_come_from_flags(audit, penalised, tmp_path, 
     path = write(tmp_path / "unset.jsonl", lines, unset)
     refused = audit(path, flags=["--repetition-penalty", 1.1])
     assert_refused(refused, path, "its meta says repetition_penalty 1")
-    for flag, value in (("--repetition-penalty", 0), ("--min-p", 2)):
+    for flag, value in (("--repetition-penalty", 0), ("--min-p", 2), ("--presence-penalty", "nan")):
         assert_refused(audit(path, flags=[flag, value]), f"{flag} {value}")
 
 

@@ -172,6 +172,16 @@ def test_refusals(tmp_path):
     assert_refused(equal(base, base, "--jsonfile1", "x"), "--jsonfile1")
 
 
+def test_ids_that_are_texts_in_one_file(tmp_path):
+    """Said by both tools, where every question would be missing on both sides."""
+    base, _ = pair(tmp_path, method_lines())
+    lines = [{**line, "question_id": str(line["question_id"])} for line in base_lines()]
+    other = write(tmp_path / "texts.jsonl", lines, meta("base", "vanilla"))
+    said = "question_ids are numbers in one and texts in the other"
+    assert_refused(equal(base, other), said)
+    assert_refused(run_tool("evaluation/speed.py", "--file-path", other, "--base-path", base), said)
+
+
 def test_files_of_spec_bench_are_compared_by_text():
     done = equal(DATA / "spec_bench_vanilla.jsonl", DATA / "spec_bench_vanilla.jsonl")
     assert done.returncode == 0 and "480 of 480 questions, 560 of 560 turns" in done.stdout

@@ -82,7 +82,7 @@ def test_questions_that_fail_are_left_out(model_dir, tmp_path, capfd):
         (["recycling", "--bench-name", "none"], "question.jsonl: no such file"),
         (["pld", "--model-path", "missing"], "unrecognized arguments: --state"),
         (["recycling", "--model-path", "./missing"], "no such model directory"),
-        (["nothing", "--model-path", "x"], "nothing --state cold: "),
+        (["nothing", "--model-path", "x"], "nothing: no method of model/"),
     ],
 )
 def test_bad_input(flags, words):

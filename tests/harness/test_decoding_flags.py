@@ -200,3 +200,6 @@ def test_help_says_what_the_flags_mean(capfd):
     told = " ".join(capfd.readouterr().out.split())
     for words in ("on this machine, as you", "subtracted as many times", "share of the best"):
         assert words in told
+    for words in ("0 is greedy (default: 0.0)", "per turn (tokens) (default: 1024)"):
+        assert words in told
+    assert "(default: None)" not in told and "(default: False)" not in told

@@ -163,6 +163,9 @@ def test_missing_tokenizer_is_one_line(tmp_path):
     with pytest.raises(BadInput, match="no tokenizer") as refused:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value) and not str(refused.value).endswith(":")
+    with pytest.raises(BadInput, match="/none: no tokenizer: no such directory$"):
+        load_tokenizer(str(tmp_path / "none"))
 
 
 # the system's message, the template's variables, ends of the command line
@@ -203,7 +206,10 @@ def test_a_system_prompt_that_nobody_would_see_is_refused(chat, template, words)
     assert words in str(refused.value)
 
 
-THINKING = "{% if enable_thinking %}<think>{% endif %}"
+THINKING = (
+    "{% set thoughts = 2 %}{% if not enable_thinking is defined %}{% set enable_thinking = false %}"
+    "{% endif %}{% generation %}{% if enable_thinking %}<think>{% endif %}{% endgeneration %}"
+)
 
 
 def test_template_args():
@@ -221,6 +227,8 @@ def test_template_args():
         (None, {"enable_thinkng": False}, "enable_thinkng"),
         (None, {"add_generation_prompt": False}, "add_generation_prompt"),
         (None, {"tokenize": False}, "tokenize"),
+        (None, {"messages": []}, "messages"),
+        (None, {"thoughts": 1}, "thoughts"),
         ("plain", {"enable_thinking": False}, "plain"),
         ("vicuna_v1.1", {}, "vicuna_v1.1"),
     ],

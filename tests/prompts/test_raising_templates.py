@@ -143,6 +143,15 @@ def test_anything_may_be_raised():
 
     for text in "ab":
         assert first_prompt(Broken(), {"turns": [text]}) is None
+    refusing = make_tokenizer()
+    for body, said in (
+        ("{{ 1 // 0 }}", "ZeroDivisionError: integer division or modulo by zero"),
+        ("{{ raise_exception('No\n  system') }}", "No system"),
+    ):
+        refusing.chat_template = body
+        with pytest.raises(BadInput) as refused:
+            Prompter(refusing).render(["Hi"], [])
+        assert str(refused.value) == f"the tokenizer's chat template refuses: {said}"
     prompter = Prompter(make_tokenizer())
     asked = {"turns": ["Hi"], "system": "Be brief."}
     deaf = make_tokenizer()

@@ -210,6 +210,12 @@ def test_files_that_differ_in_their_suffix(ask, refused, tmp_path):
         assert f"{path}: its meta file is that of {other}" in refused(path)
 
 
+def test_a_directory_is_no_answer_file(refused, tmp_path):
+    for more in ([], ["--overwrite"]):
+        line = refused(tmp_path, *more)
+        assert f"{tmp_path}: a directory; name one .jsonl answer file" in line
+
+
 def test_overwrite_replaces(copied, ask):
     records = ask(copied, "--max-new-tokens", 3, "--overwrite")
     assert [record["choices"][0]["new_tokens"][0] for record in records] == [3] * 6

@@ -6,14 +6,15 @@ import tempfile
 
 import pytest
 import torch
+from answer_samples import last_json, run_tool
 from conftest import make_tokenizer
 from harness_runs import COMMON, answer, run
-from tiny_methods import decode
+from tiny_methods import decode, transformers_ids
 
 from model.common.contract.sequence import EmptyDrafter, PerSequence, SequenceDrafter
 from model.common.errors import BadInput
 from model.common.loop.turns import StopRules
-from model.common.target.loading import load_target
+from model.common.target.loading import load_plain, load_target
 from model.common.target.own_cache import EncoderDecoderTarget, OwnCacheTarget
 from model.pld.drafter import PLDDrafter
 from model.sps.drafter import SpSDrafter
@@ -42,15 +43,21 @@ PROMPTS = [[7, 5, 9, 11, 5, 9], [20, 21, 22, 23] * 4, [40, 41]]
 
 
 @functools.cache
-def saved(family: str, seed: int = 0) -> str:
-    """A tiny random model with a tokenizer, as a directory."""
+def saved(family: str) -> str:
+    """A tiny random model of each family, made once."""
+    return save(family)
+
+
+def save(family: str, **more) -> str:
+    """A tiny random model with a tokenizer, as a directory; more: fields of its config."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     folder = tempfile.mkdtemp()
-    config = AutoConfig.for_model(family, **FAMILIES[family], bos_token_id=0, eos_token_id=1)
+    given = {**FAMILIES[family], **more, "bos_token_id": 0, "eos_token_id": 1}
+    config = AutoConfig.for_model(family, **given)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = kind.from_config(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -115,6 +122,57 @@ def test_chains_give_the_ids_of_generate(family):
         ids, accepted = decode(target(family), oracle, PROMPTS, StopRules(), LIMIT)
         assert ids == expected
         assert all(set(lengths[:-1]) == {1 + sure} for lengths in accepted)
+
+
+@pytest.mark.parametrize(
+    "family, context",
+    [("mpt", "max_seq_len"), ("codegen", "n_positions"), ("bart", "max_position_embeddings")],
+)
+def test_no_draft_is_read_beyond_the_context(family, context):
+    """Tables of positions end there: drafts are cut, answers go on up to it."""
+    small = load_target(save(family, **{context: 32}), "float64", "cpu", "eager")
+    prompt = [20, 21, 22, 23] * 4
+    most = 31 if family == "bart" else 32 - len(prompt)
+    pld = PerSequence(lambda: PLDDrafter(3, 10), max_nodes=10)
+    answers = []
+    for drafter in (EmptyDrafter(), pld):
+        answers += decode(small, drafter, [prompt], StopRules(), 100)[0]
+    assert answers[0] == answers[1] and len(answers[0]) == most
+
+
+def test_an_audit_knows_that_encoder_and_decoder_have_a_context_each(question_file, tmp_path):
+    """A prompt and an answer that together are longer than it."""
+    folder, out = save("bart", max_position_embeddings=48), tmp_path / "x.jsonl"
+    flags = ["--question-ids", 12, "--temperature", 0.7, "--max-new-tokens", 47, "--ignore-eos"]
+    (record,) = answer("vanilla", folder, question_file, out, *flags)
+    (choice,) = record["choices"]
+    assert choice["prompt_tokens"][0] + choice["new_tokens"][0] > 48
+    audit = run_tool("evaluation/audit_sampling.py", out, "--device", "cpu", "--num-threads", 1)
+    assert audit.returncode == 0, audit.stderr
+    assert last_json(audit)["results"][0]["verdict"] == "CONSISTENT"
+
+
+def test_a_draft_model_whose_context_is_too_short_is_named():
+    small = load_target(save("codegen", n_positions=32), "float64", "cpu", "eager")
+    sps = SpSDrafter(small, target("falcon"), "constant", 3, 0.3)
+    with pytest.raises(BadInput, match="codegen: 33 tokens do not fit its context of 32"):
+        decode(target("falcon"), sps, [PROMPTS[1]], StopRules(), 40)
+
+
+def test_longrope_on_transformers_own_cache():
+    """A draft beyond the boundary changes nothing; a prompt beyond it has the long factors."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8}
+    rope |= {"long_factor": [3.0] * 8, "original_max_position_embeddings": 64}
+    folder = save("falcon", rope_parameters=rope, original_max_position_embeddings=64)
+    own = load_target(folder, "float64", "cpu", "eager")
+    plain = load_plain(folder, "float64", "cpu")
+    assert (own.rope.boundary, plain.rope.boundary) == (64, 64)
+    plain.rope.remove()
+    prompts = [[7, 5, 9] * 14, [7, 5, 9] * 24]
+    expected = transformers_ids(plain.model, prompts, LIMIT)
+    pld = PerSequence(lambda: PLDDrafter(3, 10), max_nodes=10)
+    for drafter in (EmptyDrafter(), pld):
+        assert decode(own, drafter, prompts, StopRules(), LIMIT)[0] == expected
 
 
 @pytest.mark.parametrize("family", ["mpt", "lfm2", "t5"])

@@ -4,16 +4,22 @@ import pytest
 import torch
 from conftest import make_model, make_prompts
 from draft_models import DRAFTS
+from tiny_families import random_model, small_config
 from tiny_methods import build, decode, transformers_ids
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput, Unsupported
+from model.common.loop.sampling import Sampler
+from model.common.loop.source import Prompts, Request
 from model.common.loop.turns import StopRules
 from model.common.target import attention
 from model.common.target.longrope import rope_boundary
 from model.common.target.model import Target
+from model.common.target.own_cache import OwnCacheTarget
 from model.common.target.self_check import check
 from model.sps.drafter import SpSDrafter
+from model.vanilla import hf_engine
 
 BOUNDARY, LIMIT = 64, 24
 LONGROPE = {
@@ -81,6 +87,40 @@ def test_own_forwards_pass():
             check(Target(make_model(family, dtype=dtype)))
 
 
+@pytest.mark.parametrize("family", ["phimoe", "deepseek_v3", "gpt_oss"])
+def test_a_flipped_expert_is_no_fault(family):
+    """In half precision the two readings of a token may choose other experts; four in a row."""
+    for seed in range(4):
+        model = random_model(small_config(CONFIG_MAPPING[family]), AutoModelForCausalLM, seed)
+        model = model.to(torch.bfloat16)
+        model.set_attn_implementation(attention.NAME)
+        check(Target(model))
+
+
+def test_engine_hf_chooses_longropes_factors_as_transformers_does():
+    """A prompt beyond the boundary, and an answer that crosses it."""
+    model = make_model("phi3", dtype=torch.float64, pad_token_id=0, **LONGROPE)
+    model.set_attn_implementation("eager")
+    prompts = [SHORT, LONG, LONG[:56]]
+    expected = transformers_ids(model, prompts, LIMIT)
+    source = Prompts([Request(ids, LIMIT, 0) for ids in prompts])
+    hf_engine.run(OwnCacheTarget(model), source, Sampler(), StopRules())
+    assert [turn.output_ids for turn in source.answers()] == expected
+
+
+def test_a_recorded_step_keeps_its_choice_of_factors(model):
+    """reserve() clears the tensor that a CUDA graph has seen, where there are as many slots."""
+    rope = Target(model).rope
+    rope.reserve(2)
+    seen = rope.long
+    rope.start([1], [BOUNDARY + 1])
+    rope.choose(torch.tensor([1]))
+    rope.reserve(2)
+    assert rope.long is rope.chosen is seen and not seen.any()
+    rope.reserve(3)
+    assert rope.long.shape == (3,)
+
+
 def bias_by_column(monkeypatch, model):
     """ALiBi counted in columns of the cache: right for chains, wrong for trees."""
     inside = attention.additive
@@ -114,9 +154,18 @@ def ancestors_ignored(monkeypatch, model):
     )
 
 
-@pytest.mark.parametrize("plant", [bias_by_column, positions_of_the_call, ancestors_ignored])
-def test_a_wrong_forward_is_refused(plant, monkeypatch):
-    model = make_model()
+@pytest.mark.parametrize(
+    "plant, dtype",
+    [
+        (bias_by_column, torch.float32),
+        (positions_of_the_call, torch.float32),
+        (ancestors_ignored, torch.float32),
+        (bias_by_column, torch.bfloat16),
+        (ancestors_ignored, torch.bfloat16),
+    ],
+)
+def test_a_wrong_forward_is_refused(plant, dtype, monkeypatch):
+    model = make_model(dtype=dtype)
     target = Target(model)
     plant(monkeypatch, model)
     with pytest.raises(Unsupported, match="times their spread away from those of the model itself"):

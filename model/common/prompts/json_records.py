@@ -45,7 +45,7 @@ def _parsed(line: bytes) -> object:
 def _reason(error: Exception) -> ValueError:
     """A ValueError that says what is wrong with a record."""
     if isinstance(error, UnicodeDecodeError):
-        return ValueError(f"not Unicode text: {error.reason}")
+        return ValueError(f"not UTF-8 text: {error.reason}")
     return ValueError(f"not JSON: {getattr(error, 'msg', error)}")
 
 

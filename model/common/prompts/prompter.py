@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import bisect
 import inspect
+import os
 import re
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.meta import find_undeclared_variables
 
-from model.common.errors import BadInput, first_line
+from model.common.errors import BadInput, first_line, one_line
 from model.common.loop.turns import StopRules
 from model.common.remote_code import check_needed, trusted
 
@@ -102,8 +104,10 @@ class Prompter:
         options = {"add_generation_prompt": True, "tokenize": tokenize, "return_dict": False}
         try:
             return self.tokenizer.apply_chat_template(messages, **options, **self.variables)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise BadInput(f"the tokenizer's chat template refuses: {error}") from error
+        except Exception as error:  # a template may raise anything
+            said = isinstance(error, TemplateError) and str(error).strip()
+            reason = " ".join(str(error).split()) if said else one_line(error)
+            raise BadInput(f"the tokenizer's chat template refuses: {reason}") from error
 
     def _fastchat_text(self, turns, answers, system) -> str:
         conversation = self.conversation.copy()
@@ -119,9 +123,9 @@ class Prompter:
         if self.name != "tokenizer":
             raise BadInput(f"--template-args: of the tokenizer's chat template, not of {self.name}")
         taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - VARIABLES
-        source = self.tokenizer.get_chat_template()
+        known = _inputs(self.tokenizer.get_chat_template()) - taken - {"messages"}
         for name in self.variables:
-            if name in taken or not re.search(rf"\b{re.escape(name)}\b", source):
+            if name not in known:
                 raise BadInput(f"--template-args: {name} is no variable of the chat template")
 
     def _check_system(self) -> None:
@@ -206,6 +210,16 @@ class Prompter:
         return text.strip()
 
 
+def _inputs(template: str) -> set[str]:
+    """Names that a chat template reads from outside: not what it sets or loops over itself."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    plain = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", template)  # a tag of transformers
+    try:
+        return find_undeclared_variables(environment.parse(plain))
+    except TemplateError as error:
+        raise BadInput(f"the tokenizer's chat template is broken: {error}") from error
+
+
 def _plain(turns, answers, system) -> str:
     parts = [] if system is None else [system]
     for i, turn in enumerate(turns):
@@ -241,7 +255,9 @@ def load_tokenizer(path: str):
         raise
     except Exception as error:  # of many kinds, as of models
         check_needed(path, error)
-        raise BadInput(f"{path}: no tokenizer: {first_line(error)}") from error
+        gone = path.startswith((".", "/", "~")) and not os.path.exists(path)
+        reason = "no such directory" if gone else first_line(error)
+        raise BadInput(f"{path}: no tokenizer: {reason}") from error
     if more:
         complete_tokenizer(path, tokenizer)
     return tokenizer

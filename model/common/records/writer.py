@@ -133,6 +133,8 @@ class AnswerFile:
         twin = path.with_name(bare if bare != path.name else f"{bare}.jsonl")
         if twin.is_file():
             raise BadInput(f"{path}: its meta file is that of {twin.name}; choose another name")
+        if path.is_dir():
+            raise BadInput(f"{path}: a directory; name one .jsonl answer file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:

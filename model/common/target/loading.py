@@ -62,22 +62,25 @@ def load_target(
 
 def _own_size(path: str, dtype: str, device: str, runtime: str, num_gpus: int) -> Target:
     """A Target that reads as transformers does; on its own cache where ours does not serve it."""
-    from model.common.target.self_check import check
-
     try:
-        target = Target(load_model(path, dtype, device, num_gpus), runtime)
-        check(target)
-        return target
+        return _checked(Target(load_model(path, dtype, device, num_gpus), runtime))
     except Unsupported as refusal:
         reason = str(refusal).removesuffix("; it is not supported")
     if runtime != "eager":
         raise BadInput(f"{path}: {reason}; on its own cache it needs --runtime eager")
     try:
-        target = load_plain(path, dtype, device, num_gpus)
-        check(target)
+        target = _checked(load_plain(path, dtype, device, num_gpus))
     except Unsupported as refusal:
         raise BadInput(f"{path}: {refusal}") from refusal
     tell_once(f"{path}: {reason}: chains only, on transformers' own cache")
+    return target
+
+
+def _checked(target: Target) -> Target:
+    """The target, if its logits are the model's own; nothing holds one that is refused."""
+    from model.common.target.self_check import check
+
+    check(target)
     return target
 
 

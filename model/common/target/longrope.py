@@ -27,8 +27,9 @@ class LongRope:
         self.long = torch.zeros(1, dtype=torch.bool, device=model.device)
         self.chosen = self.long  # of the rows that are read now, [S]
         modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
-        for module in modules:
-            module.forward = self._per_slot(module.forward)
+        self.given = [(module, module.forward) for module in modules]
+        for module, forward in self.given:
+            module.forward = self._per_slot(forward)
         if not modules:
             raise Unsupported(
                 f"model type {model.config.model_type}: its longrope factors cannot be chosen by "
@@ -36,9 +37,16 @@ class LongRope:
             )
 
     def reserve(self, num_slots: int) -> None:
-        """All slots are empty."""
-        self.long = torch.zeros(num_slots, dtype=torch.bool, device=self.long.device)
+        """All slots are empty. A recorded step reads the tensor that it has seen."""
+        if len(self.long) != num_slots:
+            self.long = torch.zeros(num_slots, dtype=torch.bool, device=self.long.device)
+        self.long.zero_()
         self.chosen = self.long
+
+    def remove(self) -> None:
+        """Let the model choose as transformers does."""
+        for module, forward in self.given:
+            module.forward = forward
 
     def start(self, slots: list[int], lengths: list[int]) -> None:
         """Prompts of these lengths are read into these slots."""

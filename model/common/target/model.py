@@ -82,7 +82,8 @@ class Target(CachedModel):
     @property
     def context(self) -> int | None:
         """Positions the model was built for, None = unbounded."""
-        return getattr(self.config, "max_position_embeddings", None)
+        names = ("max_position_embeddings", "max_seq_len")  # the second of MPT's ALiBi
+        return next((n for n in (getattr(self.config, name, None) for name in names) if n), None)
 
     def fitting(self, num_prompt: int, limit: int) -> int:
         """New tokens, at most `limit`, that a prompt leaves room for; none is bad input."""

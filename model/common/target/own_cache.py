@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -135,11 +136,36 @@ class OwnCacheTarget(Target):
     def make_room(self, needed):
         """It grows by itself."""
 
+    def padded(self, draft, drafter):
+        """The draft, cut where the context ends: rows behind that cannot be committed, and a table
+        of positions has none for them."""
+        draft = super().padded(draft, drafter)
+        if self.context is None:
+            return draft
+        room = max(self.context - self._num_read() - 1, 0)
+        probs = None if draft.probs is None else draft.probs[:, :room]
+        return replace(draft, tokens=draft.tokens[:, :room], probs=probs)
+
+    def _num_read(self) -> int:
+        """Tokens that the decoder has read."""
+        return len(self.cache.ids)
+
+    def _check_room(self, num_tokens: int) -> None:
+        """Raise BadInput where a sequence leaves the context: a draft model's, which may be small.
+        Targets are never asked for it, see fitting() and padded()."""
+        if self.context is not None and num_tokens > self.context:
+            raise BadInput(
+                f"model type {self.config.model_type}: {num_tokens} tokens do not fit its context "
+                f"of {self.context}"
+            )
+
     @torch.inference_mode()
     def prefill(self, slots, ids, lengths, needs: Needs) -> Prefilled:
         prompt = ids[:, : lengths[0]]
+        self._check_room(lengths[0])
         if self.rope is not None:
             self.rope.start(slots, lengths)
+            self.rope.choose(None)
         output = self._read_prompt(prompt, needs)
         self.cache.begin(output_cache(output), prompt[0].tolist())
         topk = top_ids(output.logits, needs.prompt_topk) if needs.prompt_topk else None
@@ -161,6 +187,7 @@ class OwnCacheTarget(Target):
         return self._rows(tokens, False, hidden)
 
     def _rows(self, tokens: Tensor, stays: bool, hidden: tuple):
+        self._check_room(self._num_read() + tokens.shape[1])
         output = self.cache.read(tokens[0].tolist(), stays, bool(hidden))
         return output.logits, _states(output, hidden)
 
@@ -211,6 +238,9 @@ class EncoderDecoderTarget(OwnCacheTarget):
         return self.model(
             encoder_outputs=encoded, decoder_input_ids=answer, use_cache=False
         ).logits[0]
+
+    def _num_read(self):
+        return len(self.cache.ids) - self.num_prompt + 1
 
     def _rows(self, tokens, stays, hidden):
         at = self.num_prompt - 1 - len(self.cache.ids)
