@@ -30,10 +30,6 @@ class SortedChainDrafter(SpSDrafter):
         self.model.forget()
         self.counts = [0] * len(self.model.exits)
 
-    def start(self, prompt):
-        super().start(prompt)
-        self.model.keep(self.draft.committed, self.draft.committed)  # the last two are read again
-
     def propose(self):
         self.left = []  # [node][slot] exit, None where it drafts no more
         return super().propose()

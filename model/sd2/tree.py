@@ -45,7 +45,6 @@ class SortedTreeDrafter(Drafter):
     def start(self, prompt):
         self.device = prompt.tokens.device
         self.draft.start(prompt)
-        self.model.keep(self.draft.committed, self.draft.committed)  # the last two are read again
 
     def propose(self):
         model, width, device = self.model, self.top_k, self.model.device

@@ -46,7 +46,7 @@ class DraftModel:
 
     def start(self, prompt: Step) -> None:
         """Read the prompts of prompt.slots; their last tokens stay unread, as their roots."""
-        lengths = [len(ids) - 1 for ids in prompt.host_ids]
+        lengths = [len(ids) - 2 for ids in prompt.host_ids]
         ids = prompt.tokens.clamp(0, self.last_id).to(self.model.device)
         self.model.prefill(prompt.slots, ids, lengths, Needs())
         for slot, ids, most in zip(prompt.slots, prompt.host_ids, prompt.max_lengths):

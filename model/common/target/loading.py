@@ -161,6 +161,9 @@ def _config(path: str, source: str, more: dict):
     from transformers import AutoConfig, GenerationConfig
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted(), **more)
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise BadInput(f"{path}: config.json says num_hidden_layers {layers}")
     check_known(path, config)
     if os.path.isfile(os.path.join(source, "generation_config.json")):
         GenerationConfig.from_pretrained(source)  # a broken one would be passed over, with its ends

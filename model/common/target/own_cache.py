@@ -225,6 +225,13 @@ class EncoderDecoderTarget(OwnCacheTarget):
         super().fitting(num_prompt, 1)
         return min(limit, self.context - 1)
 
+    @torch.inference_mode()
+    def prefill(self, slots, ids, lengths, needs):
+        """The encoder reads all of ids; the lengths of a draft model leave the last one out."""
+        prefilled = super().prefill(slots, ids, [ids.shape[1]], needs)
+        self.cache.rewind(torch.tensor(lengths))
+        return prefilled
+
     def _read_prompt(self, prompt, needs):
         if needs.prompt_topk or needs.hidden:
             raise self.unsupported("this method learns from the decoder's view of a prompt")
