@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the environment when it is missing, then checks the style and runs the tests (CPU, offline).
-#   ./tests/run.sh             all but those that train, compile, start Ray or try every family
-#   ./tests/run.sh all         these as well, what .ci/run calls
+#   ./tests/run.sh             the quick ones: without training, compiling, laws, every family, Ray
+#   ./tests/run.sh all         all of them, what .ci/run calls
 #   ./tests/run.sh -k pld      arguments go to pytest (a later -m takes the place of ours)
 #   WORKERS=1 ./tests/run.sh   one process (default: 2, one thread each)
 set -euo pipefail
@@ -11,7 +11,7 @@ if "$PYTHON" -m ruff --version > /dev/null 2>&1; then
     "$PYTHON" -m ruff check --quiet .
     "$PYTHON" -m ruff format --quiet --check .
 fi
-chosen=(-m "not training and not compiled and not ray and not families")
+chosen=(-m "not training and not compiled and not ray and not families and not slow")
 if [ "${1:-}" = all ]; then
     chosen=()
     shift

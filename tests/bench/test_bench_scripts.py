@@ -11,6 +11,8 @@ import bench_overhead
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SHAPE = "384x9x768"  # of the twin: small, with room for the mini target
 
 

@@ -5,6 +5,8 @@ import pytest
 from conformance import defects, law
 from conformance.cases import Case
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "defect, check, method, variant",

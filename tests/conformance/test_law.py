@@ -15,6 +15,8 @@ from conformance.law import (
     law_of,
 )
 
+pytestmark = pytest.mark.slow
+
 p_values: dict[str, float] = {}  # of the cases that this process has judged
 every_case = pytest.mark.parametrize(
     "method, variant", CASES, ids=["-".join(filter(None, pair)) for pair in CASES]

@@ -49,6 +49,7 @@ def test_false_alarms_come_at_the_nominal_rate(kind):
 # the power: files of 200 or 1000 answers, about 600 and 3,000 tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, settings, sequences, power",
     [

@@ -21,6 +21,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.slow
 def test_report(model_dir):
     """Cold rows agree, a warm one learns; ids never change."""
     flags = ["--question-ids", "41,42,53,54"]

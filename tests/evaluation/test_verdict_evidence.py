@@ -240,6 +240,8 @@ def least_gaps(planter, rest, forced):
         hook.remove()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_tokenising_anew_is_told_from_a_bug(tmp_path, question_file):
     """A token that the text allows at the place excuses it, one that it does not allow does not."""
     model = save_model(tmp_path / "model", words=("ab", "abc"), scale=0.08)

@@ -27,6 +27,8 @@ from model.common.contract.sequence import EmptyDrafter
 from model.common.loop.sampling import DRAFT
 from model.sps.drafter import SpSDrafter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def target():

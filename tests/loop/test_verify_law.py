@@ -13,6 +13,8 @@ from model.common.contract.drafter import Draft
 from model.common.loop import verify
 from model.common.loop.sampling import Sampler, draw
 
+pytestmark = pytest.mark.slow
+
 NUM = 60_000
 TREE = [-1, -1, 0, 0, 1, 1]
 WIDE = [-1, -1, -1, 0, 0, 1]  # nodes in the order of levels; DEEP has a child before a sibling

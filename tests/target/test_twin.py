@@ -240,6 +240,7 @@ def minis():
 METHODS_TRIED = ["vanilla", "medusa", "hydra", "eagle", "eagle2", "eagle3", "space", *WITH_DRAFT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS_TRIED)
 def test_twins_of_all_drafts_accept_what_the_minis_do(method, minis):
     path = str(MINI / ("space" if method == "space" else "target"))

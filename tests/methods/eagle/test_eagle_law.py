@@ -19,6 +19,8 @@ from model.common.target.model import Target
 from model.eagle.drafter import StaticEagleDrafter, draw_distinct
 from model.eagle.head import load_eagle
 
+pytestmark = pytest.mark.slow
+
 V, LENGTH, NUM_BATCHES = 5, 5, 6
 PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (1, 0, 0)]
 SETTINGS = {
