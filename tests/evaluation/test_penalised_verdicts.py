@@ -25,6 +25,7 @@ def judged(files, model_dir):
     return done, last_json(done)["results"][0]["judgement"]
 
 
+@pytest.mark.slow
 def test_penalised_answers_have_no_gaps(files, model_dir):
     """As they were made; by the target's bare logits the same tokens are far from the best."""
     done, found = judged(files, model_dir)

@@ -75,6 +75,7 @@ def test_one_question_fails_and_no_tool_counts_it(
     assert status == 0 and "4 of 4 questions" in said and "1 failed on both sides" in said
 
 
+@pytest.mark.slow
 def test_a_run_of_failures_has_no_speedup(model_dir, questions, tmp_path):
     """And no tool that says nothing of it."""
     broken = spoilt(tmp_path / "model", model_dir, "lm_head.weight", 3)

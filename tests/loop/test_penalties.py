@@ -230,6 +230,7 @@ def test_settings_of_a_command_line_and_of_an_older_meta():
 SAMPLED = [(*NUCLEUS, 0.0, Penalties(1.5, 0.5, 0.4)), (*FULL, 0.1, Penalties(1.2, 0.0, 1.0))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SAMPLED, ids=["nucleus", "min-p"])
 def test_a_draft_model_keeps_the_law(settings):
     drafter = SpSDrafter(tiny(1, 1), tiny(0, 2), "constant", 3, 0.3)

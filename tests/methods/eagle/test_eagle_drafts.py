@@ -138,6 +138,7 @@ def test_other_trees_against_a_slow_reference(folders, name, layout, full):
     assert max(lengths) <= 1 + drafter.max_depth == full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, fault", [(n, f) for n, kind in KINDS.items() for f in kind.faults])
 def test_faults_are_seen(folders, name, fault):
     """A reference that makes one of eagle_slow's mistakes drafts other trees."""
