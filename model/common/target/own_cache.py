@@ -114,6 +114,7 @@ class OwnCacheTarget(Target):
         self.cache_name = next((name for name in CACHES if name in parameters), None)
         if self.cache_name is None:
             raise self.unsupported("its forward takes no cache")
+        self.keeps_logits = "logits_to_keep" in parameters  # else a prompt's are all made
         self.cache = OwnCache(self._read)
 
     def unsupported(self, reason: str) -> Unsupported:
@@ -191,14 +192,15 @@ class OwnCacheTarget(Target):
         output = self.cache.read(tokens[0].tolist(), stays, bool(hidden))
         return output.logits, _states(output, hidden)
 
-    def _read(self, ids: list[int], past, hidden: bool = False):
+    def _read(self, ids: list[int], past, hidden: bool = False, **more):
         """transformers' forward of ids behind a cache."""
         tokens = torch.tensor([ids], device=self.device)
         past = {} if past is None else {self.cache_name: past}
-        return self.model(tokens, use_cache=True, output_hidden_states=hidden, **past)
+        return self.model(tokens, use_cache=True, output_hidden_states=hidden, **past, **more)
 
     def _read_prompt(self, prompt: Tensor, needs: Needs):
-        return self._read(prompt[0].tolist(), None, bool(needs.hidden))
+        last = {"logits_to_keep": 1} if self.keeps_logits and not needs.prompt_topk else {}
+        return self._read(prompt[0].tolist(), None, bool(needs.hidden), **last)
 
 
 class EncoderDecoderTarget(OwnCacheTarget):
