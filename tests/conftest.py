@@ -107,11 +107,16 @@ def save_model(path, family="llama", seed=0, scale=0.15, words=(), **shape):
 
 
 @pytest.fixture(autouse=True)
-def nothing_said():
-    """Runtimes say a line once a process: every test is told anew."""
+def fresh_process(request):
+    """What runtimes keep for a process: lines said once, and graphs, of which it has a limit.
+
+    Beyond the limit torch.compile runs eager code, and a test would see no graph at all.
+    """
     from model.common.target.runtime import told
 
     told.clear()
+    if request.node.get_closest_marker("compiled"):
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")
