@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# Runs methods over a bench, then prints the speedup table and the equality verdicts.
+# Runs methods over a bench and prints one table of them: accepted tokens, speedup, verdict, drift.
 #
-#   ./eval.sh                      all methods on the mini models that come with the project: CPU, minutes
+#   ./eval.sh                      eight methods on 24 questions of the mini bench, on the mini models that come with
+#                                  the project: CPU, 3 minutes (its answers have names of their own, NAME-quick-...)
+#   ./eval.sh all                  all methods on all 76 questions
 #   ./eval.sh pld sps              some of them (vanilla, the baseline, always runs)
 #   TARGET=lmsys/vicuna-7b-v1.3 BENCH=spec_bench ./eval.sh pld
 #                                  a published target on Spec-Bench's 480 questions: one A100 or H100,
-#                                  about an hour a method
+#                                  about an hour a method; with another TARGET or BENCH no argument means all
+#   python data/download.py spec_bench; python data/download.py smollm2
+#   TARGET=smollm2 BENCH=spec_bench ARGS="--limit-per-category 10" ./eval.sh
+#                                  a published model of 135 M on a CPU (gemma3-270m: another), 60 questions: at 12
+#                                  tokens/s some 15 minutes a method
 #   ./eval.sh --setup              only prepare .venv and print its python
 #
 # Settings from the environment, with their defaults:
 #   TARGET  data/mini_models/target    BENCH mini_bench    DTYPE float32 (another target: float16)
+#           smollm2, gemma3-270m: data/models/NAME, as data/download.py makes it, in float32, MAX_NEW_TOKENS 128
 #   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space);
 #           its baseline is vanilla on that model, compared in a table of its own
 #   FLAGS_row  further flags of a row: FLAGS_eagle3="--eagle-path DIR --total-token 32" ./eval.sh eagle3
@@ -21,10 +28,14 @@
 #   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd)
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
-#   PAIRED  set: every method decodes the baseline beside it, question by question, and is compared with that
+#   PAIRED  N: methods decode the baseline on every N-th question too, for the drift between the files (default 8; 0: none);
+#           1: on every question, and each method is compared with that baseline of its own
 # vanilla-compile, vanilla-cudagraph (GPU) and vanilla-hf (transformers' generate): further baselines, for the ladder.
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
+# A method that cannot run (all: no weights for the target) is left out with a line. The full tables, the reports of
+# the tools as JSON and what each method said lie beside the answers, in NAME-...-report/.
+# Exit status: 0; 1 answers differ, or questions failed; 2 bad input, a crash; 3 a suspicion (JUDGE); 130 interrupted.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -60,34 +71,49 @@ if [ "${1:-}" = --setup ]; then
     exit
 fi
 
+QUICK=(pld sps lookahead recycling medusa eagle2 eagle3 specexec)  # what a first look shows
 MINI=data/mini_models/target
 TARGET=${TARGET:-$MINI}
 if [ "$TARGET" = $MINI ]; then  # one thread: the mini models are too small for more
     NUM_THREADS=${NUM_THREADS:-1} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-256}
     SPACE=${SPACE:-data/mini_models/space}
+elif [[ " smollm2 gemma3-270m " == *" ${TARGET#data/models/} "* ]]; then  # made by data/download.py; run on a CPU
+    TARGET=data/models/${TARGET#data/models/} DTYPE=${DTYPE:-float32} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-128}
+    SPACE=${SPACE:-}
 else
     DTYPE=${DTYPE:-float16} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
     SPACE=${SPACE:-AntMan/vicuna-v1.3-7b-space}
 fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 [ "$TEMPERATURE" = 0 ] || JUDGE=  # sampled answers differ rightly: they are audited instead
-NAME=$(basename "$TARGET" .gguf)${SCALE_TO:+-twin-$SCALE_TO}
+NAME=$(basename "$TARGET" .gguf)${SCALE_TO:+-twin-$SCALE_TO} OPTIONAL= MORE=
+if [ $# -eq 0 ] && [ "$TARGET$BENCH${SCALE_TO:-}" = ${MINI}mini_bench ]; then
+    set -- "${QUICK[@]}"
+    NAME+=-quick ARGS="--limit-per-category 4 ${ARGS:-}" PAIRED=${PAIRED:-4} OPTIONAL=1
+    MORE="all methods on all questions, some 12 minutes: ./eval.sh all"
+fi
+[ $# -gt 0 ] || set -- all
 ANSWERS=data/$BENCH/model_answer
+REPORT=$ANSWERS/$NAME-$DTYPE-temperature-$TEMPERATURE-report
 INDEX=data/$BENCH/index/$(basename "$TARGET")
 REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
 run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
-    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_}
+    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_} code=0
     shift
-    echo "== $name" >&2
+    touch "$REPORT/begin"
     "$PYTHON" -m "model.$method.inference_$method" \
         --model-path "$TARGET" --model-id "$NAME-$name-$DTYPE-temperature-$TEMPERATURE" \
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} \
-        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired) ${ARGS:-} "$@" ${!own:-}
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") ${ARGS:-} "$@" ${!own:-} || code=$?
+    if [ $code -eq 1 ] && [ ! "$(answers_of "$name")" -nt "$REPORT/begin" ]; then
+        code=70  # 1 says that questions failed, and of Python that it did not come to answer any
+    fi
+    return $code
 }
 
 index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
@@ -96,9 +122,10 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
         CORPUS=$INDEX/corpus.jsonl
         mkdir -p "$INDEX"
         [ -e "$CORPUS" ] || "$PYTHON" data/mini_bench/generate.py corpus --num-conversations 20000 \
-            --seed 2 --output "$CORPUS" >&2
+            --seed 2 --output "$CORPUS" || return 2
     fi
-    "$PYTHON" -m "model.$1" --model-path "$TARGET" --input "$CORPUS" --output "$2" >&2
+    "$PYTHON" -m "model.$1" --model-path "$TARGET" --input "$CORPUS" --output "$2" ||
+        return $(($? > 1 ? $? : 70))
 }
 
 run_method() {  # run_method ROW: its method is its name up to the dash
@@ -109,12 +136,13 @@ run_method() {  # run_method ROW: its method is its name up to the dash
         recycling | nasd) run "$1" --state "${STATE:-cold}" ;;
         recycling-warm) run "$1" --state warm --prompt-seeds ;;
         rest)
-            index rest.build_datastore "$REST"
+            index rest.build_datastore "$REST" || return
             run rest --datastore-path "$REST" ;;
         samd)
-            index samd.build_sam "$SAM"
+            index samd.build_sam "$SAM" || return
             run samd --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
         space)  # its target is fine-tuned, and its baseline is vanilla on that model
+            [ -n "$SPACE" ] || { echo "eval.sh: SPACE names no target that is fine-tuned for it" >&2; return 2; }
             local status=0
             run vanilla-space --model-path "$SPACE" || status=$?
             [ $status -le 1 ] || return $status
@@ -124,6 +152,11 @@ run_method() {  # run_method ROW: its method is its name up to the dash
         specexec-specinfer) run "$1" --gen-type specinfer ;;
         *) run "$1" ;;
     esac
+}
+
+logged() {  # logged ROW: run it; what it says on stderr is kept, too, for the end. Its bar is on stdout, our stderr
+    echo "== $1" >&2
+    run_method "$1" 3>&2 2>&1 >&3 | tee "$REPORT/$1.log" >&2
 }
 
 ALL=(vanilla)
@@ -136,65 +169,80 @@ for folder in model/*/inference_*.py; do
         specexec) ALL+=(specexec-specinfer) ;;
     esac
 done
+ROWS=(vanilla)
 for row in "$@"; do  # a name of your own needs flags that say what it is: FLAGS_sps_long="--num-draft 12"
-    own=FLAGS_${row//-/_} known=" ${ALL[*]} vanilla-compile vanilla-cudagraph vanilla-hf "
+    own=FLAGS_${row//-/_} known=" ${ALL[*]} all vanilla-compile vanilla-cudagraph vanilla-hf "
     if [[ $known != *" $row "* ]] && { [ -z "${!own:-}" ] || [ ! -f "model/${row%%-*}/inference_${row%%-*}.py" ]; }; then
         echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
         exit 2
     fi
-done
-failed=0
-FILES=() RUNGS=()
-for method in vanilla "${@:-${ALL[@]:1}}"; do
-    [ ${#FILES[@]} -eq 0 ] || [ "$method" != vanilla ] || continue
-    code=0
-    run_method "$method" || code=$?
-    if [ $code -gt 1 ] && [ $# -eq 0 ] && [ "$method" != vanilla ]; then
-        echo "eval.sh: $method is left out" >&2  # of all methods some have no weights for a target
-        continue
+    if [ "$row" = all ]; then
+        ROWS+=("${ALL[@]}") OPTIONAL=1
+    else
+        ROWS+=("$row")
     fi
-    [ $code -le 1 ] || exit 2
-    [ $code -eq 0 ] || failed=1
-    case $method in
-        space) SPACED=1 ;;
-        vanilla-*) RUNGS+=("$(answers_of "$method")") ;;
-        *) FILES+=("$(answers_of "$method")") ;;
-    esac
 done
-BASE=${FILES[0]} FILES=("${FILES[@]:1}")
 
 status=0
 note_status() {  # note_status N: 2 (bad input) before 1 (a difference) before 3 (a suspicion)
     local rank=(0 2 3 1)
-    [ "${rank[$1]:-3}" -le "${rank[$status]}" ] || status=$1
+    [ "${rank[$1]}" -le "${rank[$status]}" ] || status=$1
 }
-compare() {  # compare TARGET BASE FILE...: speedup table, what a step costs, verdicts
-    local target=$1 base=$2 own=0
-    shift 2
+mkdir -p "$REPORT"
+rm -f "$REPORT"/*
+FILES=() RUNGS=() SPACED=
+for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
+    code=0
+    logged "$row" || code=$?
+    printf '%s\t%s\t%s\t%s\n' "$row" $code "$(answers_of "$row")" "$REPORT/$row.log" >> "$REPORT/rows.tsv"
+    if [ $code -gt 1 ] && [ "$row" = vanilla ] || [ $code -eq 130 ]; then
+        exit $((code == 130 ? 130 : 2))
+    elif [ $code -gt 1 ]; then
+        echo "eval.sh: $row is left out" >&2
+        # of all methods some have no weights for a target
+        [ $code -eq 2 ] && [ -n "$OPTIONAL" ] || note_status 2
+        continue
+    fi
+    note_status $code  # 1: questions failed, the others count
+    case $row in
+        space) SPACED=1 ;;
+        vanilla-*) RUNGS+=("$(answers_of "$row")") ;;
+        *) FILES+=("$(answers_of "$row")") ;;
+    esac
+done
+
+REPORTS=()
+judged() {  # judged SUFFIX TOOL FLAG...: its text goes into details.txt, its report beside it; returns its exit status
+    local report=$REPORT/$2$1.json code=0
+    "$PYTHON" "evaluation/$2.py" --json "$report" "${@:3}" >> "$REPORT/details.txt" || code=$?
+    [ ! -e "$report" ] || REPORTS+=("$report")
+    [ $code -le 3 ] || code=2
+    return $code
+}
+compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step costs, verdicts
+    local suffix=$1 target=$2 base=$3 code=0
+    shift 3
     [ $# -gt 0 ] || set -- "$base"
-    if [ -n "${PAIRED:-}" ] && [ "$*" != "$base" ]; then
-        "$PYTHON" evaluation/speed.py --profile --file-path "$@" --paired
+    if [ "${PAIRED:-}" = 1 ] && [ "$*" != "$base" ]; then
+        judged "$suffix" speed --profile --file-path "$@" --paired || note_status $?
     else
-        "$PYTHON" evaluation/speed.py --profile --file-path "$@" --base-path "$base" \
-            ${RUNGS[@]:+--ladder "${RUNGS[@]}"}
+        judged "$suffix" speed --profile --file-path "$@" --base-path "$base" \
+            ${RUNGS[@]:+--ladder "${RUNGS[@]}"} || note_status $?
     fi
-    "$PYTHON" evaluation/equal.py "$base" "$@" \
-        ${JUDGE:+--model-path "$target" --device "${DEVICE:-auto}"} \
-        ${JUDGE:+${NUM_THREADS:+--num-threads "$NUM_THREADS"}} || own=$?
-    if [ -z "${JUDGE:-}" ] && [ $own -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
-        own=0  # half precision flips near-ties, sampling draws other tokens
+    judged "$suffix" equal "$base" "$@" ${JUDGE:+--model-path "$target" --device "${DEVICE:-auto}"} \
+        ${JUDGE:+${NUM_THREADS:+--num-threads "$NUM_THREADS"}} || code=$?
+    if [ -z "${JUDGE:-}" ] && [ $code -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
+        code=0  # half precision flips near-ties (JUDGE=1 tells), sampling draws other tokens
     fi
-    note_status $own
-    if [ "$TEMPERATURE" != 0 ]; then
-        own=0
-        "$PYTHON" evaluation/audit_sampling.py "$base" "$@" || own=$?
-        note_status $own
-    fi
+    note_status $code
+    [ "$TEMPERATURE" = 0 ] || judged "$suffix" audit_sampling "$base" "$@" || note_status $?
 }
-compare "$TARGET" "$BASE" ${FILES[@]:+"${FILES[@]}"}
-if [ -n "${SPACED:-}" ]; then
+compare "" "$TARGET" "${FILES[@]}"
+if [ -n "$SPACED" ]; then
     RUNGS=()
-    compare "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
+    compare _space "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
 fi
-[ $failed -eq 0 ] || note_status 1
+"$PYTHON" evaluation/summarise.py ${REPORTS[@]:+"${REPORTS[@]}"} --rows "$REPORT/rows.tsv" \
+    --details "details: $REPORT/ (details.txt, *.json, *.log)" || note_status 2
+[ -z "$MORE" ] || echo "$MORE"
 exit $status

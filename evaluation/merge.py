@@ -8,13 +8,12 @@ made one after another or on several machines of one kind:
 Run:  python evaluation/merge.py first.jsonl second.jsonl --output pld.jsonl
 
 The output is what one run over the whole range writes: other tools read it, and the command without
-a range, or with a wider one, goes on from it. Of a --paired run the baselines are merged by a
-second call. Parts that differ in anything else, or ask a question twice, are refused.
+a range, or with a wider one, goes on from it. The pairs of a run (NAME-paired-baseline.jsonl) are
+merged by a second call. Parts that differ in anything else, or ask a question twice, are refused.
 
 Exit status: 0 whole, 1 written, but questions are missing (they are named), 2 refused.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from evaluation.answers.meta import AnswerError, read_meta  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
-from evaluation.cli import Parser, run, warn  # noqa: E402
+from evaluation.cli import Parser, run, text_beside, warn, write_json  # noqa: E402
 from evaluation.speedup.pairing import named  # noqa: E402
 
 RANGE = ("question_begin", "question_end")
+TREE = ("num_nodes", "depth", "paths")
 
 
 def parse_args(argv=None):
@@ -34,6 +34,7 @@ def parse_args(argv=None):
     parser.add_argument("parts", nargs="+", metavar="PART", help="answer files of the ranges")
     parser.add_argument("--output", required=True, metavar="FILE", help="the merged answer file")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_json()
     args = parser.parse_args(argv)
     if len(args.parts) < 2:
         parser.error("one part alone; name all parts of the run")
@@ -68,8 +69,10 @@ def read_parts(paths):
 
 
 def chosen(meta):
-    """What a meta says of the choice of questions beside their range."""
-    return {name: value for name, value in meta["selection"].items() if name not in RANGE}
+    """What a meta says of the choice of questions beside their range, and of an automatic tree."""
+    tree = meta.get("fitted_tree") or {}
+    found = {name: value for name, value in meta["selection"].items() if name not in RANGE}
+    return found | {f"fitted_tree.{name}": tree.get(name) for name in TREE}
 
 
 def merged_meta(parts):
@@ -121,12 +124,13 @@ def merge(parts, output, overwrite=False):
     except BadInput as error:
         raise AnswerError(str(error)) from error
     answered = {str(question_id) for question_id in file.records}
-    missing = [name for name in meta["questions"] if name not in answered]
+    share = meta.get("pairs_of")  # pairs need not be all questions
+    missing = [name for name in meta["questions"] if name not in answered and not share]
     return [*gaps(parts), *([f"without an answer: {named(missing)}"] if missing else [])]
 
 
 def main():
-    """Merge, print what was written as one line of JSON, and return the exit status."""
+    """Merge, print what was written, write the report, and return the exit status."""
     args = parse_args()
     parts = read_parts(args.parts)
     missing = merge(parts, args.output, args.overwrite)
@@ -135,7 +139,9 @@ def main():
     answers = read_answers(args.output)
     document = {"tool": "merge", "schema": 1, "file": str(args.output), "sha256": answers.sha256}
     document |= {"parts": [str(path) for path, _ in parts], "questions": len(answers.questions)}
-    print(json.dumps({**document, "missing": missing}))
+    with text_beside(args.json):
+        print(f"{args.output}: {len(answers.questions)} questions of {len(parts)} parts")
+    write_json(args.json, {**document, "missing": missing})
     return int(bool(missing))
 
 

@@ -1,23 +1,31 @@
 """Speedups, accepted tokens and the time identity of methods against a baseline.
 
 Everything is computed from the answer files; speedup/metrics.py defines each number. Files whose
-metas differ in a shared setting are refused. The last line of stdout is the report as one JSON
-document.
+metas differ in a shared setting are refused. --json PATH writes the report as one JSON document.
+What the machine drifted between the two files, as a method's pairs show it, widens every interval;
+--markdown leaves out a row that moved by more than 10 %, names it, and ends with exit status 2.
 
 Run:  python evaluation/speed.py --file-path ANSWERS/pld.jsonl --base-path ANSWERS/vanilla.jsonl
       python evaluation/speed.py --file-path ANSWERS/pld.jsonl ANSWERS/sps.jsonl --paired
 """
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers.meta import check_shared  # noqa: E402
+from evaluation.answers.meta import AnswerError, check_shared  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
-from evaluation.cli import Parser, TokenCounter, field_list, run, warn  # noqa: E402
-from evaluation.speedup import ladder, repeated_runs, report  # noqa: E402
+from evaluation.cli import (  # noqa: E402
+    Parser,
+    TokenCounter,
+    field_list,
+    run,
+    text_beside,
+    warn,
+    write_json,
+)
+from evaluation.speedup import drift, ladder, repeated_runs, report  # noqa: E402
 from evaluation.speedup.comparison import compare  # noqa: E402
 
 NEEDS_TOKENIZER = (
@@ -31,6 +39,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add_files(parser)
     add_report(parser)
+    parser.add_json()
     args = parser.parse_args(argv)
     if args.resamples < 1 or args.seed < 0:
         parser.error("--resamples must be 1 or more and --seed 0 or more")
@@ -55,8 +64,8 @@ def add_files(parser):
     parser.add_argument(
         "--paired",
         action="store_true",
-        help="every file against the baseline that its --paired run decoded beside it"
-        " (NAME-paired-baseline.jsonl)",
+        help="every file against the baseline that its run decoded beside every answer"
+        " (--paired 1; NAME-paired-baseline.jsonl), so that no drift stands between them",
     )
     parser.add_argument(
         "--tokenizer-path",
@@ -120,7 +129,7 @@ def compare_files(file_paths, base_path, args, first_base=None):
     settings = args.allow, args.common, args.count_tokens, compat
     for path in file_paths:
         if base is None or base_path is None:
-            base = read_answers(base_path or paired_path(path))
+            base = read_answers(base_path or drift.pairs_path(path))
             first_base = first_base or base
             check_shared(base, first_base, args.allow)
             for message in base.warnings:
@@ -128,22 +137,31 @@ def compare_files(file_paths, base_path, args, first_base=None):
         method = base if Path(path) == base.path else read_answers(path)
         for message in method.warnings if method is not base else ():
             warn(message)
+        if base_path is None and not args.common:
+            check_whole(method, base)
         methods.append(method)
         results.append(compare(method, base, args.resamples, args.seed, *settings))
     return base, methods, results
 
 
-def paired_path(path):
-    """The baseline's file beside a method's, as a --paired run names it."""
-    path = Path(path)
-    return path.with_name(f"{path.name.removesuffix('.jsonl')}-paired-baseline.jsonl")
+def check_whole(method, pairs):
+    """Refuse pairs that are a share of a method's questions: they measure drift, not speedups."""
+    lacking = [i for i in method.questions if i not in pairs.questions]
+    if lacking:
+        raise AnswerError(
+            f"{pairs.path}: pairs of {len(pairs.questions)} of {len(method.questions)} questions:"
+            " --paired compares a run of --paired 1; --base-path FILE measures the drift from them,"
+            " --common compares the questions that have one"
+        )
 
 
 def single_report(args):
     """Print the tables of one run; return the JSON document's content."""
     base, methods, results = compare_files(args.file_path, args.base_path, args)
     if args.markdown:
-        print("\n".join(report.markdown_lines(results)))
+        steady = [result for result in results if not result["drift"]["marked"]]
+        if steady:
+            print("\n".join(report.markdown_lines(steady)))
     else:
         print("\n".join(report.definition_lines(results[0]["bootstrap"])))
         for result in results:
@@ -188,17 +206,27 @@ def mean_report(args):
     return {"runs": by_run, "mean_report": averages}
 
 
+def refused_rows(results):
+    """Exit status of --markdown: 2 where a row is none of the leaderboard's; a line says why."""
+    moved = [result for result in results if result["drift"]["marked"]]
+    for result in moved:
+        (line, *_) = drift.drift_lines(result["method"]["label"], result["drift"])
+        print(f"speed.py: error: left out: {line}", file=sys.stderr)
+    return 2 if moved else 0
+
+
 def main():
-    """Report, and print the same as one JSON line."""
+    """Report, and write the same as one JSON document."""
     args = parse_args()
-    document = (mean_report if args.mean_report else single_report)(args)
+    with text_beside(args.json):
+        document = (mean_report if args.mean_report else single_report)(args)
+        if args.spec_bench_compat and args.count_tokens is None:
+            print(NEEDS_TOKENIZER)
+            document["spec_bench_compat"] = NEEDS_TOKENIZER
     if args.tokenizer_path and args.count_tokens.tokenizer is None:
         warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
-    if args.spec_bench_compat and args.count_tokens is None:
-        print(NEEDS_TOKENIZER)
-        document["spec_bench_compat"] = NEEDS_TOKENIZER
-    print(json.dumps({"tool": "speed", "schema": 1, **document}, allow_nan=False))
-    return 0
+    write_json(args.json, {"tool": "speed", "schema": 1, **document})
+    return refused_rows(document["results"]) if args.markdown else 0
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from evaluation.speedup import report  # noqa: E402
 from evaluation.speedup.comparison import TASK_NAMES  # noqa: E402
 from evaluation.speedup.pairing import named  # noqa: E402
 
-OWN_FLAGS = ("--answer-file", "--question-file", "--state", "--num-runs")
+OWN_FLAGS = ("--answer-file", "--question-file", "--state", "--num-runs", "--paired")
 BY_PLACE = ("--limit-per-category", "--question-begin", "--question-end")
 
 
@@ -56,6 +56,7 @@ def parse_args(argv):
     parser.add_argument("--bench-name", default="mini_bench", help="folder of data/")
     parser.add_argument("--orders", type=int, default=2, help="shuffled orders of the warm runs")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffles")
+    parser.add_json()
     parser.add_argument(
         "--flags",
         type=method_flags,
@@ -116,7 +117,7 @@ def main():
         except AnswerError as error:
             print(f"state.py: error: {error}", file=sys.stderr)
             refused[method] = str(error)
-    leaks = show(found, refused) if found else []
+    leaks = show(found, refused, args.json) if found else []
     return 2 if refused else int(bool(leaks))
 
 
@@ -162,6 +163,7 @@ def run(method, state, lines, path, flags):
     questions.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", f"model.{method}.inference_{method}", *flags]
     command += ["--state", state, "--question-file", questions, "--answer-file", answers]
+    command += ["--paired", "0"]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     found = read_answers(answers).questions if answers.is_file() else {}
     if done.returncode:
@@ -225,8 +227,8 @@ def verdict_line(method, result):
     return f"{method}: LEAK: cold runs DIFFER in {named(result['leaks'])}; {ids}"
 
 
-def show(found, refused):
-    """Print the table, the verdicts and one JSON line; the methods whose state leaks."""
+def show(found, refused, json_path):
+    """Print the table and the verdicts, write the report; the methods whose state leaks."""
     results = {method: result_of(runs) for method, runs in found.items()}
     tasks = list(next(iter(results.values()))["runs"][0]["mean_accepted"])
     rows = [
@@ -234,11 +236,13 @@ def show(found, refused):
         for method, result in results.items()
         for row in result["runs"]
     ]
-    print("mean accepted tokens")
-    print("\n".join(report.table(["method", "state", "order", *tasks], rows)))
-    print("\n".join(verdict_line(method, result) for method, result in results.items()))
+    with cli.text_beside(json_path):
+        print("mean accepted tokens")
+        print("\n".join(report.table(["method", "state", "order", *tasks], rows)))
+        print("\n".join(verdict_line(method, result) for method, result in results.items()))
     listed = [{"method": method, **result} for method, result in results.items()]
-    print(json.dumps({"tool": "state", "schema": 1, "results": listed, "not_run": refused}))
+    document = {"tool": "state", "schema": 1, "results": listed, "not_run": refused}
+    cli.write_json(json_path, document)
     return [method for method, result in results.items() if result["leaks"]]
 
 

@@ -156,6 +156,11 @@ def compare_turn(base, other, turn, decode):
 
 
 def file_verdicts(base, other, decode=None):
-    """One QuestionVerdict for each question of either AnswerFile, the baseline's order first."""
+    """One QuestionVerdict for each question of either AnswerFile, the baseline's order first.
+
+    Of pairs (--paired N), which hold a share of the questions, none but those.
+    """
     ids = list(base.questions) + [i for i in other.questions if i not in base.questions]
+    for share in (side for side in (base, other) if side.is_share):
+        ids = [question_id for question_id in ids if question_id in share.questions]
     return [question_verdict(base.questions.get(i), other.questions.get(i), decode) for i in ids]

@@ -87,6 +87,11 @@ class AnswerFile:
         return bool(self.meta and self.meta["lossy"])
 
     @property
+    def is_share(self):
+        """Whether it holds the pairs of a method's answers, which need not be all questions."""
+        return bool(self.meta and self.meta.get("pairs_of"))
+
+    @property
     def twin(self):
         """'twin of mini at 7b' where the target was a small model at a large one's size, or ""."""
         size = find_field(self.meta, "scale_to")

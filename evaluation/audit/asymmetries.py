@@ -125,7 +125,9 @@ def texts(method, base):
     """Turns whose texts differ."""
     verdicts = file_verdicts(
         *(
-            SimpleNamespace(questions={i: question for i, (_, question) in side.firsts.items()})
+            SimpleNamespace(
+                questions={i: question for i, (_, question) in side.firsts.items()}, is_share=False
+            )
             for side in (base, method)
         )
     )

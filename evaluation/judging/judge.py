@@ -30,6 +30,13 @@ def temperature_of(answers):
     return value if isinstance(value, (int, float)) else 0
 
 
+def turned_rows_of(answers):
+    """What the run recorded of its products' form (model/common/target/products.py); 0: plain."""
+    environment = (answers.meta or {}).get("environment")
+    value = environment.get("turned_rows") if isinstance(environment, dict) else None
+    return value if type(value) is int else 0
+
+
 class Judge:
     """Judges files against one baseline; targets, subjects and calibrations are kept.
 
@@ -47,21 +54,25 @@ class Judge:
         self.targets, self.noises, self.bases = {}, {}, {}
         trust(args.trust_remote_code)
 
-    def target(self, dtype, scale_to=None):
-        """The target in a dtype, or its twin; one at a time, since two may not fit a device."""
+    def target(self, dtype, answers):
+        """The target in a dtype, or its twin, computed as the answers were; one at a time, since
+        two may not fit a device."""
         import torch
 
         from model.common.target.loading import load_target
+        from model.common.target.products import Chosen
 
-        if (dtype, scale_to) not in self.targets:
+        scale_to, turned_rows = find_field(answers.meta, "scale_to"), turned_rows_of(answers)
+        key = dtype, scale_to, turned_rows
+        if key not in self.targets:
             self.targets.clear()
             if self.args.num_threads:
                 torch.set_num_threads(self.args.num_threads)
             args = self.args
             more = {"scale_to": scale_to} if scale_to else {}
-            found = load_target(args.model_path, dtype, args.device, "eager", **more)
-            self.targets[dtype, scale_to] = found
-        return self.targets[dtype, scale_to]
+            Chosen.turned_rows = turned_rows
+            self.targets[key] = load_target(args.model_path, dtype, args.device, "eager", **more)
+        return self.targets[key]
 
     def judge(self, other):
         """The judgement of one AnswerFile as a dict for the report. Raises AnswerError."""
@@ -85,7 +96,7 @@ class Judge:
         subject = read_subject(other, self.args, self.base)
         noise, control, questions, notes = None, None, [], list(subject.notes)
         if differing or (self.args.all and warmth == 0):
-            target = self.target(subject.dtype, find_field(other.meta, "scale_to"))
+            target = self.target(subject.dtype, other)
             judged = compared if self.args.all else differing
             turns = {}
             if warmth == 0:
@@ -122,9 +133,8 @@ class Judge:
         if other.lossy:
             return None, None
         try:
-            scale = find_field(other.meta, "scale_to")
             return run_proof(
-                subject, self.args, again, lambda: self.target(self.args.proof_dtype, scale)
+                subject, self.args, again, lambda: self.target(self.args.proof_dtype, other)
             ), None
         except AnswerError as error:
             return None, str(error)

@@ -73,7 +73,7 @@ def proof_command(subject, args, method, arguments, question_ids, written):
     device = args.device if args.proof_dtype == "float32" else "cpu"
     command = [sys.executable, "-m", f"model.{method}.inference_{method}"]
     command += ["--model-path", str(model.resolve()) if model.exists() else args.model_path]
-    command += ["--dtype", args.proof_dtype, "--device", device, "--warmup", "0"]
+    command += ["--dtype", args.proof_dtype, "--device", device, "--warmup", "0", "--paired", "0"]
     command += ["--question-file", str(subject.question_path.resolve())]
     command += [f"--question-ids={join_ids(question_ids)}"]
     if subject.prompter.name != TOKENIZERS_OWN:

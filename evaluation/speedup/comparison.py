@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from evaluation.answers.meta import AnswerError, check_shared, find_field
-from evaluation.speedup import metrics
+from evaluation.speedup import drift, metrics
 from evaluation.speedup.pairing import pair_questions
 from evaluation.speedup.roofline import roofline
 from evaluation.speedup.step_profile import harness_share, profile, recompiled_turns
@@ -18,6 +18,8 @@ TASK_NAMES = {
     "math_reasoning": "Math",
     "rag": "RAG",
 }
+SETTINGS = ("target", "scale_to", "bench_name", "dtype", "temperature", "top_p", "device")
+SETTINGS += ("num_threads", "runtime", "batch_size", "commit")  # fields of a meta
 AGGREGATES = {
     "mean_ratio": "mean ratio",
     "total_ratio": "total ratio",
@@ -30,6 +32,7 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
 
     count_tokens: text -> number of input ids of the target's tokenizer, special tokens included.
     compat: compute Spec-Bench's published formula, too, for which it is needed.
+    Intervals are widened by the drift between the two files.
     """
     allowed = check_shared(method, base, allow, asked_alike(method, base) if common else no_field)
     pairing = pair_questions(method, base, common, count_tokens)
@@ -40,8 +43,15 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
     ours, theirs = zip(*pairing.pairs)
     columns, base_columns = metrics.question_columns(ours), metrics.question_columns(theirs)
     identity = metrics.time_identity(columns, base_columns)
+    spent = profile(identity, ours, theirs)
+    moved = drift.measure(method, base, spent)
+    drift.settle(spent, moved)
+    for row in tasks:
+        for entry in (*row["speedup"].values(), *(row["decode_speedup"] or {}).values()):
+            drift.widen(entry, moved)
     result = {
-        "method": describe_file(method) | {"recompiled_turns": recompiled_turns(ours)},
+        "method": describe_file(method)
+        | {"recompiled_turns": recompiled_turns(ours), "moved": moved["marked"]},
         "baseline": describe_file(base) | {"recompiled_turns": recompiled_turns(theirs)},
         "questions": len(pairing.pairs),
         "left_out": pairing.left_out,
@@ -51,7 +61,8 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
         "tasks": tasks,
         "time_identity": identity,
         "roofline": roofline(base, theirs),
-        "profile": profile(identity, ours, theirs),
+        "profile": spent,
+        "drift": moved,
         "throughput": throughput(method, ours, theirs),
     }
     if compat:
@@ -86,14 +97,8 @@ def describe_file(answers):
         "lossy": answers.lossy,
         "file": str(answers.path),
         "sha256": answers.sha256,
-        "target": find_field(meta, "target"),
-        "device": find_field(meta, "device"),
-        "dtype": find_field(meta, "dtype"),
-        "temperature": find_field(meta, "temperature"),
-        "batch_size": find_field(meta, "batch_size"),
-        "commit": find_field(meta, "commit"),
+        **{name: find_field(meta, name) for name in SETTINGS},
         "facts": meta.get("method_facts") or {},
-        "runtime": find_field(meta, "runtime"),
         "runtime_ran": meta.get("runtime_ran"),
         "harness_share": harness_share(meta.get("run_s")),
     }

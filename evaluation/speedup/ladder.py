@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evaluation.answers.meta import AnswerError, check_shared, describe
 from evaluation.answers.reader import read_answers
-from evaluation.speedup import metrics
+from evaluation.speedup import drift, metrics
 from evaluation.speedup.comparison import describe_file, number
 from evaluation.speedup.pairing import pair_questions
 from evaluation.speedup.report import NO_VALUE, fixed, ratio_text, runtime_text, table
@@ -59,6 +59,7 @@ def rung_row(rung, base, args):
         found = "no accept_lengths" if accepted is None else f"{accepted['over_steps']:.3f} tokens"
         raise AnswerError(f"--ladder {rung.path}: {found} a step: no baseline (1.000)")
     described, meta = describe_file(rung), rung.meta or {}
+    against = speedup(rung, base, args)
     return {
         **{name: described[name] for name in RUNG_FIELDS},
         "engine": (meta.get("method_args") or {}).get("engine"),
@@ -66,12 +67,14 @@ def rung_row(rung, base, args):
         "questions": len(ours),
         "tokens_per_s": float(columns.speed.mean()),
         "roofline": roofline(rung, ours),
+        "speedup": against["mean_ratio"],
+        "drift": against["drift"],
         "differs": differs,
     }
 
 
 def speedup(method, best, args):
-    """The headline speedup of a method against the best rung, with its interval."""
+    """The headline speedup of a method against the best rung, with its interval and drift."""
     differs = check_shared(method, best, args.allow, is_runtime)
     sides = zip(*pair_questions(method, best, args.common, args.count_tokens).pairs)
     columns = [metrics.question_columns(side) for side in sides]
@@ -81,7 +84,9 @@ def speedup(method, best, args):
     )
     low, high = intervals["mean_ratio"]
     ratio = {"value": number(value), "low": number(low), "high": number(high)}
-    return {"method": method.label, "mean_ratio": ratio, "differs": differs}
+    moved = drift.measure(method, best)
+    drift.widen(ratio, moved)
+    return {"method": method.label, "mean_ratio": ratio, "differs": differs, "drift": moved}
 
 
 def ladder_lines(ladder, results):
@@ -102,10 +107,15 @@ def ladder_lines(ladder, results):
     ]
     against = [result["tasks"][-1] for result in results]
     rows = [
-        [entry["method"], ratio_text(row["speedup"]["mean_ratio"]), ratio_text(entry["mean_ratio"])]
+        [
+            entry["method"],
+            ratio_text(row["speedup"]["mean_ratio"]),
+            ratio_text(entry["mean_ratio"]),
+            drift.moved_text(entry["drift"]),
+        ]
         for entry, row in zip(ladder["speedups"], against)
     ]
     header = ["speedup (mean ratio)", f"against {ladder['tables_against']}"]
-    lines += table([*header, f"against the best rung, {ladder['best']}"], rows)
+    lines += table([*header, f"against the best rung, {ladder['best']}", "its drift"], rows)
     seen = [(entry["method"], d) for entry in ladder["speedups"] for d in entry["differs"]]
     return lines + [f"  {method} differs in {describe(d)}" for method, d in seen]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.answers.meta import AnswerError, read_meta
+from evaluation.speedup.drift import is_pairs
 from evaluation.speedup.report import NO_VALUE, table
 
 # Averaged number -> where it stands in a task row of a comparison
@@ -55,14 +56,17 @@ def answer_runs(path):
 
 
 def run_files(folder):
-    """The first run's answer files, for a run folder or the folder that holds run_1 ... run_N."""
+    """The first run's answer files, for a run folder or the folder that holds run_1 ... run_N.
+
+    Pairs of other files are none: they hold a share of the questions.
+    """
     if not RUN_FOLDER.fullmatch(folder.absolute().name):
         stems = run_folders(folder)
         if len(stems) != 1:
             raise AnswerError(f"{folder}: no folders run_1 ... run_N, or several kinds of them")
         (numbered,) = stems.values()
         folder = numbered[min(numbered)]
-    files = sorted(folder.glob("*.jsonl"))
+    files = [file for file in sorted(folder.glob("*.jsonl")) if not is_pairs(file)]
     if not files:
         raise AnswerError(f"{folder}: no answer files in it")
     return files
@@ -132,7 +136,9 @@ def average(results):
         for name, path in SPREAD_NUMBERS.items():
             row[name] = spread([pick(run, path) for run in runs])
         rows.append(row)
-    return {"method": results[0]["method"]["label"], "runs": len(results), "tasks": rows}
+    marked = [number for number, one in enumerate(results, 1) if one["drift"]["marked"]]
+    label = results[0]["method"]["label"]
+    return {"method": label, "runs": len(results), "moved_runs": marked, "tasks": rows}
 
 
 def spread_text(entry, digits=3):
@@ -155,7 +161,9 @@ def average_lines(averaged):
         ]
         for row in averaged["tasks"]
     ]
+    moved = ", ".join(f"run {number}" for number in averaged["moved_runs"])
     return [
-        f"{averaged['method']}: mean +- sample standard deviation over {averaged['runs']} runs",
+        f"{averaged['method']}: mean +- sample standard deviation over {averaged['runs']} runs"
+        + (f"; MOVED by more than 10 % in {moved}" if moved else ""),
         *table(header, rows),
     ]

@@ -2,6 +2,7 @@
 
 from evaluation.answers.meta import describe
 from evaluation.speedup.comparison import AGGREGATES, TASK_NAMES
+from evaluation.speedup.drift import drift_lines, moved_text
 from evaluation.speedup.metrics import identity_product
 from evaluation.speedup.roofline import bound_line, share_text
 
@@ -45,7 +46,9 @@ def definition_lines(bootstrap):
         " tokens are new_tokens on both sides",
         "decode    the same without the prefill's token and time",
         f"[ , ]     {bootstrap['level']:.0%} paired bootstrap over questions (percentile,"
-        f" {bootstrap['resamples']} resamples, seed {bootstrap['seed']})",
+        f" {bootstrap['resamples']} resamples, seed {bootstrap['seed']}), widened by the drift",
+        "drift     the baseline's speed beside the method, as a multiple of that in its own file;"
+        " moved: by more than 10 % in a part of the run",
         "accepted  mean tokens per step, bonus included: over all steps | over questions",
         "bound     least time of a baseline's step: bytes of weights and KV / measured read"
         " bandwidth; launch-bound: more than twice that",
@@ -54,10 +57,11 @@ def definition_lines(bootstrap):
 
 
 def row_label(side):
-    """A side's name, marked where compilations fell into its times."""
+    """A side's name, marked where compilations fell into its times or the machine moved."""
     turns = side["recompiled_turns"]
     noun = "turn" if turns == 1 else "turns"
-    return side["label"] + (f" (recompiled in {turns} {noun})" if turns else "")
+    label = side["label"] + (f" (recompiled in {turns} {noun})" if turns else "")
+    return label + (" (moved)" if side.get("moved") else "")
 
 
 def runtime_text(side):
@@ -180,6 +184,7 @@ def report_lines(result, detail=False):
     if detail:
         lines += detail_lines(result)
     lines += [identity_line(result), bound_line(result["baseline"]["label"], result["roofline"])]
+    lines += drift_lines(result["method"]["label"], result["drift"])
     lines += [*throughput_lines(result), *compat_lines(result)]
     return lines + facts_lines(result)
 
@@ -207,7 +212,7 @@ def summary_lines(results):
     columns = task_columns(results)
     columns = [c for c in columns if any(c[0] == r["task"] for x in results for r in x["tasks"])]
     header = ["speedup (mean ratio)", "questions", *(name for _, name in columns)]
-    header += ["accepted/step", "Overall", "baseline of its bound"]
+    header += ["accepted/step", "Overall", "drift", "baseline of its bound"]
     rows = []
     for result in results:
         by_task = {row["task"]: row for row in result["tasks"]}
@@ -215,7 +220,8 @@ def summary_lines(results):
         cells = [row_label(result["method"]), str(result["questions"])]
         cells += [fixed(mean_ratio(by_task.get(task))) for task, _ in columns]
         cells += [accepted_text(overall, "over_steps")]
-        cells += [ratio_text(overall["speedup"]["mean_ratio"]), share_text(result["roofline"])]
+        cells += [ratio_text(overall["speedup"]["mean_ratio"]), moved_text(result["drift"])]
+        cells += [share_text(result["roofline"])]
         rows.append(cells)
     return table(header, rows)
 
@@ -253,11 +259,14 @@ def mean_ratio(row):
 
 
 def markdown_lines(results):
-    """Rows of Leaderboard.md; the file names and sha256 say from what they can be recomputed."""
+    """Rows of Leaderboard.md; the file names and sha256 say from what they can be recomputed.
+
+    Rows that moved are the caller's to leave out.
+    """
     columns = task_columns(results)
     header = ["Method", *(name for _, name in columns), "#Mean accepted tokens (over steps)"]
     header += ["Overall (mean ratio, 95 % interval)", "Questions", "Target", "Device", "Dtype"]
-    header += ["Temperature", "Batch", "Baseline of its bound"]
+    header += ["Temperature", "Batch", "Drift", "Baseline of its bound"]
     header += ["Commit", "Answers (sha256)", "Baseline (sha256)"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for result in results:
@@ -268,7 +277,7 @@ def markdown_lines(results):
         cells += [accepted_text(overall, "over_steps")]
         cells += [ratio_text(overall["speedup"]["mean_ratio"]), result["questions"]]
         cells += [method[key] for key in ("target", "device", "dtype", "temperature", "batch_size")]
-        cells += [share_text(result["roofline"])]
+        cells += [moved_text(result["drift"]), share_text(result["roofline"])]
         cells += [short_commit(method["commit"]), file_cell(method), file_cell(base)]
         texts = (NO_VALUE if cell is None else str(cell) for cell in cells)
         lines.append("| " + " | ".join(text.replace("|", "/") for text in texts) + " |")

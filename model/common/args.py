@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from model.common import pairs
 from model.common.errors import BadInput
 from model.common.target.twin.shapes import KNOWN, read_shape
 
@@ -229,8 +230,11 @@ def _add_questions(group):
     group.add_argument("--num-runs", type=at_least(1), help="repeat into run_1 ... run_N")
     group.add_argument(
         "--paired",
-        action="store_true",
-        help="decode each question with the empty draft too, in alternating order",
+        type=at_least(0),
+        metavar="N",
+        help="decode every N-th question with the empty draft too, in alternating order, so that"
+        " tables tell how far the machine drifted; 1 = all, 0 = none: drift is unknown"
+        f" (default: {pairs.USUAL}, vanilla 0)",
     )
 
 

@@ -1,7 +1,10 @@
 """Bad input: a line that names the file, flag or tensor, exit code 2."""
 
 import sys
+import traceback
 from contextlib import contextmanager
+
+CRASHED = 70  # exit code of an error that no code expects; 1 is a result: questions failed
 
 
 class BadInput(Exception):
@@ -16,6 +19,8 @@ class Unsupported(BadInput):
 def ends_in_one_line(prog: str, verb: str = "goes on"):
     """Turn BadInput into its line and exit code 2, an interruption into a hint and 130.
 
+    Any other error keeps its traceback and gets an exit code of its own, CRASHED.
+
     verb: what the same command does after an interruption.
     """
     try:
@@ -26,6 +31,9 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(CRASHED)
 
 
 def first_line(error: Exception) -> str:

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
+from model.common import pairs
 from model.common.errors import BadInput, ends_in_one_line, one_line
 from model.common.prompts.conversation import first_prompt, read_history
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
-    """Run a method over a bench and exit: 0, 1 if questions failed, 2 on bad input.
+    """Run a method over a bench and exit: 0, 1 if questions failed, 2 on bad input, 70 on a crash.
 
     add_args(group)      declares the method's own flags
     build(args, target)  returns its Drafter; called once, outside every timed region
@@ -23,6 +24,7 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
     parser = arguments.make_parser(method, doc, add_args)
     args = parser.parse_args(argv)
     args.model_id = args.model_id or arguments.default_model_id(method, args)
+    args.paired = pairs.usual(method) if args.paired is None else args.paired
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ends_in_one_line(parser.prog, "resumes"):
         arguments.check(args)
@@ -156,15 +158,18 @@ class Bench:
         from model.common.target.offload import wanted_offload
 
         failed = 0
-        measured = None
+        measured = tree = None
         for opened in self.runs:
             files = list(zip((self.drafter, self.baseline), opened))
-            left = [q for q in self.questions if not _is_done(q, opened)]
+            left = pairs.remaining(self.questions, opened, self.args.paired)
             if left:
                 if measured is None:  # before the warm-up, which allocates the run's cache
                     measured = measure(self.target, wanted_offload(self.args) is not None)
+                    tree = self._fit_tree()
                     self._warm_up()
                 note(opened, measured)
+                if tree:
+                    opened[0].note({"fitted_tree": tree})
                 self.drafter.forget()
             begin = time.perf_counter()
             wrong, decode_s = self._answer(left, files)
@@ -173,11 +178,29 @@ class Bench:
             order = [question["question_id"] for question in self.questions]
             for drafter, file in files:
                 facts = drafter.facts() | self.target.facts() if left else None
+                if left and tree and drafter is self.drafter:
+                    facts |= {"auto_nodes": tree["num_nodes"], "auto_depth": tree["depth"]}
                 if left:
                     seconds = {"decode": round(decode_s, 3), "harness": round(harness_s, 3)}
                     file.note({"run_s": seconds, "runtime_ran": self.target.runtime.name})
                 file.finish(order, facts)
         return failed
+
+    def _fit_tree(self) -> dict | None:
+        """Of a method that leaves its tree open: that of its files, or what pays here."""
+        from model.common.fitting.fit import fit_tree, recorded_tree, said, use
+
+        if not self.drafter.fits_tree:
+            return None
+        tree = recorded_tree([opened[0] for opened in self.runs])
+        if tree:
+            use(self.drafter, tree)
+        else:
+            rendered = {q["question_id"]: first_prompt(self.prompter, q) for q in self.questions}
+            prompts = {name: ids for name, ids in rendered.items() if ids}
+            tree = fit_tree(self.drafter, self.target, prompts, self._num_slots, self._decode)
+        print(said(tree), file=sys.stderr)
+        return tree
 
     def _warm_up(self) -> None:
         """Untimed decodings of the first questions, in every shape that a static runtime needs.
@@ -192,8 +215,9 @@ class Bench:
         prompts = list(islice(filter(None, rendered), self.args.batch_size))
         limit = self.args.max_new_tokens
         try:
-            for _ in range(self.args.warmup):
-                for drafter in filter(None, (self.drafter, self.baseline)):
+            for number in range(self.args.warmup):
+                seldom = number and self.args.paired != 1  # a share of pairs, a share of warm-up
+                for drafter in filter(None, (self.drafter, None if seldom else self.baseline)):
                     self._decode(drafter, Prompts([Request(ids, limit) for ids in prompts]))
             if self.args.warmup and prompts:
                 for ids in self.target.rehearse(self.drafter, prompts[0]):
@@ -208,50 +232,47 @@ class Bench:
         if self.engine is not None:
             self.engine(self.target, source, self.sampler, self.stop)
             return
-        typical = self.typical if drafter is self.drafter else None
+        typical = None if drafter is self.baseline else self.typical
         if self.capacity is None:
             self.capacity = self._capacity()
-        slots = min(self.args.batch_size, len(self.questions))
-        Loop(self.target, drafter, self.sampler, self.stop, slots, self.capacity, typical).run(
-            source
-        )
+        shape = self._num_slots, self.capacity
+        Loop(self.target, drafter, self.sampler, self.stop, *shape, typical).run(source)
+
+    @property
+    def _num_slots(self) -> int:
+        return min(self.args.batch_size, len(self.questions))
 
     def _answer(self, questions: list[dict], files) -> tuple[int, float]:
-        """(questions that failed, seconds of decoding); --paired: in alternation with the baseline.
+        """(questions that failed, seconds of decoding), of the method and of its pairs.
 
-        Questions are taken as slots become free; paired, as many as there are slots at a time.
+        Questions are taken as slots become free; pairs.plan() says where the baseline comes in.
         """
         from model.common.progress import Progress
         from model.common.question_queue import QuestionQueue
 
         failed, decode_s = set(), 0.0
-        size = self.args.batch_size if self.baseline else max(len(questions), 1)
-        groups = [questions[begin : begin + size] for begin in range(0, len(questions), size)]
+        work = pairs.plan(questions, self.args.paired, self.args.batch_size)
         with Progress(len(questions)) as progress:
-            for number, group in enumerate(groups):
-                for drafter, file in files if number % 2 == 0 else files[::-1]:
+            for side, group in work:
+                drafter, file = files[side]
 
-                    def record(made, drafter=drafter, file=file):
-                        file.add(made)
-                        if drafter is self.drafter:
-                            progress.add(made)
-                        if "error" in made:
-                            failed.add(made["question_id"])
-                            progress.say(f"question {made['question_id']}: {made['error']}")
+                def record(made, drafter=drafter, file=file):
+                    file.add(made)
+                    if drafter is self.drafter:
+                        progress.add(made)
+                    if "error" in made:
+                        failed.add(made["question_id"])
+                        progress.say(f"question {made['question_id']}: {made['error']}")
 
-                    left = [q for q in group if not file.is_done(q["question_id"])]
-                    queue = QuestionQueue(self, left, file.meta["model_id"], record)
-                    while queue.waiting or queue.open:
-                        try:
-                            self._decode(drafter, queue)
-                        except Exception as error:  # it must not lose the other questions
-                            queue.fail(one_line(error))
-                    decode_s += queue.decode_s()
+                left = [q for q in group if not file.is_done(q["question_id"])]
+                queue = QuestionQueue(self, left, file.meta["model_id"], record)
+                while queue.waiting or queue.open:
+                    try:
+                        self._decode(drafter, queue)
+                    except Exception as error:  # it must not lose the other questions
+                        queue.fail(one_line(error))
+                decode_s += queue.decode_s()
         return len(failed), decode_s
 
 
 REHEARSED = 8  # tokens of each answer that shows a static runtime its shapes
-
-
-def _is_done(question: dict, files) -> bool:
-    return all(file.is_done(question["question_id"]) for file in files)

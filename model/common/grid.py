@@ -9,6 +9,8 @@ from pathlib import Path
 from model.common import args as arguments
 from model.common.errors import BadInput
 
+STDOUT = "-"  # as the PATH of --json
+
 
 class Grid:
     """Runs of a bench on one loaded target, each an ordinary answer file.
@@ -69,10 +71,20 @@ def check(args, tool: str, *own: str) -> None:
     arguments.check(args)
     for name in ("answer_file", "num_runs", "paired", *own):
         value = getattr(args, name)
-        if value is not None and value is not False:
+        unset = value is None or value is False or (name == "paired" and value == 0)
+        if not unset:
             raise BadInput(f"--{name.replace('_', '-')} cannot go with a {tool}")
     if args.num_gpus_total > args.num_gpus_per_model:
         raise BadInput(f"--num-gpus-total above --num-gpus-per-model cannot go with a {tool}")
+    path = Path(getattr(args, "json", None) or STDOUT)
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInput(f"--json {path}: no file can be written there")
+
+
+def add_json(parser) -> None:
+    """The flag of finish()."""
+    told = "write the rows there as one JSON document (-: to stdout, in place of the table)"
+    parser.add_argument("--json", metavar="PATH", help=told)
 
 
 def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:
@@ -84,8 +96,10 @@ def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def finish(tool: str, rows: list[dict], columns: dict, failed: int) -> None:
-    """Print the table and a line of JSON, and exit: 1 if questions failed, else 0."""
-    print(table(rows, columns))
-    print(json.dumps({"tool": tool, "failed": failed, "rows": rows}))
+def finish(tool: str, rows: list[dict], columns: dict, failed: int, path: str | None) -> None:
+    """Print the table, write the rows to --json's PATH, exit: 1 if questions failed, else 0."""
+    document = json.dumps({"tool": tool, "failed": failed, "rows": rows})
+    print(document if path == STDOUT else table(rows, columns))
+    if path not in (None, STDOUT):
+        Path(path).write_text(document + "\n", encoding="utf-8")
     sys.exit(1 if failed else 0)

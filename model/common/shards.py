@@ -12,12 +12,15 @@ import re
 from pathlib import Path
 
 from model.common import args as arguments
+from model.common import pairs
+from model.common.draft_flags import check_workers
 from model.common.errors import BadInput
 from model.common.remote_code import trust
 
 
 def run_sharded(method: str, args, build, engine) -> int:
     """Run on num_gpus_total / num_gpus_per_model workers; returns the failed questions."""
+    check_workers(args)
     ray = load_ray()
     trust(args.trust_remote_code)
     num_workers = args.num_gpus_total // args.num_gpus_per_model
@@ -36,11 +39,7 @@ def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
     files = open_answers(method, args, questions, path)
     for file in files:
         absorb(file, path, args.overwrite)
-    missing = [
-        question["question_id"]
-        for question in questions
-        if not all(file.is_done(question["question_id"]) for file in files)
-    ]
+    missing = [q["question_id"] for q in pairs.remaining(questions, files, args.paired)]
     shards = shard_arguments(args, path, missing, num_workers)
     work = ray.remote(num_gpus=args.num_gpus_per_model)(run_shard)
     results = ray.get([work.remote(method, shard, build, engine) for shard in shards])

@@ -84,11 +84,21 @@ class StaticEagleDrafter(EagleDrafter):
     distribution, in the order of their ranks, and the draft says what each was drawn from.
     """
 
-    def __init__(self, head, tree: StaticTree):
-        super().__init__(head, len(tree), tree.depth, sum(map(len, tree.inner[1:])))
-        self.tree = tree
+    def __init__(self, head, tree: StaticTree, fits_tree: bool = False):
+        super().__init__(head, len(tree), tree.depth, 0)
+        self.fits_tree = fits_tree
+        self._lay_out(tree)
+
+    def _lay_out(self, tree: StaticTree) -> None:
+        """Plan the passes that fill a tree."""
+        self.tree, self.paths = tree, tree.paths
+        self.max_nodes, self.max_depth = len(tree), tree.depth
+        self.head_rows = sum(map(len, tree.inner[1:]))
         self.passes = [self._plan(depth) for depth in range(len(tree.inner))]
         self.num_draws = [len(plan.inner) * plan.num_children for plan in self.passes]
+
+    def resize(self, num_nodes, depth, paths=None):
+        self._lay_out(StaticTree(paths, self.head.device))
 
     def _plan(self, depth: int) -> Pass:
         """The pass over the inner nodes of a depth; the root's is depth 0."""
@@ -124,7 +134,7 @@ class StaticEagleDrafter(EagleDrafter):
                 inputs = tokens.clamp(min=0), features[:, plan.parents]
                 features = head.read(inputs, self.longest, offset, plan.ancestors, plan.depths)
                 offset += tokens.shape[1]
-            logits = head.logits(features)  # [B, r, V]
+            logits = head.logits(features)  # [B, r, V of the head]
             finite.append(finite_rows(logits))
             if uniforms is None:
                 children = top_ids(logits, plan.num_children)  # [B, r, k]
@@ -133,8 +143,8 @@ class StaticEagleDrafter(EagleDrafter):
                 children, given = draw_distinct(sampler.warp(logits), drawn)
                 if depth:  # below an inert node nothing is drafted
                     children = children.masked_fill(tokens.unsqueeze(-1) < 0, -1)
-                laws.append(given[:, plan.of_child, plan.ranks])
-            levels.append(children[:, plan.of_child, plan.ranks])
+                laws.append(head.target_laws(given[:, plan.of_child, plan.ranks]))
+            levels.append(head.target_ids(children[:, plan.of_child, plan.ranks]))
         probs, sound = torch.cat(laws, 1) if laws else None, torch.cat(finite, 1).all(1)
         return Draft(torch.cat(levels, 1), self.tree.tree, probs, sound=sound)
 

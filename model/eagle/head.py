@@ -21,6 +21,7 @@ from model.common.heads.head import (
     shared_module,
     window_of,
 )
+from model.common.heads.vocabulary import DraftIds, some_rows
 
 FILES = ("pytorch_model.bin", "model.safetensors")
 KINDS = {"fc": "state"}  # see corner.KINDS
@@ -38,7 +39,10 @@ class EagleLayer(nn.Module):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, rows: Tensor, rotary, mask, place) -> Tensor:
-        rows = rows + self.self_attn(rows, rotary, mask, place)
+        return self.finish(rows + self.self_attn(rows, rotary, mask, place))
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """What follows the attention and its residual."""
         return rows + self.mlp(self.post_attention_layernorm(rows))
 
 
@@ -65,16 +69,20 @@ class EagleModule(nn.Module):
 
 
 class EagleHead(CachedHead):
-    """The head with its cache, as EAGLE's and EAGLE-2's drafters use it."""
+    """The head with its cache, as EAGLE's and EAGLE-2's drafters use it.
+
+    draft_ids  which of the target's ids its V logits are of
+    """
 
     needs = ("last",)
 
-    def __init__(self, module, config, target):
+    def __init__(self, module, config, target, draft_ids: DraftIds | None = None):
         super().__init__(module, config, target.device, target.dtype, target.runtime)
+        self.draft_ids, self.vocab_size = draft_ids or DraftIds(), target.vocab_size
 
     def facts(self) -> dict:
         """How it is wired, for Drafter.facts()."""
-        return {}
+        return self.draft_ids.facts()
 
     def features(self, hidden: dict) -> Tensor:
         """What rows read of the target, [S, r, H]."""
@@ -86,7 +94,11 @@ class EagleHead(CachedHead):
 
     def target_ids(self, ids: Tensor) -> Tensor:
         """Ids of the draft's vocabulary as the target's."""
-        return ids
+        return self.draft_ids.of_target(ids)
+
+    def target_laws(self, laws: Tensor) -> Tensor:
+        """Laws over the draft's vocabulary [.., V] as laws over the target's."""
+        return self.draft_ids.laws(laws, self.vocab_size)
 
 
 def layer_config(checkpoint: Checkpoint, fields: dict, layer: str):
@@ -119,8 +131,11 @@ def module_config(checkpoint: Checkpoint, target):
     return config
 
 
-def load_eagle(path: str, target) -> EagleHead:
-    """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors."""
+def load_eagle(path: str, target, ids: Tensor | None = None) -> EagleHead:
+    """EAGLE's published files: config.json with pytorch_model.bin or model.safetensors.
+
+    ids: of the target's that the head drafts, None = all.
+    """
     checkpoint, origin = Checkpoint(path, FILES), target.origin
     checkpoint.strip("model.")
     config = module_config(checkpoint, origin)
@@ -137,11 +152,15 @@ def load_eagle(path: str, target) -> EagleHead:
     checkpoint.drop("embed_tokens.weight")  # a copy of the target's
     checkpoint.load_into(module, origin.dtype, origin.device)
     module, config = target.grown(module, config, make, KINDS)
-    module.borrowed = (borrowed(target, "input"), borrowed(target, "output"))
-    return EagleHead(module.eval(), config, target)
+    module.borrowed = (borrowed(target, "input"), borrowed(target, "output", ids))
+    return EagleHead(module.eval(), config, target, DraftIds(ids))
 
 
-def borrowed(target, end: str) -> nn.Module:
-    """The target's embedding (end "input") or lm_head ("output"), on the head's device."""
+def borrowed(target, end: str, ids: Tensor | None = None) -> nn.Module:
+    """The target's embedding (end "input") or lm_head ("output"), on the head's device.
+
+    ids: rows of it alone, None = all.
+    """
     module = getattr(target.model, f"get_{end}_embeddings")()
-    return shared_module(module, target.device)
+    module = shared_module(module, target.device)
+    return module if ids is None else some_rows(module, ids)

@@ -9,7 +9,7 @@ A row counts where the token that it predicts is an answer's.
 
 from __future__ import annotations
 
-from model.common.args import between
+from model.common.args import at_least, between
 from model.common.training.trainer import HeadTraining, main
 
 RECIPE = {
@@ -34,15 +34,28 @@ def add_args(parser):
     add("--cls-weight", type=between(0, 1e3), default=0.1, help="of the logits' cross-entropy")
     add("--noise", type=between(0, 10), default=0.1, help="amplitude at 512 tokens; 0 = none")
     add("--bias", choices=("on", "off"), default="on", help="of the first linear layer")
+    add(
+        "--loss-vocab-size",
+        type=at_least(1),
+        help="cross-entropy over the most frequent answer ids; none: all, as published",
+    )
+    add(
+        "--save-embedding",
+        choices=("on", "off"),
+        default="on",
+        help="a copy of the target's in the file, as published; off: loaders here need none",
+    )
 
 
 class EagleTraining(HeadTraining):
-    """Row i reads feature i and token i + 1, and learns feature i + 1 and what follows from it."""
+    """Row i reads feature i and token i + 1, and learns feature i + 1 and what follows from it.
 
-    needs = ("last",)
+    A row whose best target token is not among --loss-vocab-size's learns the feature alone.
+    """
 
     def __init__(self, args, target, data):
         from model.common.heads.head import CausalRows, head_fields, llama_config
+        from model.common.training.vocabulary import DraftVocabulary
         from model.eagle.head import EagleModule
 
         self.args, self.target = args, target
@@ -51,34 +64,81 @@ class EagleTraining(HeadTraining):
         config = llama_config(self.fields)
         self.module = EagleModule(config, args.bias == "on", target.embedding, target.lm_head)
         self.rows = CausalRows(config, target.device)
+        self.needs = ("last",)
+        self.vocabulary = None
+        if args.loss_vocab_size:
+            self.needs += ("best",)
+            self.vocabulary = DraftVocabulary(
+                "--loss-vocab-size", data, target, args.loss_vocab_size
+            )
 
     def loss(self, batch):
         """Weighted sum of both losses, means over rows; each, and top-1 to 3 agreement."""
-        import torch
         from torch.nn.functional import smooth_l1_loss
 
+        from model.common.training.unroll import Places
+
         features = batch.hidden["last"]
-        chosen = batch.labelled(2)[:, :-1]  # rows that predict an answer's token
-        following = features[:, 1:][chosen]
-        guessed = self.guess(self.noisy(features)[:, :-1], batch.ids[:, 1:])[chosen]
+        places = Places(batch.labelled(2))  # rows that predict an answer's token
+        guessed = next(self.states(batch, self.noisy(features), places))[places.valid]
+        following = places.of(features.roll(-1, 1))[places.valid]
         regression = smooth_l1_loss(guessed, following)
-        with torch.no_grad():
-            wanted = batch.target.logits(following)
-        logits = self.target.lm_head(guessed.to(self.target.dtype)).float()
-        entropy = -(wanted.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-        best = logits.detach().topk(3, dim=-1).indices == wanted.argmax(-1, keepdim=True)
-        metrics = {f"top_{k}": best[:, :k].any(-1).float().mean() for k in (1, 2, 3)}
+        entropy, metrics = self.cross_entropy(batch, guessed, following, places)
         metrics |= {"regression": regression.detach(), "cross_entropy": entropy.detach()}
         loss = self.args.reg_weight * regression + self.args.cls_weight * entropy
         return loss, metrics
 
-    def guess(self, features, following):
-        """Next features [B, T, H] of all rows; following [B, T]: the token after each."""
+    def cross_entropy(self, batch, guessed, following, places):
+        """(mean over rows, {"top_k": share of rows}) of guessed features [N, H] for true ones."""
         import torch
 
-        embedded = self.target.embedding(following).to(features.dtype)
-        rows = self.module.fc(torch.cat([embedded, features], -1))
-        return self.module.layers[0](rows, self.rows.rotary(rows), self.rows.mask(rows), None)
+        from model.common.training.unroll import soft_cross_entropy
+
+        if self.vocabulary is None:
+            wanted = batch.target.logits(following)
+            best, inside = wanted.argmax(-1, keepdim=True), slice(None)
+            logits = self.target.lm_head(guessed.to(self.target.dtype)).float()
+        else:
+            best = places.of(batch.hidden["best"].roll(-1, 1))[places.valid]
+            inside, best = self.vocabulary.places(best)
+            wanted = batch.target.logits(following[inside], self.vocabulary.head)
+            head = self.vocabulary.head
+            logits = head(guessed[inside].to(head.weight.dtype)).float()
+        goal = wanted.softmax(-1)
+        entropy = soft_cross_entropy(goal, logits) / max(len(logits), 1)
+        with torch.no_grad():
+            found = logits.topk(3, dim=-1).indices == best
+            share = len(logits) / max(len(guessed), 1)
+            metrics = {f"top_{k}": found[:, :k].any(-1).float().mean() * share for k in (1, 2, 3)}
+        return entropy, metrics
+
+    def states(self, batch, features, places, depth: int = 1):
+        """The head's features [B, Q, H] at places, of each step unrolled over its own outputs."""
+        import torch
+
+        from model.common.training.unroll import Unrolled
+
+        layer, unrolled, rows = self.module.layers[0], Unrolled(self.rows, places), features
+        for step in range(depth):
+            tokens = places.tokens(batch.ids, step) if step else batch.ids.roll(-1, 1)
+            embedded = self.target.embedding(tokens).to(features.dtype)
+            inputs = self.module.fc(torch.cat([embedded, rows], -1))
+            attended = unrolled.attend(layer.self_attn, inputs)
+            rows = layer.finish((inputs if step else places.of(inputs)) + attended)
+            yield rows
+
+    def drafts(self, batch, depth):
+        """See HeadTraining; with all of the target's ids, as at inference."""
+        import torch
+
+        from model.common.training.unroll import Places
+
+        places, found = Places(batch.labelled(2)), []
+        for rows in self.states(batch, batch.hidden["last"], places, depth):
+            best = places.index.new_zeros(places.index.shape)
+            best[places.valid] = self.target.best(rows[places.valid])
+            found.append(places.spread(best, -1))
+        return torch.stack(found, -1)
 
     def noisy(self, features):
         """Features with uniform noise while training."""
@@ -95,7 +155,8 @@ class EagleTraining(HeadTraining):
 
         dtype = self.module.fc.weight.dtype
         state = self.module.state_dict()
-        state["embed_tokens.weight"] = self.target.embedding.weight.to(dtype)
+        if self.args.save_embedding == "on":
+            state["embed_tokens.weight"] = self.target.embedding.weight.to(dtype)
         save_checkpoint(folder, self.fields, "model.safetensors", state)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint
 from model.common.heads.head import RowAttention
+from model.common.heads.vocabulary import DraftIds
 from model.common.target.twin.corner import FAR
 from model.eagle.head import FILES, KINDS, EagleHead, borrowed, layer_config
 from model.eagle3.config import NORMS, PLAIN, Wiring, flat_fields, read_layers, read_wiring
@@ -123,8 +124,8 @@ class Eagle3Module(nn.Module):
 class Eagle3Head(EagleHead):
     """The head with its cache; layers: of the target, whose inputs it reads."""
 
-    def __init__(self, module, config, target, layers: tuple[int, ...]):
-        super().__init__(module, config, target)
+    def __init__(self, module, config, target, layers: tuple[int, ...], draft_ids=None):
+        super().__init__(module, config, target, draft_ids)
         if target.twin:
             layers = tuple(target.twin.depth_of(layer) for layer in layers)
         self.needs = layers
@@ -133,7 +134,8 @@ class Eagle3Head(EagleHead):
 
     def facts(self) -> dict:
         norms = [name for name in NORMS if getattr(self.module.wiring, name)]
-        return {"fused_layers": list(self.needs), "wiring": " ".join(norms) or "plain"}
+        wiring = {"fused_layers": list(self.needs), "wiring": " ".join(norms) or "plain"}
+        return wiring | super().facts()
 
     def features(self, hidden: dict) -> Tensor:
         """What rows read of the target, [S, r, n H_t]."""
@@ -141,15 +143,20 @@ class Eagle3Head(EagleHead):
 
     def target_ids(self, ids: Tensor) -> Tensor:
         """Ids of the draft's vocabulary as the target's."""
-        return ids if self.offsets is None else ids + self.offsets[ids]
+        return super().target_ids(ids) if self.offsets is None else ids + self.offsets[ids]
 
 
 def load_eagle3(
-    path: str, target, layer_ids: str = "config", norm_output: str = "config"
+    path: str,
+    target,
+    layer_ids: str = "config",
+    norm_output: str = "config",
+    ids: Tensor | None = None,
 ) -> Eagle3Head:
     """EAGLE-3's published files; layers.0.* (speculators, NVIDIA) reads as midlayer.*.
 
-    layer_ids, norm_output: what the config's mean, see config.py.
+    layer_ids, norm_output: what the config's mean, see config.py. ids: of the target's that are
+    drafted by a head that borrows its lm_head, None = all.
     """
     origin, checkpoint = target.origin, Checkpoint(path, FILES)
     checkpoint.strip("model.")
@@ -168,6 +175,8 @@ def load_eagle3(
     can_borrow = whole and not own_width and not fields.get("tie_word_embeddings")
     if can_borrow and "lm_head.weight" not in checkpoint.tensors:
         draft_vocab = None
+    if ids is not None and draft_vocab:
+        raise BadInput(f"--draft-vocab: {path} has an output of its own, of {draft_vocab} ids")
     if not owns:
         checkpoint.drop("embed_tokens.weight")  # of no use, and random in some published files
 
@@ -181,8 +190,8 @@ def load_eagle3(
     checkpoint.load_into(module, origin.dtype, origin.device)
     module, config = _grown(module, config, target, make)
     embedding = module.embed_tokens if owns else borrowed(target, "input")
-    module.borrowed = (embedding, None if draft_vocab else borrowed(target, "output"))
-    return Eagle3Head(module.eval(), config, target, layers)
+    module.borrowed = (embedding, None if draft_vocab else borrowed(target, "output", ids))
+    return Eagle3Head(module.eval(), config, target, layers, DraftIds(ids))
 
 
 def _grown(module: Eagle3Module, config, target, make):

@@ -7,6 +7,7 @@ Run:    python -m model.eagle3.inference_eagle3 --model-path lmsys/vicuna-13b-v1
 """
 
 from model.common.args import add_weights, mini_weights
+from model.common.draft_flags import AUTO, add_draft_vocab
 from model.common.eval import main
 from model.eagle2.flags import add_tree_args
 
@@ -17,6 +18,7 @@ def add_args(parser):
     """Flags that only this method has."""
     add_weights(parser, "--eagle-path", "EAGLE-3 head", HEADS)
     add_tree_args(parser)
+    add_draft_vocab(parser)
     parser.add_argument(
         "--layer-ids",
         choices=("config", "inputs", "outputs"),
@@ -35,12 +37,15 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
+    from model.common.heads.vocabulary import draft_ids
     from model.eagle2.drafter import DynamicEagleDrafter, check_size
     from model.eagle3.head import load_eagle3
 
-    head = load_eagle3(args.eagle_path, target, args.layer_ids, args.norm_output)
+    ids = draft_ids(args, args.eagle_path, target)
+    head = load_eagle3(args.eagle_path, target, args.layer_ids, args.norm_output, ids)
     num_nodes = check_size(args.total_token, args.depth, args.draft_top_k, head.num_ids)
-    return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k)
+    fits = args.total_token == AUTO
+    return DynamicEagleDrafter(head, num_nodes, args.depth, args.draft_top_k, fits)
 
 
 if __name__ == "__main__":

@@ -46,14 +46,17 @@ class Eagle3Training(HeadTraining):
 
     def __init__(self, args, target, data):
         from model.common.heads.head import CausalRows, head_fields, llama_config
+        from model.common.training.vocabulary import DraftVocabulary
         from model.eagle3.config import fused_layers
         from model.eagle3.head import Eagle3Module
 
         self.args, self.target = args, target
         self.layers = fused_layers(target.config.num_hidden_layers)
-        self.needs = (*self.layers, "last")
+        self.needs = (*self.layers, "last", "best")
         vocab = target.lm_head.weight.shape[0]
-        self.ids = frequent_ids(data, vocab, args.draft_vocab_size or vocab)
+        size = args.draft_vocab_size or vocab
+        self.vocabulary = DraftVocabulary("--draft-vocab-size", data, target, size)
+        self.ids = self.vocabulary.ids.cpu()
         self.fields = {**head_fields(target.config), "vocab_size": vocab}
         self.fields["draft_vocab_size"] = len(self.ids)
         config = llama_config(self.fields)
@@ -70,89 +73,70 @@ class Eagle3Training(HeadTraining):
         """Decayed sum of the steps' cross-entropies; loss and accuracy of each step."""
         import torch
 
-        features = torch.cat([batch.hidden[layer] for layer in self.layers], -1)
-        rows = self.module.fuse(features)
-        where, wanted = self._wanted(batch)
-        past, total, metrics = [], 0.0, {}
-        for step in range(self.args.unroll):
-            embedded = self.module.embed(batch.ids.roll(-1 - step, 1))
-            rows = self._layer(embedded, rows, step, past)
-            sequence, place = where
-            valid = place > step  # position p is predicted by row p - 1 - step
-            guessed = rows[sequence[valid], place[valid] - 1 - step]
-            logits = self.module.lm_head(self.module.norm(guessed)).float()
-            goal = wanted[valid]
-            count = max(len(goal), 1)
-            loss = -(goal * logits.log_softmax(-1)).sum() / count
+        from model.common.training.unroll import Places, soft_cross_entropy
+
+        depth = self.args.unroll
+        places = Places(torch.stack([batch.labelled(2 + s) for s in range(depth)]).any(0))
+        query = places.spread(torch.arange(places.index.shape[1]).expand(places.index.shape), 0)
+        sequence, place, goal, best = self._wanted(batch)
+        total, metrics = 0.0, {}
+        for step, rows in enumerate(self.states(batch, places, depth)):
+            row = place - 1 - step  # which predicts what follows `place`
+            valid = slice(None) if bool((row >= 0).all()) else row >= 0
+            here = sequence[valid], query[sequence[valid], row[valid]]
+            logits = self.module.lm_head(self.module.norm(rows[here])).float()
+            count = max(len(logits), 1)
+            loss = soft_cross_entropy(goal[valid], logits) / count
             total = total + self.args.step_decay**step * loss
             metrics[f"loss_{step + 1}"] = loss.detach()
-            right = (logits.argmax(-1) == goal.argmax(-1)).sum()
-            metrics[f"accuracy_{step + 1}"] = right / count
+            metrics[f"accuracy_{step + 1}"] = (logits.argmax(-1) == best[valid]).sum() / count
         return total, metrics
 
     def _wanted(self, batch):
-        """((sequence, place), distributions [N, V_d]) of the target where both masks hold."""
+        """(sequence, place [N], distributions [N, V_d], their best [N]) of the target where it
+        predicts an answer's token and its best one is in the draft vocabulary."""
         import torch
 
-        chosen = batch.labelled(1)
         with torch.no_grad():
-            logits = batch.logits(chosen)
-            ids = self.ids.to(logits.device)
-            inside = torch.isin(logits.argmax(-1), ids)
-            sequence, place = chosen.nonzero(as_tuple=True)
-            return (sequence[inside], place[inside]), logits[inside][:, ids].softmax(-1)
+            sequence, place = batch.labelled(1).nonzero(as_tuple=True)
+            inside, best = self.vocabulary.places(batch.hidden["best"][sequence, place])
+            sequence, place = sequence[inside], place[inside]
+            states = batch.hidden["last"][sequence, place]
+            goal = batch.target.logits(states, self.vocabulary.head).softmax(-1)
+            return sequence, place, goal, best.squeeze(1)
 
-    def _layer(self, embedded, features, step: int, past: list):
-        """One step of the layer; past: keys and values of the steps before, the new ones are added.
+    def states(self, batch, places, depth: int):
+        """The head's rows [B, Q, H] at places, of each step unrolled over its own outputs."""
+        import torch
 
-        Row r sees the first step's rows up to r, and of every later step its own row alone.
-        """
-        layer = self.module.midlayer
-        attention = layer.self_attn
-        inputs, residual = layer.inputs(embedded, features)
-        query, key, value = attention.project(inputs, self.rows.rotary(features, step))
-        past.append((key, value))
-        attended = unrolled_attention(query, past, attention.scaling, self.rows.mask(features))
-        return layer.finish(residual, attention.o_proj(attended))
+        from model.common.training.unroll import Unrolled
+
+        layer, unrolled = self.module.midlayer, Unrolled(self.rows, places)
+        rows = self.module.fuse(torch.cat([batch.hidden[layer] for layer in self.layers], -1))
+        for step in range(depth):
+            tokens = places.tokens(batch.ids, step) if step else batch.ids.roll(-1, 1)
+            inputs, residual = layer.inputs(self.module.embed(tokens), rows)
+            attended = unrolled.attend(layer.self_attn, inputs)
+            rows = layer.finish(residual if step else places.of(residual), attended)
+            yield rows
+
+    def drafts(self, batch, depth):
+        """See HeadTraining."""
+        import torch
+
+        from model.common.training.unroll import Places
+
+        places, found = Places(batch.labelled(2)), []
+        for rows in self.states(batch, places, depth):
+            logits = self.module.lm_head(self.module.norm(rows))
+            found.append(places.spread(self.vocabulary.ids[logits.argmax(-1)], -1))
+        return torch.stack(found, -1)
 
     def save(self, folder):
         """Write config.json and model.safetensors, names as published."""
         from model.common.heads.checkpoint import save_checkpoint
 
         save_checkpoint(folder, self.fields, "model.safetensors", self.module.state_dict())
-
-
-def frequent_ids(data, vocab_size: int, num_ids: int):
-    """The ids most frequent in the training answers, ascending; small ids fill up, [num_ids]."""
-    import torch
-
-    from model.common.errors import BadInput
-
-    if num_ids > vocab_size:
-        raise BadInput(f"--draft-vocab-size {num_ids}: the target has {vocab_size} ids")
-    counts = data.count_answers(vocab_size)
-    return torch.sort(counts, descending=True, stable=True).indices[:num_ids].sort().values
-
-
-def unrolled_attention(query, past: list, scaling: float, mask):
-    """Attention of a step: causal over the first step's keys, then each later step's own row.
-
-    query [B, heads, T, D]; past [(keys, values)] of [B, key heads, T, D]; mask [1, 1, T, T]
-    additive. Returns [B, T, heads D].
-    """
-    import torch
-
-    batch, heads, length, dim = query.shape
-    key, value = past[0]
-    query = query.reshape(batch, key.shape[1], -1, length, dim)  # [B, key heads, group, T, D]
-    scores = [query @ key.unsqueeze(2).transpose(-1, -2) * scaling + mask.unsqueeze(2)]
-    for own, _ in past[1:]:
-        scores.append((query * own.unsqueeze(2)).sum(-1, keepdim=True) * scaling)
-    weights = torch.cat(scores, -1).float().softmax(-1).to(value.dtype)
-    out = weights[..., :length] @ value.unsqueeze(2)
-    for place, (_, own) in enumerate(past[1:]):
-        out = out + weights[..., length + place].unsqueeze(-1) * own.unsqueeze(2)
-    return out.reshape(batch, heads, length, dim).transpose(1, 2).flatten(2)
 
 
 if __name__ == "__main__":

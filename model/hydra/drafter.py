@@ -11,6 +11,7 @@ from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.heads.head import CachedHead, module_bytes, row_of, runtime_for, shared_module
 from model.common.loop.ranking import finite_rows, top_ids
+from model.common.target.products import choose_products
 from model.hydra.heads import HydraHeads
 
 
@@ -40,19 +41,28 @@ class HydraDrafter(Drafter):
 
     needs = Needs(hidden=("last",))
 
-    def __init__(self, heads: HydraHeads, tree, target):
+    def __init__(self, heads: HydraHeads, paths, target, fits_tree: bool = False):
         self.heads, self.hidden_size = heads, target.config.hidden_size
-        self.tree = StaticTree(tree, target.device)
-        self.max_nodes, self.max_depth = len(self.tree), self.tree.depth
+        self.device, self.fits_tree = target.device, fits_tree
         self.head_device = next(heads.parameters()).device  # where the target's last layer is
         self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
-        self.levels = self._plan()
-        runtime = runtime_for(heads, target)
-        self.guess = runtime.captured(runtime.compiled(self._guesses))
+        choose_products(heads, self.head_device)
+        self.runtime = runtime_for(heads, target)
         self.prefix = None
         if heads.prefix is not None:
-            where = self.head_device, target.dtype, runtime
+            where = self.head_device, target.dtype, self.runtime
             self.prefix = CachedHead(heads.prefix, heads.config, *where)
+        self._lay_out(paths)
+
+    def _lay_out(self, paths) -> None:
+        """Plan the tree of these paths."""
+        self.paths, self.tree = paths, StaticTree(paths, self.device)
+        self.max_nodes, self.max_depth = len(self.tree), self.tree.depth
+        self.levels = self._plan()
+        self.guess = self.runtime.captured(self.runtime.compiled(self._guesses))
+
+    def resize(self, num_nodes, depth, paths=None):
+        self._lay_out(paths)
 
     def _plan(self) -> list[Level]:
         """What every level is filled by."""
@@ -69,7 +79,7 @@ class HydraDrafter(Drafter):
         return plan
 
     def facts(self):
-        return {"head_bytes": module_bytes(self.heads)}
+        return {"head_bytes": module_bytes(self.heads), **self.heads.draft_ids.facts()}
 
     def reserve(self, num_slots, capacity, sampler):
         weight = next(self.heads.parameters())
@@ -119,7 +129,7 @@ class HydraDrafter(Drafter):
             logits = self.heads.guess(i, inputs)  # [B, inner nodes, V]
             finite.append(finite_rows(logits))
             best = top_ids(logits, level.num_best)  # [B, inner nodes, k]
-            tokens = best[:, level.parents, level.ranks]
+            tokens = self.heads.draft_ids.of_target(best[:, level.parents, level.ranks])
             found.append(tokens)
             if i + 1 < len(self.levels):
                 own = self.embed(tokens[:, level.inner]).to(states.dtype)

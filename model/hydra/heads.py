@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint, check_fields
 from model.common.heads.head import CausalRows, RowAttention, llama_config, target_rope
+from model.common.heads.vocabulary import DraftIds, some_rows
 from model.medusa.heads import ResidualBlock
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")
@@ -100,13 +101,14 @@ class HydraHeads(nn.Module):
     The state dict has the published names, but names the repeated block once. Dropout takes up
     indices where there is a prefix layer, and does not exist without one.
 
-    config  LlamaConfig of the prefix layer and of the sizes (layer_config)
+    config     LlamaConfig of the prefix layer and of the sizes (layer_config)
+    draft_ids  which ids V are
     """
 
     def __init__(self, config, arch: str, num_heads: int, num_layers: int, dropout: float = 0.2):
         super().__init__()
         has_prefix = arch == "prefix-mlp"
-        self.config, self.num_heads = config, num_heads
+        self.config, self.num_heads, self.draft_ids = config, num_heads, DraftIds()
         size, dropout = config.hidden_size, dropout if has_prefix else 0.0
         places = [2 * j + 1 if has_prefix else j for j in range(num_layers)]
         if has_prefix:
@@ -127,6 +129,15 @@ class HydraHeads(nn.Module):
     def guess(self, i: int, rows: Tensor) -> Tensor:
         """Logits [.., V] of head i, of states and embeddings side by side [.., (i+2) H]."""
         return self.hydra_lm_head[i](self.hydra_mlp[i](rows))
+
+    def keep_ids(self, ids: Tensor) -> None:
+        """Score these of the target's ids alone, [V]."""
+        self.draft_ids = DraftIds(ids.to(next(self.parameters()).device))
+        for i, head in enumerate(self.hydra_lm_head):
+            if isinstance(head, nn.Linear):
+                self.hydra_lm_head[i] = some_rows(head, ids)
+            else:
+                head[1] = some_rows(head[1], ids)
 
     def states(self, features: Tensor) -> Tensor:
         """s_t of whole sequences, [B, T, H]: the prefix layer's output, or the features."""
@@ -179,8 +190,10 @@ def layer_config(target_config, vocab_size: int):
     return llama_config(fields | own, "target")
 
 
-def load_heads(path: str, target, num_heads: int) -> HydraHeads:
+def load_heads(path: str, target, num_heads: int, ids: Tensor | None = None) -> HydraHeads:
     """The prefix layer and the first num_heads heads of a directory or hub id, in target's dtype.
+
+    ids: of the target's that they score, None = all.
 
     Everything there is checked against the target's sizes. Repeated blocks that differ are one
     warning on stderr; the last one is used. Raises BadInput: another architecture, a missing,
@@ -211,7 +224,10 @@ def load_heads(path: str, target, num_heads: int) -> HydraHeads:
         heads = make(config)
     checkpoint.drop(*every.state_dict().keys() - heads.state_dict().keys())
     checkpoint.load_into(heads, origin.dtype, lm_head.weight.device)
-    return target.grown(heads, config, make, KINDS)[0].eval()
+    heads = target.grown(heads, config, make, KINDS)[0].eval()
+    if ids is not None:
+        heads.keep_ids(ids)
+    return heads
 
 
 def _kind(checkpoint: Checkpoint) -> tuple[str, int]:

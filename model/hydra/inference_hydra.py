@@ -6,6 +6,7 @@ Run:    python -m model.hydra.inference_hydra --model-path lmsys/vicuna-7b-v1.3 
 """
 
 from model.common.args import add_weights, mini_weights
+from model.common.draft_flags import add_draft_vocab
 from model.common.eval import main
 from model.medusa.flags import add_tree_flags
 
@@ -16,17 +17,20 @@ def add_args(parser):
     """Flags that only this method has."""
     add_weights(parser, "--hydra-path", "heads", HEADS)
     add_tree_flags(parser)
+    add_draft_vocab(parser)
 
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
+    from model.common.heads.vocabulary import draft_ids
     from model.hydra.drafter import HydraDrafter
     from model.hydra.heads import load_heads
     from model.medusa.flags import read_tree_flags
 
-    tree = read_tree_flags(args, target.vocab_size)
-    heads = load_heads(args.hydra_path, target, max(map(len, tree)))
-    return HydraDrafter(heads, tree, target)
+    ids = draft_ids(args, args.hydra_path, target)
+    paths, fits = read_tree_flags(args, args.draft_vocab or target.vocab_size)
+    heads = load_heads(args.hydra_path, target, max(map(len, paths)), ids)
+    return HydraDrafter(heads, paths, target, fits)
 
 
 if __name__ == "__main__":

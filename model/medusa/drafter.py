@@ -9,6 +9,7 @@ from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.heads.head import module_bytes, runtime_for
 from model.common.loop.ranking import finite_rows, top_ids
+from model.common.target.products import choose_products
 from model.medusa.heads import MedusaHeads
 
 
@@ -23,20 +24,30 @@ class MedusaDrafter(Drafter):
 
     needs = Needs(hidden=("last",))
 
-    def __init__(self, heads: MedusaHeads, tree, target):
-        self.heads = heads
-        self.tree = tree = StaticTree(tree, target.device)
-        self.max_nodes, self.max_depth = len(tree), tree.depth
-        self.num_best = 1 + max(max(path) for path in tree.paths)
-        self.hidden_size = target.config.hidden_size
-        head_device = next(heads.parameters()).device  # where the target's last layer is
-        depths = torch.tensor(tree.depths)
-        self.columns = ((depths - 1) * self.num_best + tree.ranks.cpu()).to(head_device)
-        runtime = runtime_for(heads, target)
-        self.guess = runtime.captured(runtime.compiled(self._guesses))
+    def __init__(self, heads: MedusaHeads, paths, target, fits_tree: bool = False):
+        self.heads, self.fits_tree = heads, fits_tree
+        self.device, self.hidden_size = target.device, target.config.hidden_size
+        self.num_heads = heads.num_heads
+        self.head_device = next(heads.parameters()).device  # where the target's last layer is
+        choose_products(heads, self.head_device)
+        self.runtime = runtime_for(heads, target)
+        self._lay_out(paths)
+
+    def _lay_out(self, paths) -> None:
+        """Plan the tree of these paths."""
+        self.paths, self.tree = paths, StaticTree(paths, self.device)
+        self.max_nodes, self.max_depth = len(self.tree), self.tree.depth
+        self.num_best = 1 + max(map(max, paths))
+        depths, ranks = torch.tensor(self.tree.depths), self.tree.ranks.cpu()
+        self.columns = ((depths - 1) * self.num_best + ranks).to(self.head_device)
+        self.guess = self.runtime.captured(self.runtime.compiled(self._guesses))
+
+    def resize(self, num_nodes, depth, paths=None):
+        self.num_heads = depth
+        self._lay_out(paths)
 
     def facts(self):
-        return {"head_bytes": module_bytes(self.heads)}
+        return {"head_bytes": module_bytes(self.heads), **self.heads.draft_ids.facts()}
 
     def reserve(self, num_slots, capacity, sampler):
         weight = next(self.heads.parameters())
@@ -54,6 +65,6 @@ class MedusaDrafter(Drafter):
 
     def _guesses(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens of the nodes [B, n], Draft.sound [B]), from hidden states [B, H]."""
-        logits = self.heads(states)  # [K, B, V]
-        best = top_ids(logits, self.num_best)  # [K, B, k]
+        logits = self.heads(states, self.num_heads)  # [K, B, V]
+        best = self.heads.draft_ids.of_target(top_ids(logits, self.num_best))  # [K, B, k]
         return best.transpose(0, 1).flatten(1)[:, self.columns], finite_rows(logits).all(0)

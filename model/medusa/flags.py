@@ -6,17 +6,19 @@ Source: Cai et al., arXiv 2401.10774
 from pathlib import Path
 
 from model.common.args import between
+from model.common.draft_flags import PAYS, wanted_tree
 from model.common.errors import BadInput
 
-TREES = Path(__file__).parent / "trees"
+TREES, USUAL = Path(__file__).parent / "trees", "mc_sim_7b_63"
 
 
 def add_tree_flags(parser):
     """--tree, --acceptance and the two numbers of the typical rule."""
     parser.add_argument(
         "--tree",
-        default="mc_sim_7b_63",
-        help="name of a published tree, or a JSON file: a list of paths, each a list of ranks",
+        default=USUAL,
+        help="name of a published tree, or a JSON file: a list of paths, each a list of ranks; "
+        f"auto or auto:TREE: the part of {USUAL} or TREE that {PAYS}",
     )
     parser.add_argument(
         "--acceptance",
@@ -39,8 +41,11 @@ def add_tree_flags(parser):
     )
 
 
-def read_tree_flags(args, vocab_size: int) -> list[tuple[int, ...]]:
-    """The tree's paths; refuses --acceptance typical where its rule is not what it says.
+def read_tree_flags(args, num_ids: int) -> tuple[list[tuple[int, ...]], bool]:
+    """(the tree's paths, whether it is to be cut); refuses --acceptance typical where its rule is
+    not what it says.
+
+    num_ids: that heads score; the tree's ranks are below.
 
     At temperature 0 the paper accepts greedily, which is the exact rule; top-p and top-k are
     unknown to the typical one.
@@ -52,4 +57,5 @@ def read_tree_flags(args, vocab_size: int) -> list[tuple[int, ...]]:
             raise BadInput("--acceptance typical needs --temperature above 0; at 0 it is exact")
         if args.top_p < 1 or args.top_k:
             raise BadInput("--acceptance typical and --top-p or --top-k exclude each other")
-    return read_tree(args.tree, TREES, vocab_size)
+    name, fits = wanted_tree(args.tree, USUAL)
+    return read_tree(name, TREES, num_ids), fits

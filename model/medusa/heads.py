@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint, check_fields, read_config
+from model.common.heads.vocabulary import DraftIds, some_rows
 
 HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")  # Medusa-2, and vLLM's packing
@@ -41,8 +42,9 @@ class MedusaHeads(nn.Module):
     The state dict has the published names: {k}.{j}.linear.weight and .bias for the residual blocks
     j, {k}.{number of blocks}.weight for the output matrix.
 
-    shared  the target's lm_head, for heads without an output matrix of their own; not a part of
-            the module, so neither trained nor saved with it
+    shared     the target's lm_head, for heads without an output matrix of their own; not a part of
+               the module, so neither trained nor saved with it
+    draft_ids  which ids V are
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class MedusaHeads(nn.Module):
         shared: nn.Linear | None = None,
     ):
         super().__init__()
+        self.num_heads, self.draft_ids = num_heads, DraftIds()
         self._shared = (shared,)  # in a tuple, which is not registered
         for k in range(num_heads):
             head = nn.Sequential(*(ResidualBlock(hidden_size) for _ in range(num_layers)))
@@ -61,10 +64,20 @@ class MedusaHeads(nn.Module):
                 head.append(nn.Linear(hidden_size, vocab_size, bias=False))
             self.add_module(str(k), head)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [K, .., V] of all heads, from hidden states after the final norm [.., H]."""
-        out = torch.stack([head(hidden) for head in self.children()])
+    def forward(self, hidden: Tensor, num_heads: int | None = None) -> Tensor:
+        """Logits [K, .., V] of all heads, or the first ones, from hidden states after the final
+        norm [.., H]."""
+        out = torch.stack([head(hidden) for head in [*self.children()][:num_heads]])
         return out if self._shared[0] is None else self._shared[0](out)
+
+    def keep_ids(self, ids: Tensor) -> None:
+        """Score these of the target's ids alone, [V]."""
+        self.draft_ids = DraftIds(ids.to(next(self.parameters()).device))
+        if self._shared[0] is not None:
+            self._shared = (some_rows(self._shared[0], ids),)
+            return
+        for head in self.children():
+            head[-1] = some_rows(head[-1], ids)
 
     @torch.no_grad()
     def init_from(self, lm_head: nn.Linear) -> None:
@@ -80,8 +93,10 @@ class MedusaHeads(nn.Module):
                     part.weight.copy_(lm_head.weight)
 
 
-def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
+def load_heads(path: str, target, num_heads: int, ids: Tensor | None = None) -> MedusaHeads:
     """The first num_heads heads of a directory or hub id, in the target's dtype.
+
+    ids: of the target's that they score, None = all.
 
     Reads heads with and without output matrices ("version 2"), models that contain heads
     (medusa_head.*), and vLLM's names (blocks.*, lm_heads.*). Everything there is checked against
@@ -122,7 +137,10 @@ def load_heads(path: str, target, num_heads: int) -> MedusaHeads:
         shared = None if owns else target.model.get_output_embeddings()
         return MedusaHeads(num_heads, config.hidden_size, config.vocab_size, num_layers, shared)
 
-    return target.grown(heads, origin.config, make, KINDS)[0].eval()
+    heads = target.grown(heads, origin.config, make, KINDS)[0].eval()
+    if ids is not None:
+        heads.keep_ids(ids)
+    return heads
 
 
 def _open(path: str) -> tuple[Checkpoint, bool]:

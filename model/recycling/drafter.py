@@ -12,7 +12,7 @@ from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
 from model.common.loop.ranking import top_ids
 
-TREES = Path(__file__).parent / "trees"
+TREES, USUAL = Path(__file__).parent / "trees", "2.2.2"
 UNKNOWN = {"zero": 0, "none": -1}  # what stands for successors that no row has named yet
 
 
@@ -50,19 +50,28 @@ class RecyclingDrafter(Drafter):
         warm: bool = False,
         seeds: bool = False,
         unknown: str = "zero",
+        fits_tree: bool = False,
     ):
         self.vocab_size, self.is_warm, self.unknown = vocab_size, warm, UNKNOWN[unknown]
-        self.tree = tree = StaticTree(tree, device)
-        self.device = tree.device
+        self.device, self.fits_tree, self.seeds = torch.device(device), fits_tree, seeds
+        self._lay_out(tree)
+
+    def _lay_out(self, paths) -> None:
+        """Plan the tree of these paths; what was learned for another one is forgotten."""
+        self.paths, self.tree = paths, StaticTree(paths, self.device)
+        tree = self.tree
         self.max_nodes, self.max_depth = len(tree), tree.depth
-        self.num_best = 1 + max(max(path) for path in tree.paths)
-        self.needs = Needs(prompt_topk=self.num_best if seeds else 0)
+        self.num_best = 1 + max(map(max, paths))
+        self.needs = Needs(prompt_topk=self.num_best if self.seeds else 0)
         firsts = [-1, *(level.start for level in tree.levels)]
         self.levels = [  # (places of the parents in the level above, ranks)
             (tree.parents[level] - first, tree.ranks[level])
             for level, first in zip(tree.levels, firsts)
         ]
         self.matrix: Tensor | None = None
+
+    def resize(self, num_nodes, depth, paths=None):
+        self._lay_out(paths)
 
     def facts(self):
         return {"matrix_bytes": self.matrix.nbytes} if self.matrix is not None else {}

@@ -6,6 +6,7 @@ Run:    python -m model.recycling.inference_recycling --model-path lmsys/vicuna-
 """
 
 from model.common.args import add_state, is_warm
+from model.common.draft_flags import PAYS, wanted_tree
 from model.common.eval import main
 
 
@@ -20,7 +21,8 @@ def add_args(parser):
     parser.add_argument(
         "--tree",
         default="2.2.2",
-        help="2.2.2 (80 nodes, depth 6) or a JSON file: a list of paths, each a list of ranks",
+        help="2.2.2 (80 nodes, depth 6) or a JSON file: a list of paths, each a list of ranks; "
+        f"auto or auto:FILE: the part of 2.2.2 or FILE that {PAYS}",
     )
     parser.add_argument(
         "--unknown",
@@ -32,10 +34,11 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
-    from model.recycling.drafter import RecyclingDrafter, read_tree
+    from model.recycling.drafter import USUAL, RecyclingDrafter, read_tree
 
-    tree = read_tree(args.tree, target.vocab_size)
-    settings = is_warm(args), args.prompt_seeds, args.unknown
+    name, fits = wanted_tree(args.tree, USUAL)
+    tree = read_tree(name, target.vocab_size)
+    settings = is_warm(args), args.prompt_seeds, args.unknown, fits
     return RecyclingDrafter(tree, target.vocab_size, target.device, *settings)
 
 

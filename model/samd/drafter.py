@@ -164,6 +164,8 @@ def build_drafter(args, target) -> Drafter:
 
 def auxiliary(name: str, args, target) -> Drafter | None:
     """The drafter for short matches, by the name on the command line."""
+    if name != "eagle2" and (args.draft_vocab or args.token_counts_path):
+        raise BadInput(f"--draft-vocab says nothing to --auxiliary {name}")
     if name == "none":
         return None
     if name == "recycling":

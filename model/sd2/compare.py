@@ -19,7 +19,7 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common.errors import BadInput, ends_in_one_line
-from model.common.grid import Grid, check, finish, totals
+from model.common.grid import Grid, add_json, check, finish, totals
 from model.sd2.flags import add_draft_flags
 
 MAX_LENGTH, BATCH_TOKENS = 2048, 8192  # tokens of a conversation and of a batch, at most
@@ -40,6 +40,7 @@ def add_args(parser):
     add_draft_flags(parser)
     parser.add_argument("--control-path", help="a second draft to compare with, trained as control")
     parser.add_argument("--data", help="held-out conversations in ShareGPT form, .json(l)")
+    add_json(parser)
     parser.add_argument("--output", help="folder to keep the answer files in (default: nowhere)")
 
 
@@ -52,6 +53,7 @@ def plans(args, folder: Path) -> list[tuple]:
     for path in filter(None, (args.drafter_path, args.control_path)):
         own = copy.copy(args)
         own.drafter_path, own.overwrite = path, True
+        vars(own).pop("json", None)  # where the table goes is no fact of a run
         exits, thresholds = resolve(own, read_config(path))
         for layer in [*exits, None]:
             run = copy.copy(own)
@@ -126,7 +128,7 @@ def main(argv=None) -> None:
             raise BadInput(f"--data {args.data}: no such file")
         folder = args.output or stack.enter_context(tempfile.TemporaryDirectory())
         rows, failed = compare(args, Path(folder))
-    finish("sd2.compare", rows, COLUMNS, failed)
+    finish("sd2.compare", rows, COLUMNS, failed, args.json)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from model.common import args as arguments
 from model.common.args import at_least, between
 from model.common.errors import BadInput, ends_in_one_line
-from model.common.grid import Grid, check, finish
+from model.common.grid import Grid, add_json, check, finish
 from model.specdecpp import inference_specdecpp as method
 from model.specdecpp.report import counts
 
@@ -40,6 +40,7 @@ def add_args(parser):
     fixed, own = list(range(2, 11)), [0.3, 0.5, 0.7, 0.9]
     add("--lengths", type=at_least(1), nargs="*", default=fixed, help="fixed ones (default: 2..10)")
     add("--thresholds", type=between(0, 1), nargs="+", default=own, help="(default: .3 .5 .7 .9)")
+    add_json(parser)
     add("--answers-dir", help="keep the answer files here and go on from them (default: nowhere)")
 
 
@@ -54,7 +55,7 @@ def plans(args, folder: Path) -> dict:
         run.model_id = name.replace(" ", "")
         run.answer_file = str(folder / f"{run.model_id}.jsonl")
         vars(run).update(changed)
-        for own in ("lengths", "thresholds", "answers_dir"):  # what the other runs are is no fact
+        for own in ("lengths", "thresholds", "answers_dir", "json"):  # no facts of this run
             delattr(run, own)
     return found
 
@@ -118,7 +119,7 @@ def main(argv=None) -> None:
             raise BadInput("--schedule cannot go with a list of lengths and thresholds")
         folder = args.answers_dir or stack.enter_context(tempfile.TemporaryDirectory())
         rows, failed = rates(args, Path(folder))
-    finish("specdecpp.rates", rows, COLUMNS, failed)
+    finish("specdecpp.rates", rows, COLUMNS, failed, args.json)
 
 
 if __name__ == "__main__":

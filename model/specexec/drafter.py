@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -86,12 +87,21 @@ class SpecExecDrafter(Drafter):
     unread node can have a child among the best. Nodes are point guesses: token matching is exact.
     """
 
-    def __init__(self, reader: TreeReader, shape: Shape):
-        self.reader, self.shape = reader, shape
+    def __init__(self, reader: TreeReader, shape: Shape, fits_tree: bool = False):
+        self.reader, self.widest, self.fits_tree = reader, shape.num_beams, fits_tree
         self.log_decay = math.log(shape.decay)
+        self._draw_up(shape)
+        self.forget()
+
+    def _draw_up(self, shape: Shape) -> None:
+        """Draft trees of this shape."""
+        self.shape = shape
         self.max_nodes, self.max_depth = shape.budget, shape.beam_len
         self.reads_per_step = shape.beam_len  # after each pass: is there another, and how wide
-        self.forget()
+
+    def resize(self, num_nodes, depth, paths=None):
+        beams = min(self.widest, num_nodes)
+        self._draw_up(replace(self.shape, budget=num_nodes, beam_len=depth, num_beams=beams))
 
     def reserve(self, num_slots, capacity, sampler):
         most = self.shape.num_beams * (self.shape.beam_len - 1)
@@ -162,7 +172,8 @@ class SpecExecDrafter(Drafter):
         filled = pool.filled
         self.lowest = self.lowest + pool.scores.masked_fill(~filled, 0).amin(1).sum()
         self.drafts = self.drafts + filled.any(1).sum()
-        return Draft(tokens, Tree(pool.parents.to(device), depth), sound=sound)
+        tree = Tree(pool.parents.to(device), depth)
+        return Draft(tokens, tree, sound=sound, scores=pool.scores.to(device))
 
     def observe(self, step):
         self.reader.observe(step, self.pool.columns)

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from model.common.args import add_weights, at_least, between
+from model.common.draft_flags import AUTO, PAYS, or_auto
 from model.common.errors import BadInput
 from model.sps.inference_sps import DRAFTS as PATHS
 
@@ -18,6 +19,7 @@ READ_BY = {
     "zero": (),
 }
 NODES = 128  # of a draft, where no flag says otherwise
+MOST_NODES = 1024  # of one whose size is left to the harness
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class Shape:
     best: bool = False
 
 
-def add_tree_flags(parser, listed=lambda kind: kind):
-    """Declare the flags; listed turns the type of a sweepable one into that of a list of them."""
+def add_tree_flags(parser, listed=lambda kind: kind, fits: bool = True):
+    """Declare the flags; listed turns the type of a sweepable one into that of a list of them.
+
+    fits: the budget can be left to the harness.
+    """
     add = parser.add_argument
     add(
         "--gen-type",
@@ -56,10 +61,11 @@ def add_tree_flags(parser, listed=lambda kind: kind):
     )
     add("--drafter-device", help="where the draft model sits (default: the target's)")
     count = listed(at_least(1))
+    auto = f"; auto: what of {MOST_NODES} and of --max-beam-len {PAYS}"
     add(
         "--max-budget",
-        type=listed(between_nodes),
-        help=f"specexec: nodes of a draft (default: {NODES})",
+        type=or_auto(between_nodes) if fits else listed(between_nodes),
+        help=f"specexec: nodes of a draft (default: {NODES}){auto if fits else ''}",
     )
     add(
         "--max-num-beams",
@@ -138,6 +144,7 @@ def shape_of(args, num_ids: int) -> Shape | None:
         common |= {"replacement": args.replacement, "best": best}
         return Shape(beams, length, beams * length, **common)
     budget, width = given["max_budget"] or NODES, given["max_branch_width"]
+    budget = MOST_NODES if budget == AUTO else budget
     beams = given["max_num_beams"] or min(128, budget)
     if beams > budget:
         raise BadInput(f"--max-num-beams {beams} is more than the --max-budget of {budget} nodes")
@@ -172,5 +179,7 @@ def make_drafter(args, draft, target):
     shape = shape_of(args, num_ids)
     if shape is None:
         return EmptyDrafter()
-    kind = SpecInferDrafter if args.gen_type == "specinfer" else SpecExecDrafter
-    return kind(TreeReader(draft, target), shape)
+    reader = TreeReader(draft, target)
+    if args.gen_type == "specinfer":
+        return SpecInferDrafter(reader, shape)
+    return SpecExecDrafter(reader, shape, args.max_budget == AUTO)

@@ -62,7 +62,7 @@ def values_of(kind):
 
 def add_args(parser):
     """The method's flags, the sweepable ones as lists."""
-    add_tree_flags(parser, values_of)
+    add_tree_flags(parser, values_of, fits=False)
     add_draft_scale(parser)
     add_offload(parser)
     parser.add_argument(

@@ -22,9 +22,7 @@ def check(args) -> None:
     if args.runtime != "eager":
         raise BadInput("--engine hf runs transformers as it is; --runtime must be eager")
     if args.paired:
-        raise BadInput(
-            "--engine hf cannot be --paired: the baseline would be timed by another loop"
-        )
+        raise BadInput("--engine hf cannot be --paired: its pairs would be timed by another loop")
 
 
 class _Stops:

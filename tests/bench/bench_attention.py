@@ -157,7 +157,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> None:
-    """Print the table and one JSON line; exit 1 where an output was wrong."""
+    """Print the table; exit 1 where an output was wrong."""
     args = parse_args(argv)
     import torch
 
@@ -172,7 +172,7 @@ def main(argv=None) -> None:
         print(f"read bandwidth {probe['read']} GB/s\n{HEAD}")
         for shape in ((columns, rows) for columns in args.columns for rows in args.rows):
             table += measure(Case(args, *shape, device, probe["buffer_bytes"]), args, probe["read"])
-    parts.print_json("bench_attention", args, bandwidth=probe, table=table)
+    parts.write_json("bench_attention", args, bandwidth=probe, table=table)
     sys.exit(any(row["status"].startswith("wrong") for row in table))
 
 

@@ -65,6 +65,7 @@ def parse_args(argv=None):
         max_new_tokens=128,
         rounds=3,
         num_threads=None,
+        output=None,
     )
     parser.add_argument("--batches", default="1,2,4,8,16", help="batch sizes; 1 is always there")
     parser.add_argument("--flags", action="append", default=[], help="METHOD=FLAGS, its own ones")
@@ -115,7 +116,7 @@ def build(args) -> list[Contender]:
 
 
 def report(contenders, args) -> int:
-    """Print the table and one JSON line; the exit status."""
+    """Print the table; the exit status."""
     speeds = {(c.method, c.batch): statistics.median(c.speeds) for c in contenders}
     reference = next(c for c in contenders if (c.method, c.batch) == ("vanilla", 1)).answers
     print(f"{'method':12}{'batch':>6}{parts.header(COLUMNS)}")
@@ -136,7 +137,7 @@ def report(contenders, args) -> int:
         print(f"{c.method:12}{c.batch:>6}{parts.cells(row, COLUMNS)}")
     same, num = sum(row["same_ids"] for row in rows), len(reference) * len(rows)
     print(f"ids as vanilla {same}/{num}")
-    parts.print_json("bench_batch", args, rows=rows)
+    parts.write_json("bench_batch", args, rows=rows)
     return 1 if same < num and args.dtype == "float32" else 0
 
 

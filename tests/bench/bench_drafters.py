@@ -96,11 +96,11 @@ def right_tokens(draft, text) -> int:
 
 
 def main(argv=None) -> None:
-    """Print the table and one JSON line."""
+    """Print the table."""
     from model.common.args import at_least
 
     methods = "pld,nasd,samd,lookahead,recycling,rest"
-    parser = parts.make_parser(__doc__, methods=methods, num_threads=1)
+    parser = parts.make_parser(__doc__, methods=methods, num_threads=1, output=None)
     add = parser.add_argument
     add("--vocab-size", type=at_least(100), default=32000, help="of target and text")
     add("--steps", type=at_least(1), default=200, help="timed at every context")
@@ -119,7 +119,7 @@ def main(argv=None) -> None:
                 values = [round(cell[call], 1) for cell in spent]
                 rows.append({"method": name, "call": call, "us": dict(zip(CONTEXTS, values))})
                 print(f"{name:12}{call:10}" + "".join(f"{value:>10}" for value in values))
-    parts.print_json("bench_drafters", args, rows=rows)
+    parts.write_json("bench_drafters", args, rows=rows)
 
 
 if __name__ == "__main__":

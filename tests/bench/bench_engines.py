@@ -4,7 +4,8 @@ Contenders decode the same prompts in turn, round after round; a cell is the med
 Greedy, float32, batch 1, as many drafted tokens on all sides; tokenising is on nobody's clock.
 
     ours          the loop, in each of --runtimes
-    transformers  generate() with a growing and a static cache, prompt lookup, assisted
+    transformers  generate() with a growing and a static cache (--compiled: that also compiled),
+                  prompt lookup, assisted
     vLLM          its CPU engine, compiled and eager, where --vllm-python is given: a process each
                   that loads once and waits
 
@@ -16,6 +17,8 @@ torchcodec uninstalled).
 
 Run:    python tests/bench/bench_engines.py                          (transformers alone, minutes)
         python tests/bench/bench_engines.py --vllm-python ENV/bin/python --methods vanilla,pld
+        python tests/bench/bench_engines.py --vllm-python ENV/bin/python --methods vanilla,pld
+            --model-path data/models/smollm2 --compiled --num-threads 2 --questions 6
         python tests/bench/bench_engines.py --vllm-python ENV/bin/python --methods eagle,eagle3
             --count --runtimes eager --rounds 1 --questions 18
 """
@@ -139,8 +142,8 @@ class Ours(Contender):
         from model.common.target.loading import load_target
 
         super().__init__(f"ours, {runtime}", method)
-        target = load_target(parts.TARGET, "float32", "cpu", runtime)
-        flags = ["--model-path", parts.TARGET, "--dtype", "float32", "--runtime", runtime]
+        target = load_target(args.model_path, "float32", "cpu", runtime)
+        flags = ["--model-path", args.model_path, "--dtype", "float32", "--runtime", runtime]
         drafter = parts.build_script(method, [*flags, *our_flags(method, tree)], target)
         stop = prompter.stop_rules(target.model.generation_config)
         stop.strings = ()
@@ -164,9 +167,10 @@ class Transformers(Contender):
 
     def __init__(self, name: str, method: str, args, prompter, prompts, models, **options):
         super().__init__(f"transformers, {name}", method)
-        model, assistant = models
+        model, assistant, compiled = models
         if method == "sps":
             options["assistant_model"] = assistant
+        model = compiled if options.pop("compiled", False) else model
         ends = sorted(prompter.stop_rules(model.generation_config).eos_ids)
         options |= {"max_new_tokens": args.max_new_tokens, "do_sample": False}
         self.options = {**options, "eos_token_id": ends, "pad_token_id": ends[0]}
@@ -192,19 +196,24 @@ WAYS = {  # of transformers' generate, by method
 }
 
 
-def plain_models():
-    """transformers' target and draft model, the latter to draft NUM_DRAFT tokens at a time."""
-    from model.common.target.loading import load_target
+def plain_models(args):
+    """transformers' target and draft model, the latter to draft NUM_DRAFT tokens at a time, and the
+    target compiled (or None): as transformers makes them, nothing of ours in them."""
+    import torch
 
-    models = [
-        load_target(str(MINI / name), "float32", "cpu", "eager").model for name in ("target", "sps")
-    ]
-    for model in models:
-        model.set_attn_implementation("sdpa")
-    config = models[1].generation_config
+    from model.common.target.loading import load_model
+
+    def load(path):
+        return load_model(str(path), "float32", "cpu", attention=None)
+
+    target, draft, compiled = load(args.model_path), load(MINI / "sps"), None
+    if args.compiled:
+        compiled = load(args.model_path)
+        compiled.forward = torch.compile(compiled.forward)
+    config = draft.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = NUM_DRAFT, "constant"
     config.assistant_confidence_threshold = 0.0
-    return models
+    return target, draft, compiled
 
 
 class VLLM(Contender):
@@ -212,7 +221,7 @@ class VLLM(Contender):
 
     def __init__(self, name: str, method: str, args, prompts, folder: Path):
         super().__init__(name, method)
-        request = {"target": str(MINI / "target"), "speculative": speculative(method, folder)}
+        request = {"target": args.model_path, "speculative": speculative(method, folder)}
         request |= {"prompts": prompts, "limit": args.max_new_tokens, "count": args.count}
         request |= {"num_threads": args.num_threads, "eager": ENGINES[name]}
         file = folder / "request.json"
@@ -257,10 +266,11 @@ def contenders_of(method: str, args, prompter, prompts, models, folder: Path) ->
     """All engines that know a method."""
     tree = folder / "chain.json"
     tree.write_text(json.dumps(CHAIN))
-    given = args, prompter, prompts
+    given, ways = (args, prompter, prompts), dict(WAYS.get(method, {}))
+    if method == "vanilla" and args.compiled:
+        ways["static cache, compiled"] = {"cache_implementation": "static", "compiled": True}
     found = [
-        Transformers(name, method, *given, models, **options)
-        for name, options in WAYS.get(method, {}).items()
+        Transformers(name, method, *given, models, **options) for name, options in ways.items()
     ]
     if args.vllm_python:
         found += [VLLM(name, method, args, prompts, folder) for name in ENGINES]
@@ -292,22 +302,33 @@ def rows_of(contenders: list[Contender], reference, count: bool) -> list[dict]:
 
 
 def main(argv=None) -> None:
-    """One table line for each method and contender, and one JSON line."""
+    """One table line for each method and contender."""
     sys.path.insert(0, str(Path(__file__).parent))
     import bench_parts as parts
 
     shared = {"methods": "vanilla,pld,sps", "questions": 12, "max_new_tokens": 128}
-    parser = parts.make_parser(__doc__, **shared, rounds=5, num_threads=1)
+    parser = parts.make_parser(__doc__, **shared, rounds=5, num_threads=1, output=None)
     parser.add_argument("--runtimes", default="eager,compile", help="ours, comma list")
     parser.add_argument("--vllm-python", help="interpreter that has vLLM (default: none)")
+    parser.add_argument("--model-path", default=parts.TARGET, help="with vanilla and pld only")
+    parser.add_argument("--question-file", help="default: the mini bench")
+    parser.add_argument(
+        "--compiled", action="store_true", help="transformers compiled too (minutes before it runs)"
+    )
     parser.add_argument("--count", action="store_true", help="print passes and accepted tokens")
     args = parser.parse_args(argv)
+    args.model_path = str(Path(args.model_path).resolve())
+    if args.model_path != str(Path(parts.TARGET).resolve()) and {*args.methods} - {
+        "vanilla",
+        "pld",
+    }:
+        parser.error(f"--model-path {args.model_path}: draft model and heads are the mini target's")
     os.environ["OMP_NUM_THREADS"] = str(args.num_threads)
     import torch
 
     torch.set_num_threads(args.num_threads)
-    prompter, prompts = parts.read_bench(parts.TARGET, args.questions)
-    rows, reference, models = [], None, plain_models()
+    prompter, prompts = parts.read_bench(args.model_path, args.questions, args.question_file)
+    rows, reference, models = [], None, plain_models(args)
     print(f"{'method':10}{'contender':30}{'tokens/s':>10}{'ratio':>8}{'same ids':>16}")
     with tempfile.TemporaryDirectory() as folder:
         for method in args.methods:
@@ -317,7 +338,7 @@ def main(argv=None) -> None:
             rows += rows_of(contenders, reference, args.count)
             for contender in contenders:
                 contender.close()
-    parts.print_json("bench_engines", args, rows=rows)
+    parts.write_json("bench_engines", args, rows=rows)
 
 
 if __name__ == "__main__":

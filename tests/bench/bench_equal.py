@@ -118,12 +118,12 @@ def main():
         flags = ["--model-path", str(TARGET), "--all", "--device", "cpu", "--num-threads", "1"]
         flags += ["--question-file", str(questions), "--template", "tokenizer", "--max-print", "0"]
         flags += ["--dtype", args.dtype, "--max-new-tokens", str(args.tokens)]
-        written = io.StringIO()
+        report = Path(folder) / "report.json"
         begin, processor = time.perf_counter(), time.process_time()
-        with contextlib.redirect_stdout(written):
-            equal.main([str(answers), str(answers), *flags])
+        with contextlib.redirect_stdout(io.StringIO()):
+            equal.main([str(answers), str(answers), *flags, "--json", str(report)])
         seconds = time.perf_counter() - begin
-        document = json.loads(written.getvalue().splitlines()[-1])
+        document = json.loads(report.read_text(encoding="utf-8"))
     judged = document["results"][0]["judgement"]["questions"]
     print(
         f"{len(judged)} questions, {sum(question['tokens'] for question in judged)} tokens judged"

@@ -139,9 +139,9 @@ def build(method: str, args, prompter, prompts) -> Contender:
 
 
 def main(argv=None) -> None:
-    """Print the table and one JSON line."""
+    """Print the table."""
     shared = {"methods": METHODS, "runtime": "compile", "questions": 6, "max_new_tokens": 128}
-    parser = parts.make_parser(__doc__, **shared, rounds=8, num_threads=1)
+    parser = parts.make_parser(__doc__, **shared, rounds=8, num_threads=1, output=None)
     args = parser.parse_args(argv)
     import torch
 
@@ -156,7 +156,7 @@ def main(argv=None) -> None:
     print(f"{'ms a step':12}" + "".join(f"{name[:-3]:>16}" for name in names))
     for row in rows:
         print(f"{row['method']:12}" + "".join(f"{row[name]:>16}" for name in names))
-    parts.print_json("bench_overhead", args, rows=rows)
+    parts.write_json("bench_overhead", args, rows=rows)
 
 
 if __name__ == "__main__":

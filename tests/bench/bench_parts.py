@@ -39,20 +39,21 @@ def make_parser(doc: str, **defaults):
         "dtype": {"choices": DTYPES, "help": "target's precision"},
         "device": {"help": "auto, cpu, cuda or cuda:N"},
         "runtime": {"choices": RUNTIMES, "help": "of steps"},
-        "output": {"help": "JSON file"},
+        "output": {"help": "write the figures there as JSON"},
     }
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, **known[name])
     return parser
 
 
-def read_bench(model_path: str, num: int):
+def read_bench(model_path: str, num: int, question_file: str | None = None):
     """(prompter, ids of the prompts) of so many questions, the categories in turn."""
     from model.common.prompts.prompter import Prompter, load_tokenizer
     from model.common.prompts.questions import read_questions
 
     prompter = Prompter(load_tokenizer(model_path))
-    questions = spread(read_questions(ROOT / "data/mini_bench/question.jsonl"), num)
+    path = Path(question_file or ROOT / "data/mini_bench/question.jsonl")
+    questions = spread(read_questions(path), num)
     return prompter, [list(prompter.render(question["turns"], [])) for question in questions]
 
 
@@ -130,10 +131,9 @@ def cells(row: dict, columns: dict) -> str:
     return line
 
 
-def print_json(tool: str, args, **more) -> dict:
-    """The last line of a benchmark: its settings and what it found; also into --output."""
+def write_json(tool: str, args, **more) -> dict:
+    """A benchmark's settings and what it found, into --output where it is given."""
     document = {"tool": tool, **vars(args), **more}
-    if getattr(args, "output", None):
+    if args.output:
         Path(args.output).write_text(json.dumps(document) + "\n", encoding="utf-8")
-    print(json.dumps(document))
     return document

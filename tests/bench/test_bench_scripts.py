@@ -8,6 +8,8 @@ import bench_drafters
 import bench_engines
 import bench_gpu
 import bench_overhead
+import bench_trees
+import drift_rates
 import pytest
 import torch
 
@@ -33,17 +35,18 @@ def ended(main, argv, capsys):
     return end.value.code, printed.out
 
 
-def rows_of(main, argv, capsys):
-    """Rows of the JSON line with which a script that does not judge ends."""
-    main(argv)
-    return json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+def rows_of(main, argv, path):
+    """Rows that a script that does not judge writes into --output."""
+    main([*argv, "--output", str(path)])
+    return json.loads(path.read_text())["rows"]
 
 
-def test_bench_batch(capsys):
+def test_bench_batch(capsys, tmp_path):
     flags = ["--questions", "4", "--batches", "2,4", "--max-new-tokens", "10", "--rounds", "1"]
-    status, out = ended(bench_batch.main, flags, capsys)
-    assert status == 0
-    document = json.loads(out.splitlines()[-1])
+    path = tmp_path / "out.json"
+    status, out = ended(bench_batch.main, [*flags, "--output", str(path)], capsys)
+    assert status == 0 and "{" not in out
+    document = json.loads(path.read_text())
     assert "ids as vanilla 60/60" in out.splitlines()  # 5 methods at 3 batch sizes
     cells = {(row["method"], row["batch"]): row for row in document["rows"]}
     methods = ("vanilla", "pld", "sps", "medusa", "eagle2")
@@ -56,9 +59,22 @@ def test_bench_batch(capsys):
         assert row["idle"] == 0 if batch == 1 else 0 <= row["idle"] < 1
 
 
+def test_drift_rates(capsys, tmp_path):
+    """What is marked is a matter of the machine; 24 questions would be needed to rely on it."""
+    flags = ["--runs", "1", "--limit-per-category", "1", "--max-new-tokens", "16"]
+    flags += ["--paired", "2", "--busy", "1", "--output", str(tmp_path / "out.json")]
+    status, _ = ended(drift_rates.main, flags, capsys)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [row["kind"] for row in document["rows"]] == ["honest", "slowed"]
+    for row in document["rows"]:
+        assert row["pairs"] == 3 and row["moved"] > 0
+        assert document["rates"][row["kind"]] == row["marked"]
+    assert status == int(document["rates"] != {"honest": 0, "slowed": 1})
+
+
 @pytest.mark.parametrize("other, dtype, status", [(2, "float32", 0), (3, "float32", 1),
                                                   (3, "float16", 0)])  # fmt: skip
-def test_bench_batch_fails_where_ids_differ(capsys, other, dtype, status):
+def test_bench_batch_fails_where_ids_differ(capsys, tmp_path, other, dtype, status):
     """In float32: near-ties of others flip."""
     contenders = []
     for method, last in (("vanilla", 2), ("pld", other)):
@@ -66,18 +82,19 @@ def test_bench_batch_fails_where_ids_differ(capsys, other, dtype, status):
         contender.answers, contender.speeds = [[1], [last]], [2.0, 9.0, 4.0]
         contenders.append(contender)
     flags = ["--methods", "pld", "--batches", "1", "--dtype", dtype, "--flags", "pld=--n 2 --x"]
-    args = bench_batch.parse_args(flags)
+    args = bench_batch.parse_args([*flags, "--output", str(tmp_path / "out.json")])
     assert args.methods == ["vanilla", "pld"] and args.flags == {"pld": "--n 2 --x"}
     assert bench_batch.report(contenders, args) == status
     printed = capsys.readouterr().out
     assert f"ids as vanilla {4 if other == 2 else 3}/4" in printed
-    assert json.loads(printed.splitlines()[-1])["rows"][0]["tokens_per_s"] == 4  # the median
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert rows[0]["tokens_per_s"] == 4  # the median
 
 
-def test_bench_overhead(capsys):
+def test_bench_overhead(tmp_path):
     """What is inside and outside the forwards adds up, and a draft model's reads are inside."""
     flags = ["--methods", "vanilla,sps", "--runtime", "eager", "--max-new-tokens", "8"]
-    rows = rows_of(bench_overhead.main, [*flags, "--rounds", "1"], capsys)
+    rows = rows_of(bench_overhead.main, [*flags, "--rounds", "1"], tmp_path / "out.json")
     assert [row["method"] for row in rows] == ["vanilla", "sps"]
     phases = [f"{phase}_outside_ms" for phase in ("draft", "verify", "commit", "rest")]
     for row in rows:
@@ -86,19 +103,33 @@ def test_bench_overhead(capsys):
     assert rows[1]["forwards_ms"] > rows[0]["forwards_ms"]
 
 
-def test_bench_drafters(capsys, monkeypatch):
+def test_bench_trees(tmp_path):
+    """Ids are vanilla's; automatic trees say what was expected, fixed ones have their size."""
+    flags = ["--methods", "eagle2,medusa", "--trees", "auto", "--questions", "2", "--rounds", "1"]
+    flags += ["--max-new-tokens", "16", "--draft-vocabs", "512", "--num-threads", "1"]
+    rows = rows_of(bench_trees.main, flags, tmp_path / "out.json")
+    trees = ["vanilla", "eagle2 auto", "eagle2 auto, 512 ids", "medusa auto"]
+    assert [row["tree"] for row in rows] == trees
+    assert all(row["ids_as_vanilla"] == 2 for row in rows) and rows[0]["ratio"] == 1
+    assert all(1 < row["accepted"] <= 1 + row["depth"] <= 1 + row["nodes"] for row in rows[1:])
+    assert all(row["expected"] > 1 and row["price_s"]["1"] > 0 for row in rows[1:])
+    fixed = ["--methods", "eagle2", "--trees", "8", *flags[4:-4], "--num-threads", "1"]
+    rows = rows_of(bench_trees.main, fixed, tmp_path / "fixed.json")
+    assert [row.get("nodes") for row in rows] == [None, 7] and "expected" not in rows[1]
+
+
+def test_bench_drafters(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_drafters, "CONTEXTS", (256, 512))
     flags = ["--vocab-size", "500", "--steps", "2", "--store-tokens", "1000"]
-    rows = rows_of(bench_drafters.main, flags, capsys)
+    rows = rows_of(bench_drafters.main, flags, tmp_path / "out.json")
     assert len(rows) == 2 * 6 and all(min(row["us"].values()) > 0 for row in rows)
 
 
-def test_bench_engines(capsys):
+def test_bench_engines(tmp_path):
     """Transformers' prompt lookup and ours commit the same; passes and accepted tokens add up."""
     flags = ["--methods", "pld", "--runtimes", "eager", "--questions", "3", "--rounds", "1"]
-    theirs, ours = rows_of(
-        bench_engines.main, [*flags, "--max-new-tokens", "20", "--count"], capsys
-    )
+    flags += ["--max-new-tokens", "20", "--count"]
+    theirs, ours = rows_of(bench_engines.main, flags, tmp_path / "out.json")
     assert theirs["ids_as_vanilla"] == ours["ids_as_vanilla"] == 3
     assert ours["ratio_to_others"] == pytest.approx(
         ours["tokens_per_s"] / theirs["tokens_per_s"], abs=0.01

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from answer_samples import ROOT, assert_refused, last_json, run_tool, task, write
+from answer_samples import ROOT, assert_refused, report_of, run_tool, task, write
 
 from evaluation.answers.meta import AnswerError
 from evaluation.audit.recount import FITS, fit, read_side
@@ -88,7 +88,7 @@ def test_a_clean_pair(tmp_path):
     args = ("--file-path", paths[0], "--base-path", paths[1], "--resamples", 100)
     done = run_tool("evaluation/audit_answers.py", *args)
     assert done.returncode == 0, done.stderr
-    (result,) = last_json(done)["results"]
+    (result,) = report_of(done)["results"]
     assert not result["changed"] and result["rule"] == "new_tokens"
     assert [finding["kind"] for finding in result["findings"]] == ["two token rules"]
     assert "\n- two token rules (both): " in done.stdout and "\n! " not in done.stdout
@@ -339,7 +339,7 @@ def test_status_and_refusals(tmp_path):
     assert done.returncode == 1 and done.stderr == ""
     assert "! stale rows (method): 1 turns" in done.stdout
     assert "failed in the method, left out on both sides: 1 question: 84" in done.stdout
-    assert last_json(done)["results"][0]["changed"]
+    assert report_of(done)["results"][0]["changed"]
     assert_refused(run_tool(tool, *args, path, "--resamples", 0), "--resamples")
     assert_refused(run_tool(tool, *args, path, "--tokenizer-path", tmp_path / "t"), "--tokenizer")
     write(path, [line(1, "qa", [("a", [1], 1.0)], "m")])
@@ -355,7 +355,7 @@ def test_a_tokenizer_counts_both_sides(tmp_path):
     args = ("--file-path", paths[0], "--base-path", paths[1], "--tokenizer-path", folder)
     done = run_tool("evaluation/audit_answers.py", *args, "--resamples", 50)
     assert done.returncode == 1, done.stderr
-    (result,) = last_json(done)["results"]
+    (result,) = report_of(done)["results"]
     count = load_tokenizer(str(folder))
     special = len(count("").input_ids)
 

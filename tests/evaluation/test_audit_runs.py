@@ -5,7 +5,15 @@ import shutil
 import subprocess
 
 import pytest
-from answer_samples import assert_refused, base_lines, last_json, meta, run_tool, write
+from answer_samples import (
+    assert_refused,
+    base_lines,
+    meta,
+    report_file,
+    report_of,
+    run_tool,
+    write,
+)
 from harness_runs import answer
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +29,7 @@ def audit(capsys):
 
     def call(*paths, flags=()):
         capsys.readouterr()
-        argv = [*paths, "--device", "cpu", "--num-threads", 1, *flags]
+        argv = [*paths, "--device", "cpu", "--num-threads", 1, "--json", report_file(), *flags]
         try:
             status = audit_sampling.main([str(part) for part in argv])
         except SystemExit as ended:
@@ -52,7 +60,7 @@ def sampled(model_dir, draft_dir, question_file, tmp_path_factory):
 def test_real_runs(audit, sampled):
     done = audit(*sampled.values())
     assert done.returncode == 1, done.stderr
-    results = {result["label"]: result for result in last_json(done)["results"]}
+    results = {result["label"]: result for result in report_of(done)["results"]}
     verdicts = {name: result["verdict"] for name, result in results.items()}
     assert verdicts.pop("broken") == "REJECTED"
     assert set(verdicts.values()) == {"CONSISTENT"}
@@ -84,7 +92,7 @@ def test_an_impossible_token_is_named(audit, sampled, tmp_path):
     path = write(tmp_path / "vanilla.jsonl", lines, content)
     done = audit(path)
     assert done.returncode == 1
-    (result,) = last_json(done)["results"]
+    (result,) = report_of(done)["results"]
     first = result["impossible"]["first"]
     assert result["verdict"] == "REJECTED"
     assert first == {"question_id": 13, "choice": 1, "turn": 0, "position": 5, "id": ids[5]}
@@ -101,8 +109,8 @@ def test_files_of_other_writers(audit, sampled, tmp_path, model_dir, question_fi
     asked = ["--model-path", model_dir, "--question-file", question_file, "--dtype", "float32"]
     done = audit(path, flags=[*asked, *SAMPLED])
     assert done.returncode == 0, done.stderr
-    (theirs,) = last_json(done)["results"]
-    (ours,) = last_json(audit(sampled["sps"]))["results"]
+    (theirs,) = report_of(done)["results"]
+    (ours,) = report_of(audit(sampled["sps"]))["results"]
     assert theirs["tests"] == ours["tests"]
     assert_refused(audit(path, flags=SAMPLED), path, "give --model-path")
     assert_refused(audit(path, flags=asked), path, "give --temperature")
@@ -136,7 +144,7 @@ def test_repeated_draws_count_once(audit, sampled, tmp_path):
     content = json.loads(sampled["vanilla"].with_suffix(".meta.json").read_text())
     one = write(tmp_path / "one.jsonl", single, content)
     four = write(tmp_path / "four.jsonl", copied, content)
-    results = last_json(audit(one, four))["results"]
+    results = report_of(audit(one, four))["results"]
     assert results[0]["tests"] == results[1]["tests"]
     assert any("counted once" in note for note in results[1]["notes"])
 
@@ -163,7 +171,7 @@ def test_penalised_runs_are_held_to_the_penalised_law(audit, penalised, tmp_path
     """Honest files are consistent; the same answers are not what their metas say otherwise."""
     done = audit(*penalised.values())
     assert done.returncode == 0, done.stdout + done.stderr
-    results = last_json(done)["results"]
+    results = report_of(done)["results"]
     assert all(r["settings"].items() >= {**PENALTIES, "min_p": 0.03}.items() for r in results)
     lines = [json.loads(line) for line in penalised["sps"].read_text().splitlines()]
     content = json.loads(penalised["sps"].with_suffix(".meta.json").read_text())
@@ -174,7 +182,7 @@ def test_penalised_runs_are_held_to_the_penalised_law(audit, penalised, tmp_path
         if name == "system_prompt":
             assert_refused(audit(path), path, "prompts")
         else:
-            (found,) = last_json(audit(path))["results"]
+            (found,) = report_of(audit(path))["results"]
             assert found["verdict"] == "REJECTED", name
 
 

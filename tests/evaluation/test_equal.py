@@ -6,9 +6,9 @@ from answer_samples import (
     base_lines,
     choice,
     failed,
-    last_json,
     meta,
     method_lines,
+    report_of,
     run_tool,
     write,
 )
@@ -43,7 +43,7 @@ def test_equal_files(tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     expected = "EQUAL: m: 2 of 2 questions, 2 of 2 turns, 8 tokens (token ids)"
     assert done.stdout.splitlines()[0] == expected
-    document = last_json(done)
+    document = report_of(done)
     assert document["schema"] == 1 and document["not_compared"] == []
     assert document["results"][0]["equal"] and "judgement" not in document["results"][0]
 
@@ -62,15 +62,15 @@ def test_first_differing_token_is_named(tmp_path):
     base, other = pair(tmp_path, lines)
     done = equal(base, other)
     assert done.returncode == 1
-    verdict, first, second, _ = done.stdout.splitlines()
+    verdict, first, second = done.stdout.splitlines()
     assert verdict == "NOT EQUAL: m: 0 of 2 questions, 0 of 2 turns, 0 tokens (token ids)"
     place = 'question 1 (translation) choice 0 turn 0 token 2: 90 "t7 t8 t90 t10 t11", baseline 9'
     assert place in first and "finish stop, baseline stop" in first
     assert "question 2 (qa) choice 0 turn 0 token 2: end of answer" in second
     assert "baseline 9" in second and "finish length, baseline stop" in second
-    records = last_json(done)["results"][0]["differences"]
+    records = report_of(done)["results"][0]["differences"]
     assert [(r["position"], r["base"], r["other"]) for r in records] == [(2, 9, 90), (2, 9, None)]
-    assert len(equal(base, other, "--max-print", "0").stdout.splitlines()) == 3
+    assert len(equal(base, other, "--max-print", "0").stdout.splitlines()) == 2
 
 
 def test_later_turns_say_that_their_prompt_may_differ(tmp_path):
@@ -162,7 +162,7 @@ def test_several_files_and_one_that_cannot_be_compared(tmp_path):
     broken.write_text('{"question_id": 1')
     done = equal(base, broken, other)
     assert_refused(done, broken, "no answers in it")
-    assert "EQUAL: m:" in done.stdout and len(last_json(done)["not_compared"]) == 1
+    assert "EQUAL: m:" in done.stdout and len(report_of(done)["not_compared"]) == 1
 
 
 def test_refusals(tmp_path):

@@ -7,10 +7,10 @@ from answer_samples import (
     assert_refused,
     base_lines,
     compared,
-    last_json,
     line,
     meta,
     method_lines,
+    report_of,
     run_tool,
     write,
     write_pair,
@@ -65,7 +65,7 @@ def test_speedup_against_the_best_rung(files):
     args = ("--file-path", method, "--base-path", base, "--ladder", compiled, generate, base)
     done = run_tool(SPEED, *args)
     assert done.returncode == 0, done.stderr
-    document = last_json(done)
+    document = report_of(done)
     ladder = document["ladder"]
     best = (5 / 0.9 + 3 / 0.7) / 2
     assert [r["label"] for r in ladder["rungs"]] == ["base", "compiled", "hf"]
@@ -93,7 +93,7 @@ def test_a_runtime_that_could_not_be_had_is_said(files, tmp_path):
     args = ("--file-path", method, "--base-path", base, "--ladder", compiled)
     done = run_tool(SPEED, *args)
     assert "cudagraph (ran eager)" in done.stdout
-    assert last_json(done)["ladder"]["rungs"][1]["runtime_ran"] == "eager"
+    assert report_of(done)["ladder"]["rungs"][1]["runtime_ran"] == "eager"
     own = run_tool(SPEED, "--file-path", compiled, "--base-path", compiled)
     assert own.stdout.count("note: compiled: runtime cudagraph (ran eager)") == 2
 
@@ -104,7 +104,7 @@ def test_rungs_differ_in_the_runtime_alone(files, tmp_path):
     other = rung(tmp_path, "half", quick_lines(), runtime="compile", dtype="float16")
     assert_refused(run_tool(SPEED, *args, other), "dtype", "float16")
     done = run_tool(SPEED, *args, other, "--allow", "dtype")
-    assert done.returncode == 0 and last_json(done)["ladder"]["best"] == "half"
+    assert done.returncode == 0 and report_of(done)["ladder"]["best"] == "half"
     slow = rung(tmp_path, "slow", quick_lines(1.0), runtime="compile", dtype="float16")
     assert_refused(run_tool(SPEED, *args, slow), "slow.jsonl", "dtype")  # the best rung or not
     drafting = rung(tmp_path, "drafting", method_lines(), runtime="eager")
@@ -160,8 +160,8 @@ def test_recompiled_turns_mark_the_row(tmp_path):
     method = write(tmp_path / "m.jsonl", lines, meta("m"))
     done = run_tool(SPEED, "--file-path", method, base, "--base-path", base, "--profile")
     assert done.returncode == 0, done.stderr
-    assert last_json(done)["results"][0]["method"]["recompiled_turns"] == 1
-    assert last_json(done)["results"][1]["method"]["recompiled_turns"] is None
+    assert report_of(done)["results"][0]["method"]["recompiled_turns"] == 1
+    assert report_of(done)["results"][1]["method"]["recompiled_turns"] is None
     assert done.stdout.count("m (recompiled in 1 turn)") == 3  # note, summary, profile
     row = run_tool(SPEED, "--file-path", method, "--base-path", base, "--markdown").stdout
     assert "| m (recompiled in 1 turn) |" in row
@@ -169,8 +169,8 @@ def test_recompiled_turns_mark_the_row(tmp_path):
         record["choices"][0]["recompiled"] = [0]
     write(tmp_path / "m.jsonl", lines)
     done = run_tool(SPEED, "--file-path", method, "--base-path", base)
-    assert last_json(done)["results"][0]["method"]["recompiled_turns"] == 0
-    assert "recompiled in" not in done.stdout.splitlines()[-2]
+    assert report_of(done)["results"][0]["method"]["recompiled_turns"] == 0
+    assert "recompiled in" not in done.stdout.splitlines()[-1]
     lines[0]["choices"][0]["recompiled"] = ["no"]
     write(tmp_path / "m.jsonl", lines)
     with pytest.raises(AnswerError, match="recompiled"):

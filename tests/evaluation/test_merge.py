@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from answer_samples import assert_refused, last_json, line, meta, run_tool, task, write
+from answer_samples import assert_refused, line, meta, report_of, run_tool, task, write
 from harness_runs import answer, ids_of, read, read_meta, timeless
 
 from evaluation import merge
@@ -47,7 +47,7 @@ def speed(method, *flags):
     base = method.with_name("base.jsonl")
     done = run_tool("evaluation/speed.py", "--file-path", method, "--base-path", base, *flags)
     assert done.returncode == 0, done.stderr
-    return last_json(done)["results"][0]
+    return report_of(done)["results"][0]
 
 
 def test_merged_parts_are_the_whole_run(parts, model_dir, question_file):
@@ -85,12 +85,31 @@ def test_what_is_missing_is_said_and_can_be_answered(parts, model_dir, question_
     assert done.returncode == 1
     lines = ["no part has questions 2 to 3 of the question file, from 0"]
     lines += ["without an answer: 1 question: 16"]
-    assert last_json(done)["missing"] == lines
+    assert report_of(done)["missing"] == lines
     assert done.stderr == "".join(f"warning: {out}: {text}\n" for text in lines)
     before = {record["question_id"]: record for record in read(out)}
     after = answer("pld", model_dir, question_file, out)
     assert timeless(after) == timeless(read(out.with_name("whole.jsonl")))
     assert [record for record in after if record["question_id"] in before] == [*before.values()]
+
+
+def test_pairs_are_merged_by_a_call_of_their_own(model_dir, question_file, tmp_path):
+    """A share of the questions: none of the others is missing."""
+    parts = [tmp_path / f"{number}.jsonl" for number in range(3)]
+    for part, span in zip(parts, RANGES):
+        same = "--paired", 2, "--model-id", "m"
+        answer("pld", model_dir, question_file, part, *flags_of(*span), *same)
+    pairs = [part.with_name(f"{part.stem}-paired-baseline.jsonl") for part in parts]
+    for own, out in ((parts, "whole.jsonl"), (pairs, "whole-paired-baseline.jsonl")):
+        done = run_tool("evaluation/merge.py", *own, "--output", tmp_path / out)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert [record["question_id"] for record in read(tmp_path / out)] == [11, 13, 15]
+    before = (tmp_path / out).read_bytes()
+    answer("pld", model_dir, question_file, tmp_path / "whole.jsonl", *same)
+    assert (tmp_path / out).read_bytes() == before
+    answer("pld", model_dir, question_file, parts[2], "--question-begin", 4, "--overwrite")
+    done = run_tool("evaluation/merge.py", *parts, "--output", tmp_path / "x.jsonl")
+    assert_refused(done, "not of one run")
 
 
 def test_a_part_is_compared_with_the_whole_by_common(parts):

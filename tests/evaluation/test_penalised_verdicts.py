@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from answer_samples import last_json, run_tool
+from answer_samples import report_of, run_tool
 from harness_runs import answer
 
 FLAGS = ["--repetition-penalty", 1.4, "--presence-penalty", 0.5, "--frequency-penalty", 0.3]
@@ -22,7 +22,7 @@ def files(model_dir, question_file, tmp_path_factory):
 
 def judged(files, model_dir):
     done = run_tool("evaluation/equal.py", *files, "--model-path", model_dir, "--all")
-    return done, last_json(done)["results"][0]["judgement"]
+    return done, report_of(done)["results"][0]["judgement"]
 
 
 @pytest.mark.slow

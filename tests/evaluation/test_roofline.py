@@ -8,11 +8,11 @@ from answer_samples import (
     base_lines,
     compared,
     in_slot,
-    last_json,
     line,
     meta,
     method_lines,
     refilled_lines,
+    report_of,
     run_tool,
     write,
 )
@@ -133,7 +133,7 @@ def test_reports_say_how_good_the_baseline_is(tmp_path):
     assert done.stdout.count("at 12.8 % of the bound: launch-bound") == 2
     summary = [line for line in done.stdout.splitlines() if line.startswith(("m ", "base "))]
     assert [line.endswith("12.8 % launch-bound") for line in summary[-2:]] == [True, True]
-    result = last_json(done)["results"][0]["roofline"]
+    result = report_of(done)["results"][0]["roofline"]
     assert result["label"] == "launch-bound" and result["share"] == pytest.approx(0.1277, abs=1e-4)
     markdown = run_tool("evaluation/speed.py", *args, "--markdown").stdout.splitlines()
     assert "Baseline of its bound" in markdown[0] and "| 12.8 % launch-bound |" in markdown[2]
@@ -178,7 +178,7 @@ def test_broken_measurements_are_named(tmp_path, reads, rate):
 
 def test_a_run_measures_and_its_table_says_so(model_dir, question_file, tmp_path):
     out = tmp_path / "a.jsonl"
-    records = answer("vanilla", model_dir, question_file, out, "--paired")
+    records = answer("vanilla", model_dir, question_file, out, "--paired", 1)
     for path in (out, tmp_path / "a-paired-baseline.jsonl"):
         facts = read_meta(path)
         assert facts["environment"]["bandwidth"]["read"] > 0 and facts["environment"]["host"]

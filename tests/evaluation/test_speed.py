@@ -13,10 +13,10 @@ from answer_samples import (
     assert_refused,
     base_lines,
     compared,
-    last_json,
     line,
     meta,
     method_lines,
+    report_of,
     run_tool,
     task,
     write,
@@ -47,7 +47,7 @@ def speed(*args, **kwargs):
 def test_golden_spec_bench_pair():
     done = speed("--file-path", EAGLE, "--base-path", VANILLA, "--detail")
     assert done.returncode == 0
-    (result,) = last_json(done)["results"]
+    (result,) = report_of(done)["results"]
     assert [row["task"] for row in result["tasks"]] == list(GOLDEN)
     for name, (ratio, accepted) in GOLDEN.items():
         row = task(result, name)
@@ -79,7 +79,7 @@ def test_missing_questions_are_refused_unless_common(tmp_path):
         done.returncode == 0
         and "--common: left out, not in short.jsonl: 1 question: 2" in done.stdout
     )
-    assert last_json(done)["results"][0]["questions"] == 1
+    assert report_of(done)["results"][0]["questions"] == 1
 
 
 def test_shared_settings_must_agree(tmp_path):
@@ -104,13 +104,13 @@ def test_a_meta_on_one_side_only_is_a_warning(tmp_path):
 def test_a_lossy_method_is_never_named_without_saying_so(tmp_path):
     method, base = write_pair(tmp_path, lossy=True)
     done = speed("--file-path", method, base, "--base-path", base)
-    lines = done.stdout.splitlines()[:-1]
+    lines = done.stdout.splitlines()
     naming = [text for text in lines if re.search(r"\bm\b(?! \(lossy\))", text)]
-    assert naming == [] and sum("m (lossy)" in text for text in lines) == 3
+    assert naming == [] and sum("m (lossy)" in text for text in lines) == 5
     assert "acceptance typical (lossy): the output may differ" in done.stdout
     row = speed("--file-path", method, "--base-path", base, "--markdown").stdout.splitlines()[2]
     assert row.startswith("| m (lossy) |")
-    assert last_json(done)["results"][0]["method"]["label"] == "m (lossy)"
+    assert report_of(done)["results"][0]["method"]["label"] == "m (lossy)"
 
 
 def test_refusals_reach_the_command_line(tmp_path):
@@ -146,7 +146,7 @@ def test_published_formula_with_a_real_tokenizer(tmp_path):
     args = ("--file-path", method, "--base-path", base, "--spec-bench-compat")
     done = speed(*args, "--tokenizer-path", tmp_path / "tokenizer")
     assert done.returncode == 0, done.stderr
-    values = last_json(done)["results"][0]["spec_bench_compat"]
+    values = report_of(done)["results"][0]["spec_bench_compat"]
     assert values["overall"] == pytest.approx(11 / 6)  # a word a token, no end-of-sequence token
     assert "as published" in done.stdout
     missing = speed(*args)
@@ -166,7 +166,7 @@ def test_mean_report_over_runs(tmp_path):
     for method, base in ways:
         done = speed("--file-path", method, "--base-path", base, "--mean-report")
         assert done.returncode == 0, done.stderr
-        (average,) = last_json(done)["mean_report"]
+        (average,) = report_of(done)["mean_report"]
         row = task(average, "overall")  # 4 and 2.4 tokens/s against 2
         assert average["runs"] == 2
         assert row["speedup_mean_ratio"] == pytest.approx({"mean": 1.6, "std": 0.4 * math.sqrt(2)})
@@ -186,13 +186,13 @@ def test_mean_report_over_runs(tmp_path):
 def test_markdown_rows_name_their_files(tmp_path):
     method, base = write_pair(tmp_path)
     done = speed("--file-path", method, base, "--base-path", base, "--markdown")
-    header, rule, row, base_row, document = done.stdout.splitlines()
+    header, rule, row, base_row = done.stdout.splitlines()
     assert header.count("|") == rule.count("|") == row.count("|") == base_row.count("|")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:8] == ["m", "-", "1.67x", "-", "2.00x", "-", "-", "1.500"]
     assert cells[8].startswith("1.833 [1.667, 2.000]") and "mini" in cells
     assert f"m.jsonl ({read_answers(method).sha256[:12]})" in cells
-    assert json.loads(document)["results"][1]["tasks"][-1]["speedup"]["mean_ratio"]["value"] == 1
+    assert report_of(done)["results"][1]["tasks"][-1]["speedup"]["mean_ratio"]["value"] == 1
 
 
 def test_summary_and_another_working_folder(tmp_path):
@@ -204,7 +204,7 @@ def test_summary_and_another_working_folder(tmp_path):
     assert task(compared(*poems), "poems")["name"] == "poems"
     done = speed("--file-path", "m.jsonl", "base.jsonl", "--base-path", "base.jsonl", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-3].split()[:3] == ["base", "2", "1.000"]
+    assert done.stdout.splitlines()[-2].split()[:3] == ["base", "2", "1.000"]
 
 
 def test_a_large_file_is_reported_in_time(tmp_path):
@@ -240,7 +240,7 @@ def test_paired_takes_the_baseline_beside_each_file(tmp_path):
     assert done.returncode == 0, done.stderr
     ratios = [
         task(result, "overall")["speedup"]["mean_ratio"]["value"]
-        for result in last_json(done)["results"]
+        for result in report_of(done)["results"]
     ]
     assert ratios[1] == pytest.approx(2 * ratios[0])
     both = speed("--file-path", method, "--base-path", base, "--paired")

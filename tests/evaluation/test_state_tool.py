@@ -3,9 +3,10 @@
 import copy
 import json
 import sys
+from pathlib import Path
 
 import pytest
-from answer_samples import base_lines, method_lines, run_tool, write
+from answer_samples import base_lines, method_lines, report_file, report_of, run_tool, write
 
 from evaluation import state
 from evaluation.answers.meta import AnswerError
@@ -37,7 +38,7 @@ def test_report(model_dir):
         "recycling: cold runs agree in every question's ids and accept lengths;"
         " ids as cold: 4 of 4 runs"
     )
-    (result,) = json.loads(lines[-1])["results"]
+    (result,) = report_of(done)["results"]
     assert result["cold_agrees"] and result["same_ids"] == 4
     means = [row["mean_accepted"]["Overall"] for row in result["runs"]]
     assert means[2] > means[0] >= 1
@@ -108,11 +109,12 @@ def stand_in(monkeypatch, runs):
 
 
 def main_of(monkeypatch, capsys, *argv):
-    """(exit status, lines of stdout, stderr) of the tool with one shuffled order."""
-    monkeypatch.setattr(sys, "argv", ["state.py", *argv, "--orders", "1"])
+    """(exit status, lines of stdout, stderr, report) of the tool with one shuffled order."""
+    path = report_file()
+    monkeypatch.setattr(sys, "argv", ["state.py", *argv, "--orders", "1", "--json", path])
     status = state.main()
     captured = capsys.readouterr()
-    return status, captured.out.splitlines(), captured.err
+    return status, captured.out.splitlines(), captured.err, json.loads(Path(path).read_text())
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_several_methods_in_one_table(monkeypatch, capsys, questions):
     learner = {"cold": slow, "warm": fast}
     asked = stand_in(monkeypatch, dict.fromkeys(("nasd", "samd"), lambda s, _: learner[s]))
     argv = ["nasd", "samd", "--flags", "samd=--auxiliary recycling", "--dtype", "float32"]
-    status, lines, err = main_of(monkeypatch, capsys, *argv)
+    status, lines, err, document = main_of(monkeypatch, capsys, *argv)
     assert status == 0 and err == ""
     shared = ["--dtype", "float32"]
     flags = {"nasd": shared, "samd": [*shared, "--auxiliary", "recycling"]}
@@ -143,7 +145,6 @@ def test_several_methods_in_one_table(monkeypatch, capsys, questions):
     assert [line.split() for line in lines[2:12]] == expected
     verdict = "cold runs agree in every question's ids and accept lengths; ids as cold: 5 of 5 runs"
     assert lines[12:14] == [f"nasd: {verdict}", f"samd: {verdict}"]
-    document = json.loads(lines[-1])
     assert [result["method"] for result in document["results"]] == ["nasd", "samd"]
     assert document["not_run"] == {}
 
@@ -158,11 +159,11 @@ def test_a_leak_is_named(monkeypatch, capsys, questions):
         "samd": lambda state, number: other if number == 3 else slow,
     }
     stand_in(monkeypatch, runs)
-    status, lines, _ = main_of(monkeypatch, capsys, "nasd", "samd")
+    status, lines, _, document = main_of(monkeypatch, capsys, "nasd", "samd")
     assert status == 1
-    assert lines[-3] == ("nasd: LEAK: cold runs DIFFER in 1 question: 2; ids as cold: 5 of 5 runs")
-    assert lines[-2].endswith("ids as cold: 4 of 5 runs (not warm reversed)")
-    results = json.loads(lines[-1])["results"]
+    assert lines[-2] == ("nasd: LEAK: cold runs DIFFER in 1 question: 2; ids as cold: 5 of 5 runs")
+    assert lines[-1].endswith("ids as cold: 4 of 5 runs (not warm reversed)")
+    results = document["results"]
     assert [result["leaks"] for result in results] == [[2], []]
     assert results[1]["runs"][3]["ids_differ_in"] == [1]
 
@@ -174,9 +175,8 @@ def test_a_method_that_does_not_run_costs_the_others_nothing(monkeypatch, capsys
         raise AnswerError("samd --state warm: needs an --auxiliary")
 
     stand_in(monkeypatch, {"nasd": lambda *_: slow, "samd": refuse})
-    status, lines, err = main_of(monkeypatch, capsys, "samd", "nasd")
+    status, _, err, document = main_of(monkeypatch, capsys, "samd", "nasd")
     assert status == 2 and err == "state.py: error: samd --state warm: needs an --auxiliary\n"
-    document = json.loads(lines[-1])
     assert [result["method"] for result in document["results"]] == ["nasd"]
     assert document["not_run"] == {"samd": "samd --state warm: needs an --auxiliary"}
 
@@ -186,9 +186,9 @@ def test_answers_without_steps_have_no_mean(monkeypatch, capsys, questions):
     for question in slow.values():
         question.choices[0].accept_lengths = []
     stand_in(monkeypatch, {"nasd": lambda *_: slow})
-    status, lines, _ = main_of(monkeypatch, capsys, "nasd")
+    status, lines, _, document = main_of(monkeypatch, capsys, "nasd")
     assert status == 0 and lines[2].split() == ["nasd", "cold", "as", "given", "-", "-", "-"]
-    assert json.loads(lines[-1])["results"][0]["runs"][0]["mean_accepted"]["Overall"] is None
+    assert document["results"][0]["runs"][0]["mean_accepted"]["Overall"] is None
 
 
 def test_stateful_methods_are_found(monkeypatch):

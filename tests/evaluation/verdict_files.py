@@ -108,9 +108,12 @@ class Planter:
 
     def judge(self, capsys, *paths, base=None, flags=("--control", "0")):
         """(exit status, the judgements, stdout, stderr) of equal.py on these files."""
+        report = self.base.with_name("report.json")
+        report.unlink(missing_ok=True)
         argv = [base or self.base, *paths, "--model-path", self.model_dir, "--device", "cpu"]
+        argv += ["--json", report]
         status = equal.main([str(part) for part in (*argv, "--noise-tokens", "64", *flags)])
         out, err = capsys.readouterr()
-        document = json.loads(out.splitlines()[-1])
+        document = json.loads(report.read_text(encoding="utf-8"))
         assert document["schema"] == 2
         return status, [r.get("judgement") for r in document["results"]], out, err

@@ -79,7 +79,7 @@ def test_temperature_too_small_for_float32(capfd, paths):
     [
         (["--batch-size", 2], "--batch-size"),
         (["--runtime", "compile"], "--runtime"),
-        (["--paired"], "--paired"),
+        (["--paired", 1], "--paired"),
     ],
 )
 def test_engine_hf_refuses(capfd, paths, flags, word):

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from harness_runs import answer, ids_of, read, read_meta, refusal, refused, run
+from harness_runs import answer, ids_of, messages, read, read_meta, refusal, refused, run
 
 from evaluation.answers.meta import AnswerError, check_shared
 from evaluation.answers.reader import read_answers
@@ -128,13 +128,13 @@ def test_answers_that_may_run_on_are_told_once(model_dir, question_file, tmp_pat
     config = json.loads((model / "config.json").read_text())
     assert config["vocab_size"] == len(tokenizer) - 1  # its id has no logit: nobody can say it
     answer("pld", model, question_file, tmp_path / "a.jsonl", "--question-ids", 12)
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = messages(capfd)
     assert line.startswith("warning: the template tokenizer ends answers with '<s|>'")
     assert f"--stop-token-ids {len(tokenizer) - 1}" in line
     for flags in (["--stop-token-ids", len(tokenizer) - 1], ["--ignore-eos"]):
         out = tmp_path / f"b{len(flags)}.jsonl"
         answer("pld", model, question_file, out, "--question-ids", 12, *flags)
-        assert capfd.readouterr().err == ""
+        assert messages(capfd) == []
 
 
 # code of a checkpoint

@@ -1,7 +1,7 @@
 """Questions that fail: recorded, counted, tried again, and no harm to the others."""
 
 import pytest
-from harness_runs import answer, ids_of, questions_of, timeless, write
+from harness_runs import answer, ids_of, messages, questions_of, timeless, write
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.prompts.prompter import load_tokenizer
@@ -41,7 +41,7 @@ def test_failing_question_is_recorded_and_tried_again(
     assert failed["error"] == "RuntimeError: no luck with this one"
     assert failed["choices"] == []
     assert [len(r["choices"]) for r in first] == [1, 1, 1, 1, 0, 1]
-    lines = capfd.readouterr().err.splitlines()
+    lines = messages(capfd)
     assert lines[0] == "question 15: RuntimeError: no luck with this one"
     assert len(lines) == 2 and "1 question" in lines[1]
     again = answer("pld", model_dir, question_file, out, *flags, build=failing, code=1)
@@ -70,7 +70,7 @@ def test_paired_failure_is_one_question(failing, model_dir, question_file, tmp_p
     questions = questions_of(question_file)[3:5]
     questions[1]["turns"] = ["long " * 200]
     file = write(tmp_path / "q.jsonl", questions)
-    answer("pld", model_dir, file, tmp_path / "a.jsonl", "--paired", code=1)
+    answer("pld", model_dir, file, tmp_path / "a.jsonl", "--paired", 1, code=1)
     assert "1 question" in capfd.readouterr().err.splitlines()[-1]
 
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from answer_samples import report_of, run_tool
 from harness_runs import (
     COMMON,
     METHODS,
@@ -15,7 +16,6 @@ from harness_runs import (
     read,
     read_meta,
     run,
-    run_script,
     timeless,
     write,
 )
@@ -185,7 +185,9 @@ def test_choosing_questions(model_dir, question_file, tmp_path, flags, ids):
 def test_success_is_quiet(model_dir, question_file, tmp_path, capfd):
     flags = ["--warmup", 1, "--max-new-tokens", 4]
     answer("pld", model_dir, question_file, tmp_path / "a.jsonl", *flags)
-    assert capfd.readouterr() == ("", "")
+    said = capfd.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert said.err.startswith("6 of 6 questions, in 00:")
 
 
 class Slow(EmptyDrafter):
@@ -232,14 +234,14 @@ def test_warm_up_is_not_recorded(model_dir, question_file, tmp_path):
 
 def test_tools_read_what_the_harness_wrote(files):
     named = ["--file-path", files["pld"], files["sps"], "--base-path", files["vanilla"]]
-    speed = run_script("evaluation/speed.py", *named, "--resamples", 50)
+    speed = run_tool("evaluation/speed.py", *named, "--resamples", 50)
     assert speed.returncode == 0, speed.stderr
-    results = json.loads(speed.stdout.splitlines()[-1])["results"]
+    results = report_of(speed)["results"]
     for result, method in zip(results, ("pld", "sps")):
         overall = next(row for row in result["tasks"] if row["task"] == "overall")
         lengths = [n for r in read(files[method]) for n in r["choices"][0]["accept_lengths"]]
         accepted = overall["mean_accepted"]["over_steps"]
         assert accepted == pytest.approx(sum(lengths) / len(lengths))
-    equal = run_script("evaluation/equal.py", files["vanilla"], files["pld"], files["sps"])
+    equal = run_tool("evaluation/equal.py", files["vanilla"], files["pld"], files["sps"])
     assert equal.returncode == 0, equal.stdout + equal.stderr
     assert equal.stdout.count("EQUAL: tiny-") == 2

@@ -1,4 +1,4 @@
-"""README's method in 25 lines is complete: it runs, drafts, and keeps the target's ids."""
+"""The method of 25 lines in model/README.md is complete: it runs, drafts, keeps the ids."""
 
 import json
 import os
@@ -20,7 +20,9 @@ def answers(module, out, **more):
 
 
 def test_the_example_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "model" / "README.md").read_text("utf-8"), re.S
+    )
     folder = tmp_path / "method" / "echo"
     folder.mkdir(parents=True)
     (folder / "inference_echo.py").write_text(code, encoding="utf-8")

@@ -44,7 +44,7 @@ def ask(model_dir, question_file, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--temperature", 1], ["--batch-size", 4]])
 def test_paired_baseline_stands_beside(ask, tmp_path, flags):
     out, beside = tmp_path / "a.jsonl", tmp_path / "a-paired-baseline.jsonl"
-    own = ask("pld", "a", "--paired", "--model-id", "tiny", *flags)
+    own = ask("pld", "a", "--paired", 1, "--model-id", "tiny", *flags)
     base = read(beside)
     assert ids_of(own) == ids_of(base)
     assert [r["question_id"] for r in base] == [r["question_id"] for r in own]
@@ -68,7 +68,7 @@ def test_paired_order_alternates(ask, monkeypatch):
         self.draft = Draft(prompt.tokens.new_empty(1, 0))
 
     monkeypatch.setattr(EmptyDrafter, "start", start)
-    ask("pld", "a", "--paired", "--question-begin", 1, build=lambda args, target: Own())
+    ask("pld", "a", "--paired", 1, "--question-begin", 1, build=lambda args, target: Own())
     assert calls == ["method", "baseline", "baseline", "method"] * 2 + ["method", "baseline"]
 
 

@@ -10,6 +10,7 @@ from harness_runs import (
     COMMON,
     answer,
     ids_of,
+    messages,
     questions_of,
     read,
     read_meta,
@@ -73,7 +74,7 @@ def test_two_workers_answer_like_one(ray, ask, whole, tmp_path, capfd):
     assert ray.gpus == [1, 1]
     assert names(tmp_path) == ONLY
     assert read_meta(tmp_path / "a.jsonl")["selection"]["question_ids"] is None
-    assert capfd.readouterr().err == ""
+    assert messages(capfd) == []
 
 
 def test_gpus_per_model(ray, where, monkeypatch):
@@ -107,7 +108,7 @@ def test_ids_may_be_any_text(ray, ask, question_file, tmp_path):
 
 
 def test_paired_files_are_merged_too(ask, whole, tmp_path):
-    ask("--paired")
+    ask("--paired", 1)
     base = read(tmp_path / "a-paired-baseline.jsonl")
     assert ids_of(base) == ids_of(whole)
     assert {record["model_id"] for record in base} == {f"{whole[0]['model_id']}-paired-baseline"}
@@ -142,7 +143,7 @@ def interrupted(number):
 @pytest.mark.parametrize(
     "flags, others",
     [([], []), ([], ["--num-gpus-total", 3]), ([], ["--num-gpus-total", 1])]
-    + [(["--question-end", 5], []), (["--question-end", 5, "--paired"], ["--paired"])],
+    + [(["--question-end", 5], []), (["--question-end", 5, "--paired", 1], ["--paired", 1])],
 )
 def test_work_of_a_killed_run_is_kept(ray, ask, whole, tmp_path, flags, others):
     """Killed while the second worker had not begun; one process alone leaves the shards be."""

@@ -1,10 +1,10 @@
 """Runs in which logits are not finite or a prompt cannot be read: what files and tools say."""
 
-import json
 import shutil
 
 import pytest
-from harness_runs import answer, ids_of, own_flags, read, run_script, write
+from answer_samples import report_of, run_tool
+from harness_runs import answer, ids_of, own_flags, read, write
 from safetensors.torch import load_file, save_file
 
 from model.common.prompts.prompter import load_tokenizer
@@ -41,11 +41,9 @@ def questions(tmp_path_factory):
 
 
 def tool(name, *flags):
-    """(exit status, the last line as JSON or None, both streams) of a tool."""
-    done = run_script(f"evaluation/{name}.py", *flags)
-    said = done.stdout.splitlines()
-    document = json.loads(said[-1]) if said and said[-1].startswith("{") else None
-    return done.returncode, document, done.stdout + done.stderr
+    """(exit status, its report or None, both streams) of a tool."""
+    done = run_tool(f"evaluation/{name}.py", *flags)
+    return done.returncode, report_of(done), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
@@ -105,7 +103,7 @@ def test_a_run_of_failures_has_no_speedup(model_dir, questions, tmp_path):
 
 def test_a_paired_run_fails_in_both_files(one_bad, questions, tmp_path):
     out = tmp_path / "pld.jsonl"
-    answer("pld", one_bad, questions, out, "--paired", code=1)
+    answer("pld", one_bad, questions, out, "--paired", 1, code=1)
     beside = read(tmp_path / "pld-paired-baseline.jsonl")
     assert [record.get("error") for record in beside] == [None, REASON, None, None, None]
     status, document, _ = tool("speed", "--file-path", out, "--paired")

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from answer_samples import report_of, run_tool
 from conftest import make_tokenizer
-from harness_runs import answer, ids_of, questions_of, read, read_meta, run_script, write
+from harness_runs import answer, ids_of, questions_of, read, read_meta, write
 from ray_stand_in import stand_in
 
 from evaluation import equal
@@ -52,7 +53,7 @@ def errors(records):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--warmup", 1], ["--batch-size", 4, "--warmup", 1], ["--paired"], ["shards"]]
+    "flags", [["--warmup", 1], ["--batch-size", 4, "--warmup", 1], ["--paired", 1], ["shards"]]
 )
 def test_the_other_questions_are_answered(
     raising, model_dir, question_file, tmp_path, monkeypatch, capfd, flags
@@ -95,7 +96,7 @@ def test_tools_read_the_file(base, raising, tmp_path, capsys):
     model, questions = raising
     out = tmp_path / "a.jsonl"
     answer("pld", *raising, out, code=1)
-    done = run_script("evaluation/speed.py", "--file-path", out, "--base-path", base)
+    done = run_tool("evaluation/speed.py", "--file-path", out, "--base-path", base)
     assert "left out on both sides: 3 questions: 11, 13, 16" in done.stdout
     records = read(out)
     changed = next(record for record in records if record["question_id"] == 14)["choices"][0]
@@ -103,10 +104,11 @@ def test_tools_read_the_file(base, raising, tmp_path, capsys):
     write(out, records)
     cut_off(out)
     argv = [base, out, "--model-path", model, "--device", "cpu", "--noise-tokens", 32]
+    argv += ["--json", tmp_path / "report.json"]
     status = equal.main([str(part) for part in [*argv, "--control", 0]])
     captured = capsys.readouterr()
     assert f"{out}: its half-written last line is ignored" in captured.err
-    document = json.loads(captured.out.splitlines()[-1])
+    document = json.loads((tmp_path / "report.json").read_text())
     assert status == 1 and document["not_compared"] == []
     assert document["results"][0]["judgement"]["verdict"] == "BUG"
     assert Path(document["file"]) == base and questions
@@ -126,10 +128,10 @@ def test_the_audit_of_samples_goes_on(raising, tmp_path):
     records[1]["choices"][0]["wall_time"][0] = float("nan")
     write(out, records)
     cut_off(out)
-    done = run_script("evaluation/audit_sampling.py", out, "--device", "cpu")
+    done = run_tool("evaluation/audit_sampling.py", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "CONSISTENT" in done.stdout
-    (result,) = json.loads(done.stdout.splitlines()[-1])["results"]
+    (result,) = report_of(done)["results"]
     left = [choice for r in records for choice in r["choices"] if r["question_id"] in (14, 15)]
     assert result["tokens"] == sum(sum(choice["new_tokens"]) for choice in left)
 

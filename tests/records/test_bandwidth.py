@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from answer_samples import base_lines, meta
+from answer_samples import base_lines, meta, run_tool
 from conftest import make_model
-from harness_runs import COMMON, answer, read, read_meta, run, run_script
+from harness_runs import COMMON, answer, messages, read, read_meta, run
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.records import bandwidth as probes
@@ -119,7 +119,7 @@ def test_a_failing_probe_ends_no_run(model_dir, question_file, tmp_path, capfd, 
         assert facts["environment"]["bandwidth"] is None
         assert "CUDA out of memory" in facts["step_reads"]["no_bound"]
     files = ["--base-path", paths[0], "--file-path", paths[1]]
-    table = run_script("evaluation/speed.py", *files, "--resamples", 50)
+    table = run_tool("evaluation/speed.py", *files, "--resamples", 50)
     assert table.returncode == 0, table.stderr
     assert "no bound: the probe failed: OutOfMemoryError: CUDA out of memory" in table.stdout
 
@@ -174,5 +174,5 @@ def test_a_failing_warm_up_is_said_once(model_dir, question_file, tmp_path, capf
     where = ["--model-path", model_dir, "--question-file", question_file]
     where += ["--answer-file", tmp_path / "a.jsonl", *COMMON, "--warmup", 2]
     assert run("vanilla", *where, "--max-new-tokens", 3, build=lambda *_: Shy()) == 0
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = messages(capfd)
     assert line.startswith("warm-up: RuntimeError: not yet please")

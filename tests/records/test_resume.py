@@ -14,6 +14,7 @@ from harness_runs import (
     ROOT,
     answer,
     ids_of,
+    messages,
     questions_of,
     read,
     read_meta,
@@ -173,7 +174,7 @@ def by_place(question_file, folder):
     return write(folder / "question.jsonl", questions)
 
 
-@pytest.mark.parametrize("paired", [[], ["--paired"]])
+@pytest.mark.parametrize("paired", [[], ["--paired", 1]])
 def test_a_wider_choice_goes_on(ask, question_file, tmp_path, paired):
     """Interrupted or finished: what has an answer keeps it, the file ends as a run at once."""
     questions, out = by_place(question_file, tmp_path), tmp_path / "a.jsonl"
@@ -186,19 +187,22 @@ def test_a_wider_choice_goes_on(ask, question_file, tmp_path, paired):
         assert timeless(records) == timeless(whole[:count])
         assert records[: len(before)] == before
         before = records
-    for name in ("", "-paired-baseline")[: 1 + len(paired)]:
+    for name in ("", "-paired-baseline")[: 2 if paired else 1]:
         metas = [read_meta(tmp_path / f"{stem}{name}.jsonl") for stem in ("a", "whole")]
         for field in ("shared", "selection", "questions", "num_questions"):
             assert metas[0][field] == metas[1][field]
     write(out, before[3:5])  # interrupted: the choice may leave out what has no answer
-    records = ask(out, "--question-ids", "HumanEval/0,4,5", questions=questions)
+    if paired:
+        beside = tmp_path / "a-paired-baseline.jsonl"
+        write(beside, read(beside)[3:5])
+    records = ask(out, "--question-ids", "HumanEval/0,4,5", *paired, questions=questions)
     assert timeless(records) == timeless(whole[3:])
 
 
 def test_files_that_differ_in_their_suffix(ask, refused, tmp_path):
     """Each has a meta and a baseline of its own."""
     for name, seed in (("a.jsonl", 1), ("a.json", 2)):
-        ask(tmp_path / name, "--paired", "--seed", seed)
+        ask(tmp_path / name, "--paired", 1, "--seed", seed)
     metas = ("a.meta.json", "a.json.meta.json", "a-paired-baseline.meta.json")
     metas += ("a.json-paired-baseline.meta.json",)
     seeds = [json.loads((tmp_path / name).read_text())["shared"]["seed"] for name in metas]
@@ -273,13 +277,13 @@ def test_crash_while_overwriting_mixes_no_runs(whole, copied, monkeypatch, step)
 def test_paired_files_never_double_a_line(ask, tmp_path):
     """Killed between the two files' lines, the question is missing in one of them only."""
     out, beside = tmp_path / "a.jsonl", tmp_path / "a-paired-baseline.jsonl"
-    ask(out, "--paired")
+    ask(out, "--paired", 1)
     full = read(out), read(beside)
     for short, lost in ((beside, -1), (out, 2)):
         records = read(short)
         del records[lost]
         write(short, records)
-        ask(out, "--paired")
+        ask(out, "--paired", 1)
         assert timeless(read(out)) == timeless(full[0])
         assert timeless(read(beside)) == timeless(full[1])
 
@@ -294,7 +298,7 @@ def test_interrupt_keeps_the_answers(whole, ask, tmp_path, capfd):
             super().start(*arguments)
 
     ask(out, build=lambda args, target: Interrupted(), code=130)
-    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert len(messages(capfd)) == 1
     assert len(read(out)) == 3
     assert ids_of(ask(out)) == ids_of(read(whole))
 

@@ -1,9 +1,11 @@
 """Small answer files with round numbers, for the tests of speed.py and equal.py."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from evaluation.answers.reader import read_answers
@@ -11,6 +13,9 @@ from evaluation.speedup.comparison import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
+REPORTS, NUMBERS = tempfile.TemporaryDirectory(), itertools.count()
+REPORTING = ("speed", "equal", "audit_answers", "audit_sampling", "merge", "state")
+REPORTING = {f"evaluation/{tool}.py" for tool in REPORTING}
 SHARED = {
     "target": "mini",
     "weights_sha256": "aa",
@@ -131,15 +136,26 @@ def write_pair(folder, **method_meta):
     return write(folder / "m.jsonl", method_lines(), meta("m", **method_meta)), base
 
 
+def report_file():
+    """A new path for a report."""
+    return f"{REPORTS.name}/{next(NUMBERS)}.json"
+
+
 def run_tool(script, *args, cwd=ROOT, env=None):
-    """Run a script of the project; returns the finished process with its text."""
+    """Run a script of the project; returns the finished process with its text.
+
+    A tool that reports writes its --json where report_of() finds it.
+    """
     command = [sys.executable, str(ROOT / script), *map(str, args)]
+    if script in REPORTING and "--json" not in command:
+        command += ["--json", report_file()]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=180)
 
 
-def last_json(process):
-    """The JSON document on the last line of stdout."""
-    return json.loads(process.stdout.splitlines()[-1])
+def report_of(process):
+    """What a finished tool wrote to its --json; None: nothing."""
+    path = Path(process.args[process.args.index("--json") + 1])
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def assert_refused(process, *parts):

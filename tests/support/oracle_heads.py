@@ -3,12 +3,15 @@
 import torch
 from torch.nn.functional import one_hot
 
+from model.common.heads.vocabulary import DraftIds
+
 
 class Oracle(torch.nn.Module):
     """Medusa heads that look their hidden state up in those of known sequences."""
 
     def __init__(self, model, sequences, num_heads):
         super().__init__()
+        self.num_heads, self.draft_ids = num_heads, DraftIds()
         states, following = [], []
         with torch.inference_mode():
             for ids in sequences:
@@ -19,9 +22,9 @@ class Oracle(torch.nn.Module):
         self.following = torch.tensor(following)
         self.vocab_size = model.config.vocab_size
 
-    def forward(self, hidden):
+    def forward(self, hidden, num_heads=None):
         nearest = torch.cdist(hidden, self.states).argmin(-1)
-        guesses = self.following[nearest].movedim(-1, 0)
+        guesses = self.following[nearest].movedim(-1, 0)[:num_heads]
         return one_hot(guesses, self.vocab_size).to(hidden.dtype)
 
 

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 import torch
-from answer_samples import last_json, run_tool
+from answer_samples import report_of, run_tool
 from conftest import make_tokenizer
 from harness_runs import COMMON, answer, run
 from tiny_methods import decode, transformers_ids
@@ -149,7 +149,7 @@ def test_an_audit_knows_that_encoder_and_decoder_have_a_context_each(question_fi
     assert choice["prompt_tokens"][0] + choice["new_tokens"][0] > 48
     audit = run_tool("evaluation/audit_sampling.py", out, "--device", "cpu", "--num-threads", 1)
     assert audit.returncode == 0, audit.stderr
-    assert last_json(audit)["results"][0]["verdict"] == "CONSISTENT"
+    assert report_of(audit)["results"][0]["verdict"] == "CONSISTENT"
 
 
 def test_a_draft_model_whose_context_is_too_short_is_named():

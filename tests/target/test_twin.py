@@ -1,10 +1,8 @@
 """--scale-to: a twin says what its origin says, whatever drafts; only its corner counts."""
 
-import json
-
 import pytest
 import torch
-from answer_samples import run_tool
+from answer_samples import report_of, run_tool
 from conftest import make_model, make_prompts
 from harness_runs import answer, read_meta, refused
 from tiny_methods import MINI, build, decode, mini_bench, mini_flags
@@ -395,6 +393,6 @@ def test_answer_files_and_tables_say_that_it_is_a_twin(paths):
     done = run_tool(*speed, files["sps"])
     label = f"(twin of {meta['shared']['target']} at 256x4x200x300)"
     assert done.returncode == 0 and label in done.stdout
-    assert label in json.loads(done.stdout.splitlines()[-1])["results"][0]["method"]["label"]
+    assert label in report_of(done)["results"][0]["method"]["label"]
     done = run_tool(*speed, files["plain"])
     assert done.returncode == 2 and "scale_to: null" in done.stderr

@@ -10,6 +10,7 @@ from conftest import make_model
 from model.common.prompts.templates import Row
 from model.common.training.features import Features, FrozenTarget
 from model.common.training.flags import make_parser
+from model.common.training.unroll import Places
 
 SHAPE = {"vocab_size": 23, "num_hidden_layers": 8}
 
@@ -34,11 +35,19 @@ def batch_of(method, target, num=3):
     for length in (9, 14, 12)[:num]:
         ids = torch.randint(0, 23, (length,), generator=generator, dtype=torch.int32)
         rows.append(Row(ids, torch.arange(length) >= length // 2))
-    return Features(target, tuple(method.needs), None, {}).batch("b", rows)
+    return Features(target, tuple(method.needs), None, {}).batch(rows)
 
 
 def cross_entropy(goal_logits, logits):
     return -(goal_logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+def forward(method, batch, b, i):
+    """The rows up to i of sequence b by the module's forward, as at inference, [1 + i, H]."""
+    features = batch.hidden["last"][b : b + 1, : i + 1]
+    inputs = batch.ids[b : b + 1, 1 : i + 2], features
+    rotary, mask = method.rows.rotary(features), method.rows.mask(features)
+    return method.module(inputs, rotary, mask, None)[0]
 
 
 @pytest.mark.parametrize("cls_weight", [0.0, 0.1, 2.0])
@@ -52,8 +61,7 @@ def test_eagle_loss(cls_weight):
         for i in range(int(batch.lengths[b]) - 2):
             if not batch.mask[b, i + 2]:
                 continue
-            guess = method.guess(features[b : b + 1, : i + 1], batch.ids[b : b + 1, 1 : i + 2])
-            guess, truth = guess[0, -1], features[b, i + 1]
+            guess, truth = forward(method, batch, b, i)[-1], features[b, i + 1]
             difference = (guess - truth).abs()
             smooth = torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
             entropy = cross_entropy(target.lm_head(truth), target.lm_head(guess))
@@ -69,7 +77,11 @@ def test_eagle_oracle_and_noise():
     """The true next features have no regression loss and the target's own entropy."""
     method, target = training("eagle")
     batch = batch_of(method, target)
-    method.guess = lambda features, following: batch.hidden["last"][:, 1:]
+
+    def states(batch, features, places):
+        yield places.of(batch.hidden["last"].roll(-1, 1))
+
+    method.states = states
     _, metrics = method.loss(batch)
     assert metrics["regression"] == 0 and metrics["top_1"] == 1
     rows = batch.labelled(2).roll(1, 1)
@@ -137,12 +149,12 @@ def test_eagle3_first_step_is_the_forward_of_inference():
     method, target = training("eagle3")
     batch, module = batch_of(method, target, 1), method.module
     states = torch.cat([batch.hidden[layer] for layer in method.layers], -1)
-    tokens = batch.ids.roll(-1, 1)
     rows = module.fuse(states)
     rotary, mask = method.rows.rotary(rows), method.rows.mask(rows)
-    expected = module((tokens, states), rotary, mask, None)
-    found = method._layer(module.embed(tokens), rows, 0, [])
-    assert torch.allclose(found, expected, atol=1e-5)
+    expected = module((batch.ids.roll(-1, 1), states), rotary, mask, None)
+    places = Places(batch.labelled(2))
+    found = next(method.states(batch, places, 1))
+    assert torch.allclose(found, places.of(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["mlp", "prefix-mlp"])

@@ -25,6 +25,7 @@ class Draft:
            (rejection rules); None = point guesses (token matching)
     probe  [n] bool or None: rows the target reads and that are never committed
     sound  [B] bool: all scores behind it are finite, else the question fails; None = no scores
+    scores [B, n]: by which the nodes were chosen, the higher the likelier; None = by their places
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class Draft:
     probs: Tensor | None = None
     probe: Tensor | None = None
     sound: Tensor | None = None
+    scores: Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -120,12 +122,16 @@ class Drafter:
 
     max_nodes       most nodes of a draft; max_depth: on a path of its trees, None = only chains
     reads_per_step  device-to-host copies of one round, at most
+    fits_tree       its tree is to be cut to what pays on the machine (fitting/), by resize()
+    paths           of a static tree's nodes, as ranks (static_tree.py); None = drafts have scores
     """
 
     needs = Needs()
     max_nodes = 0
     max_depth: int | None = None
     reads_per_step = 0
+    fits_tree = False
+    paths: list[tuple[int, ...]] | None = None
 
     def reserve(self, num_slots: int, capacity: int, sampler) -> None:
         """Make room for B slots of about `capacity` tokens each; all are empty."""
@@ -141,6 +147,13 @@ class Drafter:
 
     def end(self, slots: list[int]) -> None:
         """The sequences of these slots are over; the slots are idle until the next start()."""
+
+    def resize(self, num_nodes: int, depth: int, paths: list | None = None) -> None:
+        """Draft at most the best num_nodes nodes, none deeper than `depth`, from reserve() on.
+
+        paths: of a static tree, those that stay. Only for drafters that say fits_tree.
+        """
+        raise NotImplementedError
 
     def forget(self) -> None:
         """Drop what earlier questions taught (--state warm); called when a run begins."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.common.errors import BadInput
 from model.common.target.attention import additive, grouped_attention, rows_mask, write
 from model.common.target.cache import CachedModel
+from model.common.target.products import choose_products
 from model.common.target.runtime import Runtime, make_runtime
 
 LAYER_FIELDS = (  # of a head's config.json that make its Llama layer
@@ -152,6 +153,7 @@ class CachedHead(CachedModel):
             if isinstance(part, RowAttention)
         ]
         super().__init__(layers, device, dtype, runtime)
+        choose_products(module, device)
         self.module, self.config = module, config
         self.rotary = LlamaRotaryEmbedding(config).to(device)
         self.forward = runtime.compiled(module.forward)
@@ -270,6 +272,10 @@ class CausalRows:
     def rotary(self, rows: Tensor, shift: int = 0) -> tuple[Tensor, Tensor]:
         """cos and sin for rows [B, T, H] at positions shift, shift + 1, ..."""
         positions = torch.arange(shift, shift + rows.shape[1], device=rows.device).unsqueeze(0)
+        return self.rotary_at(rows, positions)
+
+    def rotary_at(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin for rows [B, r, H] at positions [B or 1, r]."""
         return self.rotary_embedding(rows, positions)
 
     def mask(self, rows: Tensor) -> Tensor:

@@ -22,11 +22,16 @@ NAMED = 10  # bad records that are printed
 
 
 class Conversation(NamedTuple):
-    """As many answers as turns; place is file:line, for messages."""
+    """As many answers as turns; place is file:line, for messages.
+
+    recorded, system: of a target's own answers, see recorded_of()
+    """
 
     place: str
     turns: list[str]
     answers: list[str]
+    recorded: list[tuple[list[int], int]] | None = None
+    system: str | None = None
 
 
 class Row(NamedTuple):
@@ -62,12 +67,13 @@ def read_conversations(path: str, rejected: Rejected) -> list[Conversation]:
     """Records {"conversations": [{"from": .., "value": ..}]} of a .json array or of JSON lines.
 
     Turns and answers have to alternate. Left out without a word: an answer before the first turn, a
-    turn without an answer, and system messages, which prompts at inference do not have.
+    turn without an answer, and system messages, which prompts at inference do not have; those of
+    a target's own answers (recorded_of) stay.
     """
     found = []
     for place, record in read_records(Path(path)):
         try:
-            found.append(Conversation(place, *turns_of(record)))
+            found.append(Conversation(place, *turns_of(record), *recorded_of(record)))
         except ValueError as error:
             rejected.add(place, str(error))
     return found
@@ -99,39 +105,80 @@ def turns_of(record) -> tuple[list[str], list[str]]:
     return sides["user"][: len(sides["assistant"])], sides["assistant"]
 
 
+def recorded_of(record: dict) -> tuple[list[tuple[list[int], int]] | None, str | None]:
+    """What model.common.training.answers adds to a record: (token_ids, prompt_tokens) of every
+    answer, and the system text that the target read; (None, None) of others' records."""
+    messages = record["conversations"]
+    sides = [ROLES[message["from"]] for message in messages]
+    answers = [m for m, side in zip(messages, sides) if side == "assistant"]
+    if not any("token_ids" in message for message in answers):
+        return None, None
+    found = [(message.get("token_ids"), message.get("prompt_tokens")) for message in answers]
+    for ids, length in found:
+        whole = isinstance(ids, list) and ids and all(type(token) is int for token in ids)
+        if not whole or type(length) is not int:
+            raise ValueError("token_ids and prompt_tokens have to stand beside every answer")
+    system = [message["value"] for message, side in zip(messages, sides) if side == "system"]
+    return found, system[0] if system else None
+
+
 def encode(prompter, conversation: Conversation, max_length: int, ends: frozenset[int]) -> Row:
     """Prompt ids as at inference, then the answer's, then its end; the mask marks every answer.
 
-    An answer has the space before it and the end after it that its rendering has; without an end
+    Recorded ids are taken as they are: an answer that was cut at a limit has no end. Of a text, an
+    answer has the space before it and the end after it that its rendering has; without an end
     there the last one gets EOS. A turn whose prompt does not begin with the turn before and its
     answer is left out, with all after it.
     ends: ids that end an answer.
     """
-    turns, answers = conversation.turns, conversation.answers
-    ids = prompter.render(turns[:1], [])
+    turns, answers, system = conversation.turns, conversation.answers, conversation.system
+    ids = prompter.render(turns[:1], [], system)
     spans = []
     for i, answer in enumerate(answers):
         begin = len(ids)
         if begin >= max_length:
             break
-        following = prompter.render(turns[: i + 2], answers[: i + 1])
+        following = prompter.render(turns[: i + 2], answers[: i + 1], system)
         own = following[begin:] if following[:begin] == ids else []
-        answer_ids, nests = _answer_ids(prompter.tokenizer, answer, own)
-        after = own[len(answer_ids) : len(answer_ids) + 1] if nests else []
-        closed = bool(after) and after[0] in ends
-        end = begin + len(answer_ids) + 1
-        if nests and i + 1 < len(answers):
-            spans.append((begin, end if closed else end - 1))
-            ids = following
-            continue
-        spans.append((begin, end))
-        ids = ids + answer_ids + (after if closed else [prompter.tokenizer.eos_token_id])
-        break
+        if conversation.recorded:
+            answer_ids, nests = _recorded_ids(prompter.tokenizer, conversation, i, begin, own)
+        else:
+            answer_ids, nests = _ended_ids(prompter.tokenizer, answer, own, ends)
+        last = not nests or i + 1 == len(answers)
+        if last and not conversation.recorded and not (answer_ids and answer_ids[-1] in ends):
+            answer_ids = [*answer_ids, prompter.tokenizer.eos_token_id]
+        spans.append((begin, begin + len(answer_ids)))
+        ids = ids + answer_ids if last else following
+        if last:
+            break
     ids = ids[:max_length]
     mask = torch.zeros(len(ids), dtype=torch.bool)
     for begin, end in spans:
         mask[begin:end] = True
     return Row(torch.tensor(ids, dtype=torch.int32), mask)
+
+
+def _recorded_ids(tokenizer, conversation, i: int, begin: int, rendered: list[int]):
+    """As _ended_ids(), of answer i's recorded ids; they have to be this target's, to this prompt.
+
+    begin: tokens of its prompt.
+    """
+    ids, length = conversation.recorded[i]
+    if begin != length:
+        raise BadInput(
+            f"turn {i + 1}: a prompt of {begin} tokens, which had {length} when it was answered:"
+            " another --template or target"
+        )
+    if conversation.answers[i] not in tokenizer.decode(ids, skip_special_tokens=True):
+        raise BadInput(f"turn {i + 1}: token_ids are not those of its text: another target's")
+    return ids, rendered[: len(ids)] == ids
+
+
+def _ended_ids(tokenizer, answer: str, rendered: list[int], ends) -> tuple[list[int], bool]:
+    """An answer's ids, with the end that its rendering has, and whether that begins with them."""
+    ids, nests = _answer_ids(tokenizer, answer, rendered)
+    after = rendered[len(ids) : len(ids) + 1] if nests else []
+    return ids + after if after and after[0] in ends else ids, nests
 
 
 def _answer_ids(tokenizer, answer: str, rendered: list[int]) -> tuple[list[int], bool]:

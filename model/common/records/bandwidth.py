@@ -7,6 +7,7 @@ Measured once a run, outside every timed region, and written into the meta file:
         copy            one half of it onto the other; bytes read plus bytes written
         read_weights    a buffer of as many bytes as a step reads of the weights, at most the large
                         one: weights that fit into a cache are bounded by that cache's bandwidth
+    environment.turned_rows  of target/products.py; None where nothing was to be chosen
     step_reads
         weight_bytes    {dtype: bytes} as loaded: the decoder's layers and norms, and the whole LM
                         head, tied or not; of embedding tables only embedding_row_bytes per token
@@ -28,6 +29,7 @@ from torch import nn
 
 from model.common.errors import BadInput, one_line
 from model.common.loop.clock import Clock, now
+from model.common.target.products import Chosen
 
 MIB = 1 << 20
 SMALLEST, LARGEST = 128 * MIB, 1024 * MIB  # of the buffer that leaves the caches
@@ -54,9 +56,10 @@ def measure(target, streamed: bool) -> dict:
 
 
 def note(files, measured: dict) -> None:
-    """Write what measure() found into the metas of answer files."""
+    """Write what measure() found, and how products are computed, into the metas of answer files."""
     for file in files:
         environment = file.meta["environment"] | {"bandwidth": measured["bandwidth"]}
+        environment["turned_rows"] = Chosen.turned_rows
         file.note({"environment": environment, "step_reads": measured["step_reads"]})
 
 

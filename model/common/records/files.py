@@ -1,4 +1,4 @@
-"""A command's answer files: the method's own and, with --paired, its baseline's."""
+"""A command's answer files: the method's own and, but for --paired 0, its baseline's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.common.errors import BadInput, first_line
 from model.common.prompts.conversation import first_prompt
 from model.common.prompts.prompter import Prompter, load_tokenizer
 from model.common.records.meta import make_meta, question_totals
-from model.common.records.writer import AnswerFile, beside, sha256_text
+from model.common.records.writer import AnswerFile, beside, meta_path, sha256_text
 from model.common.target.gguf_files import gguf_file
 from model.common.target.loading import check_model_path
 
@@ -18,7 +18,10 @@ BASELINE_SUFFIX = "-paired-baseline"
 
 
 def open_answers(method: str, args, questions: list[dict], path: Path) -> list[AnswerFile]:
-    """Create, resume or refuse the files of one run; the first is the method's."""
+    """Create, resume or refuse the files of one run; the first is the method's.
+
+    Pairs stand beside their answers in time: those of answers that are gone are not kept.
+    """
     check_model_path(args.model_path)
     prompter = Prompter.of(load_tokenizer(args.model_path), args.template, vars(args))
     asked = fingerprints(prompter, questions)
@@ -26,11 +29,15 @@ def open_answers(method: str, args, questions: list[dict], path: Path) -> list[A
     meta = make_meta(method, args, hashes, model_folder(args.model_path), prompter.name)
     meta |= {"num_questions": len(questions), "questions": asked}
     files = [AnswerFile(path, meta, args.overwrite)]
+    where = beside(path, BASELINE_SUFFIX)
+    if args.overwrite and not args.paired:
+        for old in (where, meta_path(where)):
+            old.unlink(missing_ok=True)
     if args.paired:
         exact = "greedy" if args.temperature == 0 else "exact sampling"
         own = {"method": "vanilla", "model_id": args.model_id + BASELINE_SUFFIX, "method_args": {}}
-        own |= {"lossy": False, "acceptance": exact}
-        files.append(AnswerFile(beside(path, BASELINE_SUFFIX), meta | own, args.overwrite))
+        own |= {"lossy": False, "acceptance": exact, "pairs_of": args.model_id}
+        files.append(AnswerFile(where, meta | own, args.overwrite or not files[0].records))
     return files
 
 

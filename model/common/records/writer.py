@@ -20,9 +20,12 @@ counts the graphs that were compiled or captured within wall_time: 0 where the w
 shape.
 
 The meta file's run_s is of the last process that answered, or of one worker of several: `decode`
-seconds within wall_times (--paired: of both files), `harness` all others between the first question
-and the last. runtime_ran is what --runtime came to: eager, where graphs could not be captured.
-bandwidth.py says what step_reads and environment.bandwidth are.
+seconds within wall_times (of pairs too), `harness` all others between the first question and the
+last. `pairs_of` stands in the meta of a method's pairs, NAME-paired-baseline.jsonl: the baseline's
+answers to a share (--paired N) of the questions that the meta lists. runtime_ran is what --runtime
+came to: eager, where graphs could not be captured. fitted_tree (fitting/fit.py) is the part of its
+tree that a method drafts where that was left to the harness. bandwidth.py says what step_reads and
+environment.bandwidth are.
 """
 
 from __future__ import annotations
@@ -34,12 +37,14 @@ import os
 import time
 from pathlib import Path
 
+from model.common import pairs
 from model.common.args import ROOT
 from model.common.errors import BadInput
 
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
-MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts")  # of a meta, never compared
+# of a meta, never compared
+MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts", "fitted_tree")
 
 
 def choice_record(index: int, texts: list[str], turns: list, prompts: list[int]) -> dict:
@@ -261,12 +266,15 @@ def _write_atomic(path: Path, text: str) -> None:
 
 
 def identity(meta: dict) -> dict:
-    """What makes two runs the same run: all but when, where and for which questions it was made."""
+    """What makes two runs the same run: all but when, where and for which questions it was made.
+
+    --paired is part of it, since pairs cannot be decoded beside answers that are there already.
+    """
     keys = ("schema", "method", "model_id", "acceptance", "lossy", "shared", "method_args")
     found = {key: meta.get(key) for key in keys}
     if isinstance(found["shared"], dict):
         found["shared"] = {k: v for k, v in found["shared"].items() if k not in BY_QUESTION}
-    return found
+    return found | {"paired": pairs.recorded(meta)}
 
 
 def first_difference(old: dict, new: dict, name: str = "") -> str:

@@ -11,6 +11,7 @@ from model.common.remote_code import check_needed, trusted
 from model.common.target.attention import NAME, register
 from model.common.target.gguf_files import check_taken, complete_config, gguf_file, pretrained
 from model.common.target.model import Target
+from model.common.target.products import choose_products
 from model.common.target.quantised import (
     check_known,
     failure,
@@ -19,6 +20,8 @@ from model.common.target.quantised import (
     settle_dtype,
 )
 from model.common.target.runtime import tell_once
+
+PACKAGED = ("smollm2", "gemma3-270m")  # what data/download.py makes models of
 
 
 def load_target(
@@ -73,6 +76,7 @@ def _own_size(path: str, dtype: str, device: str, runtime: str, num_gpus: int) -
     except Unsupported as refusal:
         raise BadInput(f"{path}: {refusal}") from refusal
     tell_once(f"{path}: {reason}: chains only, on transformers' own cache")
+    choose_products(target.model, target.device)
     return target
 
 
@@ -196,6 +200,9 @@ def check_model_path(path: str) -> None:
 
 def check_directory(path: str) -> None:
     """Refuse a missing path or one without config.json."""
+    name = os.path.basename(path.rstrip("/"))
+    if name in PACKAGED and not os.path.exists(path):
+        raise BadInput(f"{path}: missing; python data/download.py {name} makes data/models/{name}")
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")):
             raise BadInput(f"{path}: not a model directory (no config.json)")

@@ -19,6 +19,7 @@ from model.common.loop.ranking import top_ids
 from model.common.target.attention import additive, attention_modules, mask_kinds, rows_mask
 from model.common.target.cache import CachedModel
 from model.common.target.longrope import LongRope, rope_boundary
+from model.common.target.products import choose_products
 from model.common.target.runtime import make_runtime
 
 PREFILL_CHUNK = 2048  # rows per prompt forward
@@ -44,6 +45,7 @@ class Target(CachedModel):
         layers = attention_modules(model)
         super().__init__(layers, model.device, model.dtype, make_runtime(runtime, model.device))
         self._describe(model, twin)
+        choose_products(model, self.device)
         self.kinds = mask_kinds(self.config)
         for layer in decoder_layers(model, [module for module, *_ in layers]):
             layer.forward = self.runtime.compiled(layer.forward)
@@ -161,7 +163,7 @@ class Target(CachedModel):
 
         Where shapes are static: every width of a draft at every attended width up to the cache's
         capacity, with the drafter's hidden states and, for a paired baseline, without. Under
-        compile one row and two.
+        compile every width once: a graph may end at a number of rows (products.py).
         """
         runtime, cache, ends = self.runtime, self.cache, []
         max_nodes, hidden = drafter.max_nodes, {(), drafter.needs.hidden}

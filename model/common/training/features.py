@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from model.common.prompts.templates import Row, collate
+
+BEST_ROWS = 512  # of which all logits are there at a time
 
 
 class FrozenTarget:
@@ -40,24 +42,50 @@ class FrozenTarget:
         return self.model.get_input_embeddings()
 
     @torch.no_grad()  # tensors of inference mode could not be saved for the head's backward
-    def hidden(self, ids: Tensor, names: tuple) -> dict:
-        """{name: [B, T, H]} of right-padded ids [B, T]; names as in drafter.Needs."""
+    def hidden(self, ids: Tensor, names: tuple, mask: Tensor) -> dict:
+        """{name: [B, T, ..]} of right-padded ids [B, T]; names as in HeadTraining.needs.
+
+        mask  [B, T] bool, a Batch's: "best" is looked for before these tokens
+        """
         if not names:
             return {}
+        layers = set(names) - {"last", "best"}
         out = self.model.get_decoder()(
-            input_ids=ids, use_cache=False, output_hidden_states=set(names) != {"last"}
+            input_ids=ids, use_cache=False, output_hidden_states=bool(layers)
         )
-        return {
-            name: out.last_hidden_state if name == "last" else out.hidden_states[name]
-            for name in names
-        }
+        found = {layer: out.hidden_states[layer] for layer in layers}
+        found["last"] = out.last_hidden_state
+        if "best" in names:
+            before = mask.roll(-1, 1)
+            before[:, -1] = False
+            found["best"] = ids.new_full(ids.shape, -1)
+            found["best"][before] = self.best(out.last_hidden_state[before])
+        return {name: found[name] for name in names}
 
     @torch.no_grad()
-    def logits(self, states: Tensor) -> Tensor:
-        """float32 logits [.., V] of states [.., H] after the final norm."""
-        logits = self.lm_head(states.to(self.lm_head.weight.dtype)).float()
+    def best(self, states: Tensor) -> Tensor:
+        """The likeliest ids [N] after states [N, H]; logits of BEST_ROWS rows at a time."""
+        return torch.cat([self.logits(part).argmax(-1) for part in states.split(BEST_ROWS)])
+
+    @torch.no_grad()
+    def logits(self, states: Tensor, head: torch.nn.Module | None = None) -> Tensor:
+        """float32 logits [.., V] of states [.., H] after the final norm.
+
+        head: some_ids() of the LM head, whose ids alone are scored; none: all
+        """
+        head = head or self.lm_head
+        logits = head(states.to(head.weight.dtype)).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def some_ids(self, ids: Tensor) -> torch.nn.Linear:
+        """The LM head's rows of ids [N] as a float32 layer without gradients, H -> N."""
+        whole = self.lm_head
+        part = torch.nn.Linear(whole.weight.shape[1], len(ids), bias=whole.bias is not None)
+        part.weight.data = whole.weight[ids].float()
+        if whole.bias is not None:
+            part.bias.data = whole.bias[ids].float()
+        return part.to(self.device).requires_grad_(False)
 
 
 @dataclass
@@ -67,7 +95,7 @@ class Batch:
     ids      [B, T] long
     mask     [B, T] bool: the token belongs to an answer, its end included; False in the padding
     lengths  [B] long
-    hidden   {name: [B, T, H] float32}, what HeadTraining.needs names
+    hidden   {name: [B, T, H] float32}, what HeadTraining.needs names; "best" is [B, T] long
     target   the FrozenTarget
     rows     the rows as they were loaded, for what a method's own loader adds to them
     """
@@ -98,40 +126,93 @@ class Batch:
 
 
 class Features:
-    """Makes batches; with a folder, hidden states are written there once and read afterwards.
+    """Makes batches; with a folder, what the target says is written there once and read afterwards.
 
-    settings: what the states depend on; a folder that was written under others is emptied.
+    A conversation has a file there, named by a hash of what its states depend on.
+
+    settings  what the states depend on beside the ids
+    dtype     that states are rounded to, kept or not; none: the target's
+    shared    by heads of a target and data files that grow: of other batches too, whose last bits
+              differ. Without it kept states are to the bit those that are computed.
     """
 
-    def __init__(self, target: FrozenTarget, names: tuple, folder: Path | None, settings: dict):
-        self.target, self.names, self.folder = target, names, folder
+    def __init__(
+        self,
+        target: FrozenTarget,
+        names: tuple,
+        folder: Path | None,
+        settings: dict,
+        dtype: torch.dtype | None = None,
+        shared: bool = False,
+    ):
+        self.target, self.names, self.dtype = target, names, dtype
+        self.folder, self.shared = folder, shared
+        self.settings = json.dumps({**settings, "dtype": str(dtype)}, sort_keys=True)
         if folder is not None:
-            self._open(json.dumps(settings, sort_keys=True))
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def _open(self, settings: str) -> None:
-        note = self.folder / "settings.json"
-        if not note.exists() or note.read_text(encoding="utf-8") != settings:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            note.write_text(settings, encoding="utf-8")
-
-    def batch(self, name: str, rows: list[Row]) -> Batch:
-        """The batch of rows; name: of its file in the cache."""
+    def batch(self, rows: list[Row]) -> Batch:
+        """The batch of rows."""
         ids, mask, lengths = (tensor.to(self.target.device) for tensor in collate(rows))
-        hidden = self._hidden(name, ids)
-        hidden = {key: states.float() for key, states in hidden.items()}
+        if self.folder is None:
+            hidden = self._computed(ids, mask)
+        else:
+            hidden = self._kept(rows, ids, mask)
+        hidden = {k: v.float() if v.is_floating_point() else v for k, v in hidden.items()}
         return Batch(ids, mask, lengths, hidden, self.target, rows)
 
-    def _hidden(self, name: str, ids: Tensor) -> dict:
-        if self.folder is None:
-            return self.target.hidden(ids, self.names)
+    def _computed(self, ids: Tensor, mask: Tensor) -> dict:
+        states = self.target.hidden(ids, self.names, mask)
+        if self.dtype is None:
+            return states
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in states.items()}
+
+    def _kept(self, rows: list[Row], ids: Tensor, mask: Tensor) -> dict:
+        """As _computed(); all of a batch are computed where one is missing, so that a killed run
+        goes on with the same numbers."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        files = self._files(rows)
+        found = [self._read(file) for file in files]
+        if None in found:
+            states = self._computed(ids, mask)
+            for i, (file, row) in enumerate(zip(files, rows)):
+                own = {name: part[i, : len(row.ids)] for name, part in states.items()}
+                self._write(file, own)
+            return states
+        return {
+            name: pad_sequence([one[name] for one in found], batch_first=True, padding_value=value)
+            for name, value in ((name, -1 if name == "best" else 0) for name in self.names)
+        }
+
+    def _files(self, rows: list[Row]) -> list[Path]:
+        """Where the states of a batch's rows are kept."""
+        own = [row.ids.numpy().tobytes() + row.mask.numpy().tobytes() for row in rows]
+        batch = b"" if self.shared else b"".join(own)
+        names = []
+        for i, content in enumerate(own):
+            place = "" if self.shared else str(i)
+            key = b"|".join((self.settings.encode(), place.encode(), content, batch))
+            names.append(hashlib.sha256(key).hexdigest()[:40])
+        return [self.folder / f"{name}.safetensors" for name in names]
+
+    def _read(self, file: Path) -> dict | None:
+        """{name: [t, ..]}; None where something is missing."""
+        from safetensors.torch import load_file
+
+        if not file.exists():
+            return None
+        stored = load_file(file, device=str(self.target.device))
+        if any(str(name) not in stored for name in self.names):
+            return None
+        return {name: stored[str(name)] for name in self.names}
+
+    def _write(self, file: Path, states: dict) -> None:
+        """Put states into a conversation's file, beside those that are there for another head."""
         from safetensors.torch import load_file, save_file
 
-        file = self.folder / f"{name}.safetensors"
-        if not file.exists():
-            states = self.target.hidden(ids, self.names)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            save_file({str(key): value.contiguous() for key, value in states.items()}, part)
-            os.replace(part, file)
-        stored = load_file(file, device=str(self.target.device))
-        return {key: stored[str(key)] for key in self.names}
+        kept = load_file(file) if file.exists() else {}
+        kept |= {str(name): value.cpu().contiguous() for name, value in states.items()}
+        part = file.with_suffix(f".{os.getpid()}.part")
+        save_file(kept, part)
+        os.replace(part, file)

@@ -11,7 +11,7 @@ from model.common.errors import BadInput
 
 # flags that change neither the weights nor the order of the data
 FREE = {"data", "output", "device", "num_threads", "log_every", "save_every_s", "eval_every"}
-FREE |= {"features", "fresh"}
+FREE |= {"features", "features_folder", "fresh"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -51,6 +51,12 @@ def _add_data(group):
         default="compute",
         help="cache: write the target's hidden states to OUTPUT/.features, read in later epochs",
     )
+    add("--features-folder", help="of cache: kept, and shared by the heads of a target")
+    add(
+        "--feature-dtype",
+        choices=DTYPES[1:],
+        help="round hidden states to it: half the room in 16 bits; none: --dtype",
+    )
 
 
 def _add_recipe(group):
@@ -85,6 +91,8 @@ def check(args) -> None:
     """Refuse flags that exclude each other."""
     if args.clip_norm and args.clip_value:
         raise BadInput("--clip-norm and --clip-value exclude each other")
+    if args.features_folder and args.features != "cache":
+        raise BadInput("--features-folder needs --features cache")
 
 
 def settings(args, **facts) -> dict:

@@ -20,6 +20,7 @@ from model.common.errors import BadInput, ends_in_one_line
 from model.common.training import flags as training_args
 from model.common.training.log import LOG, Log, Mean, card
 
+CHAIN = 5  # tokens of the chains that held-out accept lengths are of
 CHECKPOINT, FEATURES, CARD = "checkpoint.pt", ".features", "README.md"
 UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
@@ -28,7 +29,8 @@ class HeadTraining:
     """What a method's train.py gives to the trainer.
 
     needs   hidden states of the target, as in drafter.Needs: "last" (after the final norm, also
-            what Batch.logits wants) or i (the input of decoder layer i)
+            what Batch.logits wants) or i (the input of decoder layer i); and "best", the target's
+            likeliest id [B, T] after each token that an answer's token follows, -1 elsewhere
     module  float32 nn.Module on the CPU; what requires no gradient stays as it is
     title   of the card
     """
@@ -43,6 +45,11 @@ class HeadTraining:
         every call. In evaluation self.module.training is False.
         """
         raise NotImplementedError
+
+    def drafts(self, batch, depth: int):
+        """Greedy chains [B, T, depth] for held-out accept lengths: at row r the head's tokens for
+        r + 2, r + 3, ..., each given that those before it are the batch's. None = not known."""
+        return None
 
     def save(self, folder: Path) -> None:
         """Write the published files; the module is in 16 bit then."""
@@ -168,6 +175,8 @@ class Trainer:
 
     def _open(self) -> None:
         """Make the folder, go on from its checkpoint, or clear what an older run left."""
+        import torch
+
         from model.common.training.features import Features
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -178,9 +187,14 @@ class Trainer:
         if (self.folder / CHECKPOINT).exists():
             self.resume()
         self.log = Log(self.folder, self.done["steps"], self.accelerator.is_main_process)
-        folder = self.folder / FEATURES if self.args.features == "cache" else None
+        args, folder, settings = self.args, None, self.settings
+        if args.features == "cache":
+            folder = Path(args.features_folder or self.folder / FEATURES)
+        if shared := bool(args.features_folder):
+            settings = {"target": settings["target_sha256"], "precision": args.dtype}
+        dtype = getattr(torch, args.feature_dtype) if args.feature_dtype else None
         needs = tuple(self.method.needs)
-        self.features = Features(self.target, needs, folder, {**self.settings, "needs": needs})
+        self.features = Features(self.target, needs, folder, settings, dtype, shared)
 
     def save(self) -> None:
         """Write the checkpoint in one rename."""
@@ -252,7 +266,7 @@ class Trainer:
             group["lr"] = args.learning_rate * share
         mine = drawn[rank::world]
         for i, index in enumerate(mine):
-            batch = self.features.batch(f"train-{index}", self.data.train[index])
+            batch = self.features.batch(self.data.train[index])
             seed_all(args.seed, done["steps"], i, rank)
             last = i == len(mine) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
@@ -295,22 +309,30 @@ class Trainer:
         return means
 
     def evaluate(self) -> dict:
-        """Means over the held-out conversations, on the main process; {} elsewhere."""
+        """Means over the held-out conversations, on the main process; {} elsewhere.
+
+        accept_length: tokens a step of greedy decoding of their answers with chains of CHAIN.
+        """
         import torch
 
         from model.common.training.step import seed_all
+        from model.common.training.unroll import accepted
 
-        means, module = Mean(), self.method.module
+        means, module, tokens, steps = Mean(), self.method.module, 0, 0
         held_out = self.data.held_out if self.accelerator.is_main_process else []
         module.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for i, rows in enumerate(held_out):
                 seed_all(self.args.seed, "held-out", i)
-                batch = self.features.batch(f"held-out-{i}", rows)
+                batch = self.features.batch(rows)
                 loss, metrics = self.method.loss(batch)
                 means.add({"loss": loss, **metrics}, int(batch.mask.sum()))
+                chains = self.method.drafts(batch, CHAIN)
+                if chains is not None:
+                    more = accepted(chains, batch.ids, batch.mask)
+                    tokens, steps = tokens + more[0], steps + more[1]
         module.train()
-        return means.take()
+        return means.take() | ({"accept_length": tokens / steps} if steps else {})
 
     def finish(self, command: str) -> dict:
         """Round to 16 bit, save in the published format, evaluate what was saved, write the card.

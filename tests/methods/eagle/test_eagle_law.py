@@ -11,6 +11,7 @@ from laws import LEVEL, count_words, detectable, p_value
 from tiny_laws import BATCH, PROMPT, TINY, answer_law
 
 from model.common.contract.static_tree import StaticTree
+from model.common.heads.vocabulary import DraftIds
 from model.common.loop import verify
 from model.common.loop.decode import generate
 from model.common.loop.sampling import Sampler, draw, hashed_uniforms, seed_of, warp
@@ -22,6 +23,7 @@ from model.eagle.head import load_eagle
 pytestmark = pytest.mark.slow
 
 V, LENGTH, NUM_BATCHES = 5, 5, 6
+DRAFTED = [0, 2, 4]
 PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (1, 0, 0)]
 SETTINGS = {
     "T 0.5": (0.5, 0, 1.0),
@@ -90,11 +92,21 @@ def target():
 
 
 @pytest.fixture(scope="module")
-def head(target, tmp_path_factory):
+def path(tmp_path_factory):
     folder = config_dir(tmp_path_factory.mktemp("t"), hidden_size=16, vocab_size=V)
     widths = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
-    path = eagle_dir(tmp_path_factory.mktemp("eagle"), folder, scale=0.3, **widths)
+    return eagle_dir(tmp_path_factory.mktemp("eagle"), folder, scale=0.3, **widths)
+
+
+@pytest.fixture(scope="module")
+def head(target, path):
     return load_eagle(path, target)
+
+
+@pytest.fixture(scope="module")
+def small_head(target, path):
+    """Drafts three of the five ids (--draft-vocab): the others are never proposed."""
+    return load_eagle(path, target, torch.tensor(DRAFTED))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +152,37 @@ def test_the_law_is_the_targets(target, head, laws, name):
     assert min(fits(answers, laws[name])) > LEVEL
     counts = torch.bincount(torch.tensor(lengths), minlength=5)
     assert counts[1] > 1000 and counts[4] > 100  # none taken; a path of three to its leaf
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_law_with_a_draft_vocabulary(target, small_head, laws, name):
+    drafter = StaticEagleDrafter(small_head, StaticTree(PATHS, "cpu"))
+    answers, lengths = sampled(target, drafter, SETTINGS[name])
+    assert min(fits(answers, laws[name])) > LEVEL
+    counts = torch.bincount(torch.tensor(lengths), minlength=5)
+    assert counts[1] > 1000 and counts[4] > 50
+    outside = torch.isin(answers, torch.tensor(DRAFTED)).logical_not().double().mean()
+    assert 0.1 < outside < 0.9  # ids that only the target can say
+
+
+def test_laws_of_other_ids_are_seen(target, small_head, laws, monkeypatch):
+    """A fault: the law over the drafted ids is taken for one over the first ids."""
+
+    def misplaced(self, laws, vocab_size):
+        return torch.nn.functional.pad(laws, (0, vocab_size - laws.shape[-1]))
+
+    monkeypatch.setattr(DraftIds, "laws", misplaced)
+    drafter = StaticEagleDrafter(small_head, StaticTree(PATHS, "cpu"))
+    answers, _ = sampled(target, drafter, SETTINGS["T 0.5"])
+    assert min(fits(answers, laws["T 0.5"])) < LEVEL
+
+
+def test_the_law_of_a_cut_tree(target, head, laws):
+    """A tree from whose leaves nodes were cut (--tree auto) is drawn anew, in fewer draws."""
+    drafter = StaticEagleDrafter(head, StaticTree(PATHS, "cpu"), fits_tree=True)
+    drafter.resize(5, 2, [(0,), (1,), (2,), (0, 0), (1, 0)])
+    answers, lengths = sampled(target, drafter, SETTINGS["T 1"])
+    assert min(fits(answers, laws["T 1"])) > LEVEL and max(lengths) == 3
 
 
 class Careless(Sampler):

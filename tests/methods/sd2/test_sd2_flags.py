@@ -116,8 +116,9 @@ def test_comparison(model_dir, sorted_dir, question_file, tmp_path, capsys):
     flags = ["--model-path", model_dir, "--drafter-path", sorted_dir, "--control-path", control]
     flags += ["--question-file", question_file, "--max-new-tokens", 8, *COMMON, "--data", data]
     flags += ["--depth", 2, "--draft-top-k", 3, "--output", tmp_path / "kept"]
-    *lines, last = compared(capsys, *flags).out.strip().splitlines()
-    rows = json.loads(last)["rows"]
+    path = tmp_path / "rows.json"
+    lines = compared(capsys, *flags, "--json", path).out.strip().splitlines()
+    rows = json.loads(path.read_text())["rows"]
     assert [row["name"] for row in rows] == ["exit 1", "exit 3", "adaptive"] * 2
     assert [row["draft"] for row in rows] == [sorted_dir] * 3 + [control] * 3
     assert [row["exits"] for row in rows[:3]] == [[1], [3], [1, 3]]
@@ -135,7 +136,7 @@ def test_comparison(model_dir, sorted_dir, question_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--paired"], "--paired cannot go with a comparison"),
+        (["--paired", "1"], "--paired cannot go with a comparison"),
         (["--answer-file", "x"], "--answer-file cannot go with a comparison"),
         (["--data", "nowhere.jsonl"], "--data nowhere.jsonl: no such file"),
         (["--exits", "5"], "--exits 5: the draft model has 3 layers"),

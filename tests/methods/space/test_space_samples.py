@@ -105,7 +105,7 @@ def new_batch(lengths=(17, 30, 9), seed=1):
         Row(torch.randint(0, 90, (n,), generator=generator).int(), torch.arange(n) % 11 > 2)
         for n in lengths
     ]
-    return Features(FrozenTarget(make_model()), (), None, {}).batch("x", rows)
+    return Features(FrozenTarget(make_model()), (), None, {}).batch(rows)
 
 
 def slow_terms(model, batch, sample):

@@ -141,6 +141,7 @@ def argv(model_dir, draft_dir, question_file, tmp_path):
         (["--answer-file", "x"], "--answer-file cannot go with a list"),
         (["--bound", 5, 2], "--bound 5 2: the first is above the second"),
         (["--head-path", "./none"], "none: no such model directory"),
+        (["--json", "no/x.json"], "--json no/x.json: no file can be written there"),
     ],
 )
 def test_rates_that_cannot_be_made(argv, capsys, flags, words):
@@ -151,8 +152,9 @@ def test_rates_that_cannot_be_made(argv, capsys, flags, words):
 def test_the_rates_command(argv, capsys, tmp_path):
     """One fixed length and one threshold; a second call reads what is there."""
     argv += ["--lengths", 3, "--thresholds", 0.4]
-    *lines, last = run(capsys, argv).out.splitlines()
-    rows = json.loads(last)["rows"]
+    path = tmp_path / "rates.json"
+    lines = run(capsys, [*argv, "--json", path]).out.splitlines()
+    rows = json.loads(path.read_text())["rows"]
     assert [row["name"] for row in rows] == ["h = 0.4", "K = 3"] and len(lines) == 4
     for row, name in zip(rows, ("h=0.4.jsonl", "K=3.jsonl")):
         choices = [choice for line in read(tmp_path / "kept" / name) for choice in line["choices"]]
@@ -163,8 +165,7 @@ def test_the_rates_command(argv, capsys, tmp_path):
         assert row["discard_rate"] == pytest.approx((drafted - generated + passes) / generated)
     assert rows[0]["generated"] == rows[1]["generated"]
     before = {path: path.read_bytes() for path in tmp_path.glob("kept/*.jsonl")}
-    assert run(capsys, argv).out.splitlines()[-1] == last
-    assert (
-        len(json.loads(run(capsys, [*argv, "--lengths", 3, 4]).out.splitlines()[-1])["rows"]) == 3
-    )
+    assert run(capsys, argv).out.splitlines() == lines
+    more = run(capsys, [*argv, "--lengths", 3, 4, "--json", "-"]).out
+    assert len(json.loads(more)["rows"]) == 3
     assert before == {path: path.read_bytes() for path in before}

@@ -178,7 +178,7 @@ def test_sweeps_that_cannot_be_made(capfd, where, tmp_path):
         (["--output", tmp_path / "full"], "not empty"),
         (["--output", tmp_path / "full" / "x"], "cannot be written"),
         ([*out, "--answer-file", "a"], "--answer-file"),
-        ([*out, "--paired"], "--paired"),
+        ([*out, "--paired", 1], "--paired"),
         ([*out, "--max-budget", "4,"], "--max-budget"),
         ([*out, "--max-num-beams", "4,16", "--max-budget", "16,8"], "--max-num-beams 16"),
     ):

@@ -1,59 +1,25 @@
 """data/download.py against a server on this machine: good, cut, altered and resumed downloads."""
 
 import hashlib
-import importlib.util
 import os
-import re
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from answer_samples import ROOT, assert_refused, run_tool
+from answer_samples import assert_refused, run_tool
+from file_server import serving
+
+from data import download
+from data.fetching.web import Published
 
 CONTENT = b'{"question_id": 1}\n' * 20000  # more than one block
-
-spec = importlib.util.spec_from_file_location("download", ROOT / "data" / "download.py")
-download = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(download)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves `server.content`; the path chooses how badly."""
-
-    def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.ranges.append(asked)
-        body, status = server.content, 200
-        if self.path == "/missing":
-            return self.send_error(404)
-        if asked and self.path != "/rangeless":
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-            body, status = body[start:], 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if status == 206:
-            total = len(server.content)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.end_headers()
-        self.wfile.write(body[:30000] if self.path == "/cut" else body)
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.ranges = CONTENT, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    Handler.log_message = lambda *args: None
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(CONTENT) as server:
+        yield server
 
 
 @pytest.fixture
@@ -61,8 +27,7 @@ def fetch(monkeypatch, tmp_path, capsys):
     """Run main() for a set whose bytes are CONTENT; returns (status, stdout, stderr)."""
     source = replace(
         download.SETS["spec_bench"],
-        num_bytes=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        published=Published(len(CONTENT), fetch_sha(CONTENT)),
         output=tmp_path / "made" / "question.jsonl",
     )
     monkeypatch.setitem(download.SETS, "spec_bench", source)
@@ -154,6 +119,10 @@ def test_command_line(tmp_path):
     args = ("spec_bench", "--url", "http://127.0.0.1:9/q", "--output", tmp_path / "q.jsonl")
     assert_refused(run_tool("data/download.py", *args, cwd=tmp_path, env=env), "network failure")
     done = run_tool("data/download.py", "--help")
-    assert done.returncode == 0 and "spec_bench" in done.stdout
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("spec_bench", "smollm2", "gemma3-270m", "prompts"))
+    assert_refused(run_tool("data/download.py"), "NAME")
+    assert_refused(run_tool("data/download.py", "smollm2", "--url", "http://x"), "--url")
+    assert_refused(run_tool("data/download.py", "spec_bench", "--from", "hub"), "--from")
     assert_refused(run_tool("data/download.py", "other_bench"), "other_bench")
-    assert download.SETS["spec_bench"].sha256.startswith("4b6d33e7")
+    assert download.SETS["spec_bench"].published.sha256.startswith("4b6d33e7")

@@ -1,0 +1,270 @@
+"""How far the machine moved between two files that are compared, and what that does to a row.
+
+A method's run decodes the baseline on a share of the questions, beside its own answers
+(NAME-paired-baseline.jsonl). Where such a question stands in the baseline's own file too, the same
+work was timed twice on the same settings, at two points in time:
+
+move     of a question: log(tokens/s beside the method / tokens/s in the baseline's file); with
+         several slots, where a turn's time holds the prefills of others, of 1 / its median step
+moved    of a part of the run: exp(mean of its questions' moves); the parts are the whole, its two
+         halves, and of 24 questions or more as many parts of at least eight, eight at most
+noise    of a part: half the 95 % interval of that mean, Student's, by the spread of all moves
+marked   a part whose `moved` is above 1.10 or below 1 / 1.10; such a row is no leaderboard row
+
+Nothing is corrected. An interval of the row, whose logarithm is a below and b above its value,
+becomes s + hypot(a, n) below and s + hypot(b, n) above, where s = |log moved| and n = noise are of
+the part with the largest s + n: it is never narrower than the drift.
+
+A vanilla row is a baseline at another time by itself: all its questions are pairs. Of a baseline
+that drafts, its own pairs take its place.
+"""
+
+import math
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from evaluation.answers.meta import AnswerError, check_shared, find_field
+from evaluation.answers.reader import read_answers
+
+ENDING = "-paired-baseline"  # of a method's name, for its pairs
+BOUND = 1.10  # a row that moved further is marked
+BANDWIDTHS = 1.20  # read bandwidths that differ by more are named
+LARGE_PART, MOST_PARTS = 8, 8  # pairs of a part where there are more than two; parts
+APART_S = 60.0  # a pair decoded further from all of the method's answers is not beside them
+CHEAP = 0.995  # a price of verification below it prints as less than 1.00
+ASKED = ("questions_sha256", "prompts_sha256")  # of shared: which questions, not how they are timed
+NOT_MEASURED = {"pairs": 0, "parts": [], "shift": None, "noise": None, "marked": False}
+
+
+def pairs_path(path):
+    """The baseline's file beside a method's, as its run names it."""
+    path = Path(path)
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}{ENDING}.jsonl")
+
+
+def is_pairs(path):
+    """Whether a file is named as the pairs of another one."""
+    return Path(path).name.endswith(f"{ENDING}.jsonl")
+
+
+def measure(method, base, profile=None):
+    """The drift of a row: {"state", "reason", "pairs", "parts", "shift", "noise", "marked", ...}.
+
+    state   "measured"; "none": method and baseline were decoded at one time; "unknown": reason says
+            why
+    parts   [{"part", "pairs", "moved", "noise"}], the whole first; noise is a logarithm
+    named   lines about a price of verification below 1, read bandwidths and products that differ
+    """
+    named = [*cheap(profile), *bandwidths(method, base), *products(method, base)]
+    state, reason, moves, left_out = "measured", None, [], 0
+    try:
+        times = [times_of(method, "the method's file"), times_of(base, "the baseline's file")]
+        if times[0].path.resolve() == times[1].path.resolve():
+            state = "none"
+        else:
+            check_shared(*times, harmless=lambda dotted: dotted in ASKED)
+            moves, left_out = moves_of(*times, span_of(method))
+    except AnswerError as error:
+        state, reason = "unknown", str(error)
+    if state == "measured" and len(moves) < 2:
+        state = "unknown"
+        reason = f"{len(moves)} of its pairs stand in the baseline's file, two are the least"
+    found = {"state": state, "reason": reason, "left_out": left_out, "named": named}
+    return NOT_MEASURED | found | (summary(moves) if moves else {})
+
+
+def summary(moves):
+    """What is said of the moves [N >= 1] of pairs in the order in which they were decoded."""
+    spread = student(len(moves) - 1) * stdev(moves) if len(moves) > 1 else None
+    parts = [part("all", moves, spread)]
+    number = max(2, min(len(moves) // LARGE_PART, MOST_PARTS))
+    for index in range(number if len(moves) > 1 else 0):
+        begin, end = (len(moves) * (index + more) // number for more in (0, 1))
+        name = ("first half", "second half")[index] if number == 2 else f"{index + 1} of {number}"
+        parts.append(part(name, moves[begin:end], spread))
+    worst = max(parts, key=lambda one: abs(math.log(one["moved"])) + (one["noise"] or 0))
+    return {
+        "pairs": len(moves),
+        "parts": parts,
+        "shift": abs(math.log(worst["moved"])) if len(moves) > 1 else None,
+        "noise": worst["noise"],
+        "marked": any(abs(math.log(one["moved"])) > math.log(BOUND) for one in parts),
+    }
+
+
+def part(name, moves, spread):
+    """One entry of `parts`; spread: half an interval of a single move, None where it is unknown."""
+    noise = None if spread is None else spread / math.sqrt(len(moves))
+    return {"part": name, "pairs": len(moves), "moved": math.exp(fmean(moves)), "noise": noise}
+
+
+def student(freedom):
+    """The 97.5 % point of Student's t, by its expansion around the normal's (error below 0.2 %).
+
+    >>> [round(student(n), 2) for n in (1, 2, 3, 10)]
+    [12.71, 4.3, 3.18, 2.23]
+    """
+    if freedom < 3:  # known in closed form
+        return (math.tan(0.475 * math.pi), 0.95 * math.sqrt(2 / (1 - 0.95**2)))[freedom - 1]
+    z = 1.959963984540054
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+
+
+def times_of(answers, name):
+    """The AnswerFile of the baseline's times at the time of `answers`: itself, or its pairs."""
+    if answers.meta is None:
+        raise AnswerError(f"{name} has no meta, and so no pairs that are known")
+    engine = (answers.meta.get("method_args") or {}).get("engine", "loop")
+    if answers.meta["method"] == "vanilla" and engine == "loop":
+        return answers
+    path = pairs_path(answers.path)
+    if not path.is_file():
+        raise AnswerError(f"{name} has no pairs beside it (--paired 0, or an older run)")
+    return read_answers(path)
+
+
+def span_of(answers):
+    """(begin, end) in Unix seconds of a file's answers, None where it does not say."""
+    choices = [choice for question in answers.questions.values() for choice in question.choices]
+    if not choices or any(choice.begin_s is None for choice in choices):
+        return None
+    return (
+        min(begin for choice in choices for begin in choice.begin_s),
+        max(b + wall for choice in choices for b, wall in zip(choice.begin_s, choice.wall_s)),
+    )
+
+
+def moves_of(ours, theirs, span):
+    """(moves of the questions of both AnswerFiles in the order of their time, those left out).
+
+    span: of the method's answers. Left out are pairs of another time, as of an older run, and those
+    with a compilation inside.
+    """
+    by_step = find_field(ours.meta, "batch_size") not in (None, 1)
+    found, left_out = [], 0
+    for place, (question_id, question) in enumerate(ours.questions.items()):
+        other = theirs.questions.get(question_id)
+        speeds = [pace(side, by_step) for side in (question, other) if side is not None]
+        if len(speeds) < 2 or None in speeds:
+            continue
+        begins = [begin for choice in question.choices for begin in choice.begin_s or ()]
+        begin = min(begins, default=None)
+        apart = span and begin and not span[0] - APART_S <= begin <= span[1] + APART_S
+        if apart or compiled(question) or compiled(other):
+            left_out += 1
+            continue
+        found.append((begin or 0, place, math.log(speeds[0] / speeds[1])))
+    return [move for *_, move in sorted(found)], left_out
+
+
+def pace(question, by_step):
+    """Tokens/s of a Question, or steps/s at its median step; None where it has none."""
+    if question.error:
+        return None
+    if not by_step:
+        tokens = sum(sum(choice.new_tokens) for choice in question.choices)
+        return tokens / math.fsum(s for c in question.choices for s in c.wall_s) if tokens else None
+    if any(choice.step_end_s is None for choice in question.choices):
+        return None
+    turns = [(c.prefill_s, ends) for c in question.choices for ends in [c.step_end_s]]
+    steps = [
+        end - begin
+        for prefills, ends_of in turns
+        for prefill, ends in zip(prefills, ends_of)
+        for begin, end in zip([prefill, *ends], ends)
+    ]
+    return 1 / median(steps) if steps and median(steps) > 0 else None
+
+
+def compiled(question):
+    """Whether a compilation or a capture fell into a Question's times."""
+    return any(number for choice in question.choices for number in choice.recompiled or ())
+
+
+def cheap(profile):
+    """A line where many rows cost less than the baseline's one: the machine was another."""
+    price = profile and profile["price"]
+    if price is not None and price < CHEAP:
+        yield f"price of verification {price:.2f}, below 1"
+
+
+def bandwidths(method, base):
+    """A line where the two runs measured read bandwidths that differ by more than 20 %."""
+    sides = [((side.meta or {}).get("environment") or {}) for side in (method, base)]
+    sides = [side.get("bandwidth") or {} for side in sides]
+    for name, what in (("read", "read bandwidth"), ("read_weights", "of the weights' bytes")):
+        rates = [side.get(name) for side in sides]
+        if all(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            if max(rates) / min(rates) > BANDWIDTHS:
+                yield f"{what} {rates[0]:.1f} GB/s, baseline's {rates[1]:.1f}"
+
+
+def products(method, base):
+    """A line where the two runs chose another form of products (target/products.py)."""
+    sides = [((side.meta or {}).get("environment") or {}) for side in (method, base)]
+    chosen = [side.get("turned_rows") for side in sides]
+    if chosen[0] != chosen[1] and None not in chosen:
+        yield f"products turned up to {chosen[0]} rows, the baseline's up to {chosen[1]}"
+
+
+def widen(entry, drift):
+    """A ratio {"value", "low", "high"} whose interval is widened by the drift, in place.
+
+    The bootstrap's own stays as "bootstrap_low" and "bootstrap_high".
+    """
+    value, ends = entry["value"], (entry["low"], entry["high"])
+    if drift["state"] != "measured" or not value or None in ends or drift["shift"] is None:
+        return
+    entry["bootstrap_low"], entry["bootstrap_high"] = ends
+    for name, end, sign in zip(("low", "high"), ends, (-1, 1)):
+        half = abs(math.log(end / value)) if end > 0 else math.inf
+        entry[name] = value * math.exp(sign * (drift["shift"] + math.hypot(half, drift["noise"])))
+
+
+def settle(profile, drift):
+    """Take back that a method pays, or does not, where the drift could turn it round."""
+    if profile["pays"] is None or not profile["break_even"] or not profile["accepted"]:
+        return
+    margin = abs(math.log(profile["accepted"] / profile["break_even"]))
+    width = (drift["shift"] or 0) + (drift["noise"] or 0)
+    if drift["marked"] or (drift["state"] == "measured" and margin <= width):
+        profile["pays"] = None
+
+
+def moved_text(drift):
+    """'0.71x' of the part that moved furthest, 'none' or 'unknown': a table's cell."""
+    if drift["state"] != "measured" and not drift["marked"]:
+        return drift["state"]
+    worst = max(drift["parts"], key=lambda one: abs(math.log(one["moved"])))
+    return f"{worst['moved']:.2f}x" + (" MOVED" if drift["marked"] else "")
+
+
+def drift_lines(label, drift):
+    """The line of a row below its table, and what is named beside it."""
+    lines = [f"drift: {label}: {'; '.join(drift['named'])}"] if drift["named"] else []
+    if drift["state"] == "none":
+        return lines
+    text = f"unknown: {drift['reason']}"
+    if drift["parts"]:
+        whole, *parts = drift["parts"]
+        moved = f"beside it the baseline ran at {whole['moved']:.3f}x of its file's speed"
+        moved += f" ({drift['pairs']} pair{'s' * (drift['pairs'] != 1)}"
+        moved += "" if whole["noise"] is None else f", +- {100 * whole['noise']:.1f} %"
+        listed = ", ".join(f"{one['moved']:.3f}x" for one in parts)
+        where = "halves" if len(parts) == 2 else "parts"
+        moved += f"; {where} {listed})" if parts else ")"
+        text = moved if drift["state"] == "measured" else f"{text}: {moved}"
+    if drift["left_out"]:
+        text += f"; {drift['left_out']} pairs of another time, or with compilations, left out"
+    if drift["marked"]:
+        return [f"drift: {label}: MOVED by more than 10 %: {text}: no leaderboard row", *lines]
+    if drift["state"] == "measured":
+        text += ": its intervals are widened by that"
+    return [f"drift: {label}: {text}", *lines]
