@@ -100,7 +100,8 @@ REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
 answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
 
 run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
-    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_} code=0
+    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_} code=0 products=$PRODUCTS
+    [ "$name" != vanilla-hf ] || products=
     shift
     touch "$REPORT/begin"
     "$PYTHON" -m "model.$method.inference_$method" \
@@ -108,7 +109,7 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags tha
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
-        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} \
+        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${products:+--turned-rows "$products"} \
         $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") ${ARGS:-} "$@" ${!own:-} || code=$?
     if [ $code -eq 1 ] && [ ! "$(answers_of "$name")" -nt "$REPORT/begin" ]; then
         code=70  # 1 says that questions failed, and of Python that it did not come to answer any
@@ -169,8 +170,17 @@ for folder in model/*/inference_*.py; do
         specexec) ALL+=(specexec-specinfer) ;;
     esac
 done
-ROWS=(vanilla)
-for row in "$@"; do  # a name of your own needs flags that say what it is: FLAGS_sps_long="--num-draft 12"
+ROWS=(vanilla) PRODUCTS=
+for row in "$@"; do
+    if [[ ! $row =~ ^[a-z0-9_-]+$ ]]; then
+        echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
+        exit 2
+    fi
+    if [ "${PAIRED:-}" = 1 ] && [[ $row == vanilla-* ]]; then
+        echo "eval.sh: PAIRED=1 has a baseline a method, and no ladder: drop $row or PAIRED" >&2
+        exit 2
+    fi
+    # a name of your own needs flags that say what it is: FLAGS_sps_long="--num-draft 12"
     own=FLAGS_${row//-/_} known=" ${ALL[*]} all vanilla-compile vanilla-cudagraph vanilla-hf "
     if [[ $known != *" $row "* ]] && { [ -z "${!own:-}" ] || [ ! -f "model/${row%%-*}/inference_${row%%-*}.py" ]; }; then
         echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
@@ -204,6 +214,10 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
         continue
     fi
     note_status $code  # 1: questions failed, the others count
+    if [ "$row" = vanilla ]; then  # all rows are computed as the baseline was
+        PRODUCTS=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["environment"].get("turned_rows") or "")' \
+            "$(answers_of vanilla | sed 's/jsonl$/meta.json/')") || exit 2
+    fi
     case $row in
         space) SPACED=1 ;;
         vanilla-*) RUNGS+=("$(answers_of "$row")") ;;

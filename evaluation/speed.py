@@ -116,17 +116,16 @@ def add_report(parser):
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
-def compare_files(file_paths, base_path, args, first_base=None):
+def compare_files(file_paths, base_path, args, first_base=None, not_compared=None):
     """Read the files, compare each method with the baseline.
 
     Returns (baseline, methods' files, results).
 
     base_path: None = the one beside each file; first_base: the baseline of the first of several
-    runs, whose shared settings every other must have.
+    runs, whose shared settings every other must have; not_compared: a list that takes what is
+    refused, {"file", "reason"}, of a method while others can be compared; None = it is an error.
     """
     base, methods, results = None, [], []
-    compat = args.spec_bench_compat and args.count_tokens is not None
-    settings = args.allow, args.common, args.count_tokens, compat
     for path in file_paths:
         if base is None or base_path is None:
             base = read_answers(base_path or drift.pairs_path(path))
@@ -134,14 +133,30 @@ def compare_files(file_paths, base_path, args, first_base=None):
             check_shared(base, first_base, args.allow)
             for message in base.warnings:
                 warn(message)
-        method = base if Path(path) == base.path else read_answers(path)
-        for message in method.warnings if method is not base else ():
-            warn(message)
-        if base_path is None and not args.common:
-            check_whole(method, base)
+        try:
+            method, result = compare_file(path, base, base_path is None, args)
+        except AnswerError as error:
+            if not_compared is None:
+                raise
+            not_compared.append({"file": str(path), "reason": str(error)})
+            continue
         methods.append(method)
-        results.append(compare(method, base, args.resamples, args.seed, *settings))
+        results.append(result)
+    if not results and not_compared:
+        raise AnswerError(not_compared[0]["reason"])
     return base, methods, results
+
+
+def compare_file(path, base, paired, args):
+    """(a method's AnswerFile, its comparison with the baseline's)."""
+    compat = args.spec_bench_compat and args.count_tokens is not None
+    settings = args.allow, args.common, args.count_tokens, compat
+    method = base if Path(path) == base.path else read_answers(path)
+    for message in method.warnings if method is not base else ():
+        warn(message)
+    if paired and not args.common:
+        check_whole(method, base)
+    return method, compare(method, base, args.resamples, args.seed, *settings)
 
 
 def check_whole(method, pairs):
@@ -157,7 +172,12 @@ def check_whole(method, pairs):
 
 def single_report(args):
     """Print the tables of one run; return the JSON document's content."""
-    base, methods, results = compare_files(args.file_path, args.base_path, args)
+    lost = []
+    base, methods, results = compare_files(
+        args.file_path, args.base_path, args, not_compared=lost if len(args.file_path) > 1 else None
+    )
+    for one in lost:
+        print(f"speed.py: error: not compared: {one['reason']}", file=sys.stderr)
     if args.markdown:
         steady = [result for result in results if not result["drift"]["marked"]]
         if steady:
@@ -170,9 +190,10 @@ def single_report(args):
             print("\n".join(report.summary_lines(results)) + "\n")
     if args.profile:
         print("\n".join(report.profile_lines(results)) + "\n")
-    if not args.ladder:
-        return {"results": results}
-    return {"results": results, "ladder": ladder_report(args, base, methods, results)}
+    document = {"results": results, "not_compared": lost}
+    if args.ladder:
+        document["ladder"] = ladder_report(args, base, methods, results)
+    return document
 
 
 def ladder_report(args, base, methods, results):
@@ -207,8 +228,16 @@ def mean_report(args):
 
 
 def refused_rows(results):
-    """Exit status of --markdown: 2 where a row is none of the leaderboard's; a line says why."""
+    """Exit status of --markdown: 2 where a row is none of the leaderboard's; a line says why.
+
+    A row of unknown drift is printed; a warning says what speaks against it.
+    """
     moved = [result for result in results if result["drift"]["marked"]]
+    for result in results:
+        if drift.suspected(result["drift"]):
+            warn(
+                f"{result['method']['label']}: drift unknown; {'; '.join(result['drift']['named'])}"
+            )
     for result in moved:
         (line, *_) = drift.drift_lines(result["method"]["label"], result["drift"])
         print(f"speed.py: error: left out: {line}", file=sys.stderr)
@@ -226,7 +255,8 @@ def main():
     if args.tokenizer_path and args.count_tokens.tokenizer is None:
         warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
     write_json(args.json, {"tool": "speed", "schema": 1, **document})
-    return refused_rows(document["results"]) if args.markdown else 0
+    status = refused_rows(document["results"]) if args.markdown else 0
+    return 2 if document.get("not_compared") else status
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ from evaluation.answers.meta import AnswerError  # noqa: E402
 from evaluation.cli import Parser, read_report, run  # noqa: E402
 from evaluation.summary.layout import shared_lines, table_lines  # noqa: E402
 from evaluation.summary.messages import message_lines  # noqa: E402
-from evaluation.summary.rows import Asked, Names, Row, table_rows, verdicts_of  # noqa: E402
+from evaluation.summary.rows import (  # noqa: E402
+    Asked,
+    Names,
+    Row,
+    not_compared_rows,
+    table_rows,
+    verdicts_of,
+)
 
 TOOLS = ("speed", "equal", "audit_sampling")
 
@@ -88,6 +95,7 @@ def main(argv=None):
     missing = [Row(row.name) for row in asked if not row.ran]
     for number, speed in enumerate(found["speed"]):
         rows = table_rows(speed, verdicts, names) + (missing if number == 0 else [])
+        rows += not_compared_rows(speed, names)
         lines += ["", *shared_lines(speed["results"], names), *table_lines(rows)]
     if not found["speed"]:
         lines += ["", "no table: no report of speed.py"]

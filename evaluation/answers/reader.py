@@ -89,7 +89,7 @@ class AnswerFile:
     @property
     def is_share(self):
         """Whether it holds the pairs of a method's answers, which need not be all questions."""
-        return bool(self.meta and self.meta.get("pairs_of"))
+        return bool(self.meta and self.meta.get("pairs_of") and self.meta["method"] == "vanilla")
 
     @property
     def twin(self):

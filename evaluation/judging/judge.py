@@ -31,10 +31,15 @@ def temperature_of(answers):
 
 
 def turned_rows_of(answers):
-    """What the run recorded of its products' form (model/common/target/products.py); 0: plain."""
+    """What the run recorded of its products' form (model/common/target/products.py)."""
+    from model.common.target.products import NEVER, read_rows
+
     environment = (answers.meta or {}).get("environment")
     value = environment.get("turned_rows") if isinstance(environment, dict) else None
-    return value if type(value) is int else 0
+    try:
+        return NEVER if value is None else read_rows(value)
+    except (AttributeError, ValueError):
+        raise AnswerError(f"{answers.path}: its meta's turned_rows are {value!r}") from None
 
 
 class Judge:

@@ -127,7 +127,10 @@ def times_of(answers, name):
     path = pairs_path(answers.path)
     if not path.is_file():
         raise AnswerError(f"{name} has no pairs beside it (--paired 0, or an older run)")
-    return read_answers(path)
+    pairs = read_answers(path)
+    if (pairs.meta or {}).get("pairs_of") not in (None, answers.meta.get("model_id")):
+        raise AnswerError(f"{path.name}: pairs of {pairs.meta['pairs_of']}, not of {name}")
+    return pairs
 
 
 def span_of(answers):
@@ -154,9 +157,14 @@ def moves_of(ours, theirs, span):
         speeds = [pace(side, by_step) for side in (question, other) if side is not None]
         if len(speeds) < 2 or None in speeds:
             continue
-        begins = [begin for choice in question.choices for begin in choice.begin_s or ()]
-        begin = min(begins, default=None)
-        apart = span and begin and not span[0] - APART_S <= begin <= span[1] + APART_S
+        turns = [
+            (begin, begin + wall)
+            for choice in question.choices
+            for begin, wall in zip(choice.begin_s or (), choice.wall_s)
+        ]
+        begin = min((begin for begin, _ in turns), default=None)
+        end = max((end for _, end in turns), default=None)
+        apart = span and turns and (end < span[0] - APART_S or begin > span[1] + APART_S)
         if apart or compiled(question) or compiled(other):
             left_out += 1
             continue
@@ -209,9 +217,9 @@ def bandwidths(method, base):
 def products(method, base):
     """A line where the two runs chose another form of products (target/products.py)."""
     sides = [((side.meta or {}).get("environment") or {}) for side in (method, base)]
-    chosen = [side.get("turned_rows") for side in sides]
-    if chosen[0] != chosen[1] and None not in chosen:
-        yield f"products turned up to {chosen[0]} rows, the baseline's up to {chosen[1]}"
+    chosen = [side["turned_rows"] or "none" for side in sides if "turned_rows" in side]
+    if len(set(chosen)) > 1:
+        yield f"products of rows {chosen[0]} turned, the baseline's {chosen[1]}"
 
 
 def widen(entry, drift):
@@ -228,13 +236,19 @@ def widen(entry, drift):
         entry[name] = value * math.exp(sign * (drift["shift"] + math.hypot(half, drift["noise"])))
 
 
+def suspected(drift):
+    """Whether nobody knows that the machine stood still, and something says that it did not."""
+    return drift["state"] == "unknown" and bool(drift["named"])
+
+
 def settle(profile, drift):
     """Take back that a method pays, or does not, where the drift could turn it round."""
     if profile["pays"] is None or not profile["break_even"] or not profile["accepted"]:
         return
     margin = abs(math.log(profile["accepted"] / profile["break_even"]))
     width = (drift["shift"] or 0) + (drift["noise"] or 0)
-    if drift["marked"] or (drift["state"] == "measured" and margin <= width):
+    unsure = suspected(drift) or (drift["state"] == "measured" and margin <= width)
+    if drift["marked"] or unsure:
         profile["pays"] = None
 
 

@@ -121,7 +121,7 @@ def rung_row(rung, names):
         speedup=rung["speedup"],
         **bound_of(rung["roofline"]),
         verdict="baseline",
-        notes=(*notes_of(rung),),
+        notes=(*notes_of(rung), *named_of(rung["drift"])),
         drift=rung["drift"],
         baseline=True,
     )
@@ -141,8 +141,15 @@ def method_row(result, verdicts, names, against_best):
         drift=result["drift"],
         best=against_best,
         lossy=side["lossy"],
-        notes=(*notes_of(side),),
+        notes=(*notes_of(side), *named_of(result["drift"])),
     )
+
+
+def not_compared_rows(speed, names):
+    """Methods that speed.py refused to compare, with the reason below the table."""
+    for lost in speed.get("not_compared", ()):
+        name = names.by_file.get(Path(lost["file"]).resolve(), Path(lost["file"]).stem)
+        yield Row(name, verdict="not compared", notes=(lost["reason"],))
 
 
 def bound_of(roofline):
@@ -157,6 +164,11 @@ def notes_of(side):
         yield f"compiling stands inside the times of {turns} turn{'s' * (turns > 1)}"
     if ran not in (None, side["runtime"]):
         yield f"runtime {side['runtime']} could not be had, it ran {ran}"
+
+
+def named_of(drift):
+    """What differs between the two runs of a comparison; a price below 1 has a mark of its own."""
+    return [line for line in (drift or {}).get("named", ()) if not line.startswith("price")]
 
 
 def with_failed(verdict, failed):

@@ -75,6 +75,16 @@ def temperature(text: str) -> float:
     return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
 
 
+def row_range(text: str) -> tuple[int, int] | None:
+    """Argument type: auto (None), none, or a range of row counts."""
+    from model.common.target.products import read_rows
+
+    try:
+        return None if text == "auto" else read_rows(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: auto, none or a range as 1-64") from None
+
+
 def json_object(text: str) -> dict:
     """Argument type: names and values as JSON."""
     try:
@@ -185,6 +195,13 @@ def _add_model(group):
         help="how a step's forward is run; compile: layer by layer; cudagraph: recorded on a GPU",
     )
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
+    group.add_argument(
+        "--turned-rows",
+        type=row_range,
+        metavar="auto|none|N-M",
+        help="on a CPU in float32: products of so many rows are turned, see target/products.py"
+        " (default: what is timed to be faster, when the target is loaded)",
+    )
     group.add_argument(
         "--num-gpus-per-model", type=at_least(1), default=1, help="GPUs one target is spread over"
     )

@@ -81,7 +81,23 @@ class Bench:
             self._load(build, engine)
         self.runs = [open_answers(method, args, self.questions, path) for path in paths]
         if not args.overwrite:
+            self._keep_products()
             self._load(build, engine)
+
+    def _keep_products(self) -> None:
+        """A resumed run goes on with the form of products that its answers are of."""
+        from model.common.target.products import read_rows, rows_text
+
+        for file in (file for opened in self.runs for file in opened if file.records):
+            recorded, asked = file.meta["environment"].get("turned_rows"), self.args.turned_rows
+            if recorded is None:
+                continue
+            if asked is not None and rows_text(asked) != recorded:
+                raise BadInput(
+                    f"{file.path}: answers with --turned-rows {recorded}, not {rows_text(asked)}; "
+                    "--overwrite replaces them"
+                )
+            self.args.turned_rows = read_rows(recorded)
 
     def _load(self, build, engine) -> None:
         from model.common.contract.sequence import EmptyDrafter
@@ -90,8 +106,11 @@ class Bench:
         from model.common.records.meta import is_lossy
         from model.common.target.loading import load_plain, load_target
         from model.common.target.offload import wanted_offload
+        from model.common.target.products import Chosen
 
         args = self.args
+        if args.turned_rows is not None:
+            Chosen.turned_rows = args.turned_rows
         self.prompter = Prompter.of(load_tokenizer(args.model_path), args.template, vars(args))
         self.engine = engine(args) if engine else None
         if self.engine is not None and args.scale_to is None:

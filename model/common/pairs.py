@@ -35,14 +35,15 @@ def plan(questions: list[dict], every: int, slots: int) -> list[tuple[int, list[
 
     Questions 1 .. 5, every second one, B = 1 (m method, b baseline): m1 b1 m2 b3 m3 m4 m5 b5. With
     N = 1 a pair has B questions. With larger N and B > 1 pairs in the middle would empty the slots,
-    and the throughput would not be that of a run without: B questions are decoded ahead of the
-    method's, and B behind them if the pairs are no more than one question in N.
+    and the throughput would not be that of a run without: some are decoded ahead of the method's
+    and as many behind, B each if that is no more than one question in N, else B / 2.
     """
     if not every or not questions:
         return [(METHOD, questions)] if questions else []
     if every > 1 and slots > 1:
-        behind = questions[-slots:] if len(questions) >= 2 * slots * every else []
-        ends = (BASELINE, questions[:slots]), (METHOD, questions), (BASELINE, behind)
+        size = slots if len(questions) >= 2 * slots * every else max(slots // 2, 1)
+        behind = questions[size:][-size:]
+        ends = (BASELINE, questions[:size]), (METHOD, questions), (BASELINE, behind)
         return [(side, group) for side, group in ends if group]
     work, size = [], every * slots
     for begin in range(0, len(questions), size):

@@ -19,6 +19,8 @@ def check(args) -> None:
     """Refuse what generate() cannot do the same way."""
     if args.batch_size != 1:
         raise BadInput("--engine hf decodes one sequence at a time; --batch-size must be 1")
+    if args.turned_rows is not None:
+        raise BadInput("--engine hf runs transformers as it is; it has no --turned-rows")
     if args.runtime != "eager":
         raise BadInput("--engine hf runs transformers as it is; --runtime must be eager")
     if args.paired:

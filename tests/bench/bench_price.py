@@ -18,7 +18,7 @@ PREFIX = 200  # tokens behind which the rows are read
 
 
 def load(args, turned_rows):
-    """A target whose products are turned up to so many rows; None: as the loader chooses."""
+    """A target whose products are turned for a range of rows; None: as the loader chooses."""
     from model.common.target.loading import load_target
     from model.common.target.products import Chosen
 
@@ -34,7 +34,7 @@ def main(argv=None):
     from model.common.errors import ends_in_one_line
     from model.common.fitting.price import price_of_rows
     from model.common.records.bandwidth import measure
-    from model.common.target.products import Chosen
+    from model.common.target.products import NEVER, Chosen, rows_text
 
     parser = parts.make_parser(
         __doc__, model_path=parts.TARGET, dtype="float32", runtime="eager", num_threads=None,
@@ -46,8 +46,8 @@ def main(argv=None):
         if args.num_threads:
             torch.set_num_threads(args.num_threads)
         targets = {"chosen": load(args, None)}
-        turned_rows = Chosen.turned_rows
-        targets["plain"] = load(args, 0)
+        turned_rows = rows_text(Chosen.turned_rows)
+        targets["plain"] = load(args, NEVER)
         measured = measure(targets["chosen"], streamed=False)
         prompt = [token % targets["plain"].vocab_size for token in range(7, 7 + PREFIX)]
         times = {name: [] for name in targets}
@@ -61,7 +61,7 @@ def main(argv=None):
     print(f"{args.model_path}, {args.runtime}, {args.dtype}, {torch.get_num_threads()} threads")
     if bound:
         print(f"{num_bytes / 1e9:.2f} GB a step at {read:.1f} GB/s: {bound:.1f} ms")
-    print(f"turned up to {turned_rows} rows\n{HEAD}")
+    print(f"turned: products of {turned_rows} rows\n{HEAD}")
     for row in rows:
         share = "-" if row["of_bound"] is None else f"{row['of_bound']:.2f}"
         print(

@@ -300,7 +300,7 @@ def test_slots_are_timed_by_their_median_step(tmp_path):
 def test_prices_and_bandwidths_are_named(tmp_path):
     """m reads faster than the baseline: its verify times are halved. Other products, too."""
     files = Files(tmp_path, steady(1))
-    for path, read, rows in ((files.method, 49.0, 64), (files.base, 12.0, 4)):
+    for path, read, rows in ((files.method, 49.0, "1-64"), (files.base, 12.0, None)):
         beside = path.with_suffix(".meta.json")
         content = json.loads(beside.read_text())
         content["environment"]["bandwidth"] = {"unit": "GB/s", "read": read, "read_weights": 60.0}
@@ -311,7 +311,7 @@ def test_prices_and_bandwidths_are_named(tmp_path):
     assert result["drift"]["named"] == [
         "price of verification 0.50, below 1",
         "read bandwidth 49.0 GB/s, baseline's 12.0",
-        "products turned up to 64 rows, the baseline's up to 4",
+        "products of rows 1-64 turned, the baseline's none",
     ]
     done = speed("--file-path", files.method, "--base-path", files.base)
     assert "drift: m: price of verification 0.50, below 1; read bandwidth 49.0" in done.stdout
@@ -324,6 +324,8 @@ def test_what_pays_is_said_where_the_drift_cannot_turn_it(tmp_path):
     """The method takes half the time for the same tokens: a decode speedup of 2."""
     for factor, pays in ((1, True), (1.05, True), (1.5, None)):
         assert Files(tmp_path / str(factor), steady(factor)).result()["profile"]["pays"] is pays
+    blind = Files(tmp_path / "blind", None).result()  # half the price of one row, and no pairs
+    assert blind["drift"]["state"] == "unknown" and blind["profile"]["pays"] is None
     noisy = {i: math.exp((-1) ** i * 0.8) for i in (1, 2, 3, 4)}
     assert Files(tmp_path / "noisy", noisy).result()["profile"]["pays"] is None
 

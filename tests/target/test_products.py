@@ -5,12 +5,23 @@ import copy
 import pytest
 import torch
 from conftest import make_model
-from harness_runs import answer, read_meta
+from harness_runs import answer, read, read_meta
+from harness_runs import run as run_script
 from torch import nn
 
 from model.common.target import products
 from model.common.target.model import Target
-from model.common.target.products import ROWS, Chosen, Product, choose_products, most_turned, turned
+from model.common.target.products import (
+    LEAST_GAIN,
+    NEVER,
+    ROWS,
+    Chosen,
+    Product,
+    choose_products,
+    range_turned,
+    rows_text,
+    turned,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,11 +42,11 @@ def test_both_forms_agree(shape, bias):
 def test_gradients_agree():
     """A head that is trained behind them learns the same."""
     grads = []
-    for most in (0, 8):
+    for form in (products.NEVER, (1, 8)):
         torch.manual_seed(0)
         linear = nn.Linear(4, 3)
         rows = torch.randn(5, 4, requires_grad=True)
-        linear.__class__, linear.turned_rows = Product, most
+        linear.__class__, linear.turned_rows = Product, form
         linear(rows).square().sum().backward()
         grads.append((rows.grad, linear.weight.grad, linear.bias.grad))
     for one, other in zip(*grads):
@@ -43,12 +54,13 @@ def test_gradients_agree():
 
 
 def test_only_few_rows_are_turned(monkeypatch):
-    """Up to the limit, counted over all slots."""
+    """Those in the range, counted over all slots."""
     calls = []
     monkeypatch.setattr(products, "turned", lambda rows, *rest: calls.append(len(rows)))
     linear = nn.Linear(4, 3)
-    linear.__class__, linear.turned_rows = Product, 4
-    linear(torch.ones(2, 2, 4)), linear(torch.ones(5, 4)), linear(torch.ones(1, 5, 4))
+    linear.__class__, linear.turned_rows = Product, (2, 4)
+    for shape in ((2, 2), (5,), (1, 5), (1, 1), (0,)):
+        linear(torch.ones(*shape, 4))
     assert calls == [2]
 
 
@@ -76,13 +88,13 @@ def test_the_first_model_decides_for_all(monkeypatch):
 
     def times(weights):
         timed.append(weights)
-        return [2.0] * len(ROWS), [1.0] * 3 + [4.0] * (len(ROWS) - 3)
+        return [2.0] * len(ROWS), [1.0] * 3 + [4.0] * (len(ROWS) - 3)  # turned pays up to 4 rows
 
     monkeypatch.setattr(products, "_times", times)
     target = Target(make_model("llama"))
     head = nn.Linear(8, 8)
     choose_products(head, CPU)
-    assert head.turned_rows == target.model.lm_head.turned_rows == ROWS[2] == 4
+    assert head.turned_rows == target.model.lm_head.turned_rows == (1, 4)
     assert len(timed) == 1 and any(weight is target.model.lm_head.weight for weight in timed[0])
 
 
@@ -95,22 +107,50 @@ def test_they_are_really_timed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "plain, turned_s, most",
+    "plain, turned_s, chosen",
     [
-        ([2] * 7, [1] * 7, 64),
-        ([1] * 7, [2] * 7, 0),
-        ([2] * 7, [1, 1, 1, 3, 3, 3, 3], 4),
-        ([1, 3, 3, 1, 1, 1, 1], [1.1, 1, 1, 2, 2, 2, 2], 4),  # slower for one row, it pays for more
-        ([1.01] * 7, [1] * 7, 0),  # within what a clock sees
+        ([2] * 7, [1] * 7, (1, 64)),
+        ([1] * 7, [2] * 7, NEVER),
+        ([2] * 7, [1, 1, 1, 3, 3, 3, 3], (1, 4)),
+        ([1] * 7, [3, 0.5, 0.5, 0.5, 0.5, 0.5, 1], (2, 32)),
+        ([36, 127, 166, 166, 168, 255, 373], [90, 90, 92, 95, 150, 240, 373], (2, 32)),
+        ([2] * 7, [1] + [3] * 6, (1, 1)),
+        ([1.01] * 7, [1] * 7, NEVER),  # within what a clock sees
     ],
 )
-def test_the_limit_is_where_turning_stops_to_pay(plain, turned_s, most):
-    """In units of the faster form, so that a step of one row counts like one of 64."""
-    assert most_turned(plain, turned_s) == most
+def test_turned_where_it_pays_and_never_at_the_cost_of_one_row(plain, turned_s, chosen):
+    """One row is the baseline's whole step: what more rows gain does not speak for it."""
+    assert range_turned(plain, turned_s) == chosen
+    fewest, most = chosen
+    one_row = turned_s[0] if fewest <= 1 <= most else plain[0]
+    assert one_row <= min(plain[0], turned_s[0]) / LEAST_GAIN
+
+
+@pytest.mark.parametrize("text", ["1", "0-4", "5-4", "all", "-", "1-2-3"])
+def test_broken_ranges_are_bad_input(text, capsys):
+    """In one line that names the flag."""
+    assert run_script("vanilla", "--model-path", "x", "--turned-rows", text) == 2
+    assert "--turned-rows" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_products(model_dir, question_file, tmp_path, capsys):
+    """Also where this process would choose others; another form is refused by name."""
+    out = tmp_path / "a.jsonl"
+    first = ["--limit-per-category", "1", "--question-end", "2"]
+    answer("vanilla", model_dir, question_file, out, *first, "--turned-rows", "2-8")
+    Chosen.turned_rows = NEVER
+    answer("vanilla", model_dir, question_file, out)
+    assert read_meta(out)["environment"]["turned_rows"] == "2-8" and len(read(out)) == 6
+    assert Chosen.turned_rows == (2, 8)
+    answer("vanilla", model_dir, question_file, out)  # nothing is left: the meta is written anew
+    assert read_meta(out)["environment"]["turned_rows"] == "2-8"
+    capsys.readouterr()
+    answer("vanilla", model_dir, question_file, out, "--turned-rows", "none", code=2)
+    assert "--turned-rows 2-8" in capsys.readouterr().err
 
 
 def test_a_run_says_how_its_products_were_computed(model_dir, question_file, tmp_path):
     """In its meta, beside the machine's bandwidth."""
     out = tmp_path / "a.jsonl"
     answer("vanilla", model_dir, question_file, out, "--limit-per-category", "1")
-    assert read_meta(out)["environment"]["turned_rows"] == Chosen.turned_rows
+    assert read_meta(out)["environment"]["turned_rows"] == rows_text(Chosen.turned_rows)

@@ -7,7 +7,7 @@ Measured once a run, outside every timed region, and written into the meta file:
         copy            one half of it onto the other; bytes read plus bytes written
         read_weights    a buffer of as many bytes as a step reads of the weights, at most the large
                         one: weights that fit into a cache are bounded by that cache's bandwidth
-    environment.turned_rows  of target/products.py; None where nothing was to be chosen
+    environment.turned_rows  "1-64", "none": of target/products.py; null where none was to be chosen
     step_reads
         weight_bytes    {dtype: bytes} as loaded: the decoder's layers and norms, and the whole LM
                         head, tied or not; of embedding tables only embedding_row_bytes per token
@@ -29,7 +29,7 @@ from torch import nn
 
 from model.common.errors import BadInput, one_line
 from model.common.loop.clock import Clock, now
-from model.common.target.products import Chosen
+from model.common.target.products import form_of
 
 MIB = 1 << 20
 SMALLEST, LARGEST = 128 * MIB, 1024 * MIB  # of the buffer that leaves the caches
@@ -39,11 +39,11 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 
 
 def measure(target, streamed: bool) -> dict:
-    """{"bandwidth", "step_reads"} of a loaded target; streamed: its layers are offloaded.
+    """{"bandwidth", "step_reads", "turned_rows"} of a loaded target; streamed: it is offloaded.
 
     A failure, for want of memory say, is one line and leaves the figure out: it ends no run.
     """
-    measured = {"bandwidth": None, "step_reads": None}
+    measured = {"bandwidth": None, "step_reads": None, "turned_rows": form_of(target.model)}
     try:
         reads = measured["step_reads"] = step_reads(target, streamed)
         num_bytes = sum(reads.get("weight_bytes", {}).values())
@@ -59,7 +59,7 @@ def note(files, measured: dict) -> None:
     """Write what measure() found, and how products are computed, into the metas of answer files."""
     for file in files:
         environment = file.meta["environment"] | {"bandwidth": measured["bandwidth"]}
-        environment["turned_rows"] = Chosen.turned_rows
+        environment["turned_rows"] = measured["turned_rows"]
         file.note({"environment": environment, "step_reads": measured["step_reads"]})
 
 

@@ -40,7 +40,15 @@ NEUTRAL = {
     "ignore_eos": False,
     "trust_remote_code": False,
 }
-NOT_METHOD = ("model_path", "model_id", "device", "num_threads", "num_gpus_total", "question_file")
+NOT_METHOD = (
+    "model_path",
+    "model_id",
+    "device",
+    "num_threads",
+    "turned_rows",
+    "num_gpus_total",
+    "question_file",
+)
 NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired")
 
 

@@ -172,9 +172,10 @@ class AnswerFile:
         for name in MEASURED:
             if name in old:
                 self.meta.setdefault(name, old[name])
-        bandwidth = old.get("environment", {}).get("bandwidth")
-        if bandwidth is not None:
-            self.meta["environment"].setdefault("bandwidth", bandwidth)
+        for name in ("bandwidth", "turned_rows"):
+            value = old.get("environment", {}).get(name)
+            if value is not None:
+                self.meta["environment"].setdefault(name, value)
 
     def _check_resumable(self) -> None:
         """A warm method's state is gone with its process, so its run cannot go on."""

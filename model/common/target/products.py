@@ -4,8 +4,9 @@ A step reads few rows, so that its time is that of reading the weights. BLAS lib
 path for each form, and for few rows one of them may run at a fraction of the memory's speed: MKL on
 an AVX2 machine took 53 ms for two rows of a 135 M model in the first form and 19 ms in the second,
 44 and 19 ms for one row, which goes turned as two. So a model's own products are timed in both
-forms when it is loaded, and `turned_rows` says up to how many rows they are turned. Both forms
-round differently (3e-5 of a product's size in float32), as products of one row and of several do.
+forms when it is loaded, one row (all that a baseline reads) by itself, and a range of row counts
+says where they are turned. Both forms round differently (3e-5 of a product's size in float32), as
+products of one row and of several do.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)  # that are timed
 SAMPLE_BYTES = 256 << 20  # of weights: beyond a processor's caches, where a model is
 LONGEST_S = 2.0  # of timing
 REPETITIONS = 5
+LEAST_GAIN = 0.97  # of the plain form's time: what turns products takes less
+NEVER = (1, 0)  # a range of row counts that is empty
 
 
 class Product(nn.Linear):
-    """A Linear that is turned for inputs of up to `turned_rows` rows.
+    """A Linear that is turned for inputs whose number of rows is in a range (fewest, most).
 
     An existing Linear becomes one by its class alone, so that tied weights stay tied.
     """
 
-    turned_rows = 0
+    turned_rows = NEVER
 
     def forward(self, input: Tensor) -> Tensor:
-        num_rows = input.numel() // self.in_features
-        if num_rows > self.turned_rows or num_rows == 0:
-            return super().forward(input)
-        return turned(input, self.weight, self.bias)
+        fewest, most = self.turned_rows
+        if fewest <= input.numel() // self.in_features <= most:
+            return turned(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 def turned(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,7 +53,32 @@ def turned(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Chosen:
     """What this process has found; the first model that is loaded, the target, decides for all."""
 
-    turned_rows: int | None = None
+    turned_rows: tuple[int, int] | None = None
+
+
+def rows_text(turned_rows: tuple[int, int] | None) -> str | None:
+    """How a range is recorded, and read by read_rows().
+
+    >>> rows_text((1, 64)), rows_text(NEVER), rows_text(None)
+    ('1-64', 'none', None)
+    """
+    if turned_rows is None:
+        return None
+    return "none" if turned_rows[0] > turned_rows[1] else f"{turned_rows[0]}-{turned_rows[1]}"
+
+
+def read_rows(text: str) -> tuple[int, int]:
+    """The range of a text. Raises ValueError.
+
+    >>> read_rows("2-8"), read_rows("none")
+    ((2, 8), (1, 0))
+    """
+    if text == "none":
+        return NEVER
+    fewest, most = (int(part) for part in text.split("-"))
+    if not 1 <= fewest <= most:
+        raise ValueError(text)
+    return fewest, most
 
 
 def choose_products(module: nn.Module, device: torch.device) -> None:
@@ -62,10 +90,16 @@ def choose_products(module: nn.Module, device: torch.device) -> None:
     linears = [part for part in module.modules() if device.type == "cpu" and _is_plain(part)]
     if linears and Chosen.turned_rows is None:
         with torch.inference_mode():
-            Chosen.turned_rows = most_turned(*_times(_sample(linears)))
+            Chosen.turned_rows = range_turned(*_times(_sample(linears)))
     for linear in linears:
         linear.__class__ = Product
         linear.turned_rows = Chosen.turned_rows
+
+
+def form_of(module: nn.Module) -> str | None:
+    """rows_text() of a module's Products, None where it has none."""
+    products = (part for part in module.modules() if isinstance(part, Product))
+    return next((rows_text(part.turned_rows) for part in products), None)
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -100,16 +134,19 @@ def _times(weights: list[Tensor]) -> tuple[list[float], list[float]]:
     return tuple([best[form, num] for num in ROWS] for form in forms)
 
 
-def most_turned(plain: list[float], turned: list[float]) -> int:
-    """Up to how many rows products should be turned, of the times of both forms for each of ROWS.
+def range_turned(plain: list[float], turned: list[float]) -> tuple[int, int]:
+    """The row counts (fewest, most) that should be turned, of both forms' times for each of ROWS.
 
-    The least sum of times, each in units of the faster form's; 0 where it gains less than 3 %.
+    One row is decided by its own times, since it is all that a baseline reads. Of more rows: two up
+    to the count with the least sum of times, each in units of the faster form's.
     """
-    unit = [min(pair) for pair in zip(plain, turned)]
-    costs = {0: sum(time / least for time, least in zip(plain, unit))}
-    for i, num in enumerate(ROWS):
-        costs[num] = sum(
-            time / least for time, least in zip(turned[: i + 1] + plain[i + 1 :], unit)
-        )
-    best = min(costs, key=costs.get)
-    return best if costs[best] < 0.97 * costs[0] else 0
+    one = turned[0] < LEAST_GAIN * plain[0]
+    more = list(zip(ROWS, plain, turned))[1:]
+    costs = {
+        most: sum((b if num <= most else a) / min(a, b) for num, a, b in more)
+        for most in (1, *ROWS[1:])
+    }
+    most = min(costs, key=costs.get)
+    if costs[most] >= LEAST_GAIN * costs[1]:
+        most = 1
+    return (1 if one else 2, most) if one or most > 1 else NEVER

@@ -53,6 +53,8 @@ def run(args) -> None:
     for name in UNCARRIED:
         if getattr(args, name):
             raise BadInput(f"--{name.replace('_', '-')}: the trainers have no such flag")
+    if args.paired or args.num_gpus_total > args.num_gpus_per_model:
+        raise BadInput("--paired and several models on several GPUs are not for making answers")
     output, only_write = Path(args.output), args.only_write
     del args.output, args.only_write  # what an answer file is of depends on neither
     args.answer_file = args.answer_file or str(beside(output, "-answers"))
