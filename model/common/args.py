@@ -154,7 +154,9 @@ def make_parser(method: str, doc: str, add_args) -> Parser:
     )
     group = parser.add_argument_group(f"{method}'s own")
     add_args(group)
-    _add_model(parser.add_argument_group("model and device"))
+    model = parser.add_argument_group("model and device")
+    _add_model(model)
+    _add_device(model)
     _add_questions(parser.add_argument_group("questions and answers"))
     _add_decoding(parser.add_argument_group("decoding"))
     _add_ends(parser.add_argument_group("where an answer ends"))
@@ -181,6 +183,14 @@ def _add_model(group):
         metavar="SHAPE",
         help=f"run the target's twin: the same function at the size and cost of {KNOWN}",
     )
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint (its auto_map) on this machine, as you",
+    )
+
+
+def _add_device(group):
     group.add_argument(
         "--dtype",
         choices=(*DTYPES, "float64"),
@@ -210,11 +220,6 @@ def _add_model(group):
         type=at_least(1),
         default=1,
         help="GPUs in all; more than one model's: Ray",
-    )
-    group.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that comes with the checkpoint (its auto_map) on this machine, as you",
     )
 
 
@@ -336,16 +341,6 @@ def add_offload(parser) -> None:
     parser.add_argument("--offload-folder", help="of --offload disk: files of the layers, removed")
     parser.add_argument(
         "--offload-buffers", type=at_least(1), default=2, help="layers on the device at a time"
-    )
-
-
-def add_draft_scale(parser, usual: str = "7b beside 70b, else 68m") -> None:
-    """--draft-scale-to, for methods with a draft model; `usual` as in shapes.draft_shape()."""
-    parser.add_argument(
-        "--draft-scale-to",
-        type=shape_name,
-        metavar="SHAPE",
-        help=f"beside --scale-to: of the draft model's twin (default: {usual})",
     )
 
 

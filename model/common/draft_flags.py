@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from model.common.args import at_least
+from model.common.args import at_least, shape_name
 from model.common.errors import BadInput
 
 AUTO = "auto"
@@ -63,4 +63,14 @@ def add_draft_vocab(parser) -> None:
         metavar="FILE",
         help="how often each id stands in answers, as model.common.training.token_counts writes it "
         "(default: token_counts.safetensors beside the head)",
+    )
+
+
+def add_draft_scale(parser, usual: str = "7b beside 70b, else 68m") -> None:
+    """--draft-scale-to, for methods with a draft model; `usual` as in shapes.draft_shape()."""
+    parser.add_argument(
+        "--draft-scale-to",
+        type=shape_name,
+        metavar="SHAPE",
+        help=f"beside --scale-to: of the draft model's twin (default: {usual})",
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from model.common.args import add_draft_scale, add_weights, at_least, mini_weights
+from model.common.args import add_weights, at_least, mini_weights
+from model.common.draft_flags import add_draft_scale
 from model.common.errors import BadInput
 
 EXITS_FIELD, THRESHOLDS_FIELD = "sd2_exits", "sd2_thresholds"  # of a draft's config.json

@@ -5,7 +5,8 @@ Run:    python -m model.specdecpp.inference_specdecpp --model-path meta-llama/Ll
         --drafter-path meta-llama/Llama-2-7b-chat-hf --head-path hacky/acchead-llama2-chat-7bx70b
 """
 
-from model.common.args import add_draft_scale, add_weights, at_least, between, mini_weights
+from model.common.args import add_weights, at_least, between, mini_weights
+from model.common.draft_flags import add_draft_scale
 from model.common.eval import main
 
 TARGET = "llama-2-70b-chat-hf"  # of the published head

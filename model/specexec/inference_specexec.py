@@ -5,7 +5,8 @@ Run:    python -m model.specexec.inference_specexec --model-path meta-llama/Llam
         --drafter-path meta-llama/Llama-2-7b-chat-hf --max-budget 1024 --offload ram
 """
 
-from model.common.args import add_draft_scale, add_offload
+from model.common.args import add_offload
+from model.common.draft_flags import add_draft_scale
 from model.common.eval import main
 from model.specexec.flags import add_tree_flags, load_draft, make_drafter
 

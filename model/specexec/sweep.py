@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 from model.common import args as arguments
-from model.common.args import add_draft_scale, add_offload
+from model.common.args import add_offload
+from model.common.draft_flags import add_draft_scale
 from model.common.errors import BadInput, ends_in_one_line
 from model.common.grid import Grid, check, table, totals
 from model.specexec.flags import add_tree_flags, load_draft, make_drafter

@@ -5,7 +5,8 @@ Run:    python -m model.sps.inference_sps --model-path lmsys/vicuna-7b-v1.3 --dr
         double7/vicuna-68m
 """
 
-from model.common.args import add_draft_scale, add_weights, at_least, between, mini_weights
+from model.common.args import add_weights, at_least, between, mini_weights
+from model.common.draft_flags import add_draft_scale
 from model.common.eval import main
 
 DRAFTS = {"mini": mini_weights("sps"), "vicuna-7b-v1.3": "double7/vicuna-68m"}

@@ -128,7 +128,9 @@ def test_profile_by_hand(tmp_path):
     assert (found["verify_ms"], found["base_verify_ms"]) == pytest.approx((150, 300))
     assert found["price"] == pytest.approx(0.5)
     assert found["break_even"] == pytest.approx(1.25 / 4 / 0.5)
-    assert found["accepted"] == pytest.approx(6 / 4) and found["pays"] is True
+    assert (
+        found["accepted"] == pytest.approx(6 / 4) and found["pays"] is None
+    )  # at half the price of one row
     speedup = found["accepted"] / found["break_even"]
     assert speedup == pytest.approx(identity["speedup_total_ratio"])  # what break-even means
     slow = [line(1, "translation", [([2, 1, 1], [1.0] * 3)]), line(2, "qa", [([2], [1.0])])]
@@ -137,7 +139,7 @@ def test_profile_by_hand(tmp_path):
     done = run_tool(SPEED, "--file-path", method, slow, "--base-path", base, "--profile")
     rows = [text.split() for text in done.stdout.splitlines() if text.startswith(("m ", "s "))]
     shares = ["10.0", "%", "60.0", "%", "10.0", "%", "20.0", "%"]
-    assert ["m", *shares, "6", "150.000", "0.50", "0.62", "1.50", "yes", "-"] in rows
+    assert ["m", *shares, "6", "150.000", "0.50", "0.62", "1.50", "-", "-"] in rows
     assert ["s", *shares, "6", "600.000", "2.00", "2.00", "1.50", "no", "25.0", "%"] in rows
     assert "break-even" not in run_tool(SPEED, "--file-path", slow, "--base-path", base).stdout
 

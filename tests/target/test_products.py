@@ -37,6 +37,7 @@ def test_both_forms_agree(shape, bias):
         found = turned(rows, linear.weight, linear.bias)
         assert found.shape == (*shape, 11)
         assert torch.allclose(found, linear(rows), atol=1e-12)
+        assert found.is_contiguous()
 
 
 def test_gradients_agree():

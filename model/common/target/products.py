@@ -47,7 +47,8 @@ def turned(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         flat = torch.cat([flat, flat])
     columns = flat.T
     out = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
-    return out[:, :num_rows].T.reshape(*rows.shape[:-1], len(weight))
+    out = out[:, :num_rows].T.contiguous()  # models view what a Linear gives them
+    return out.view(*rows.shape[:-1], len(weight))
 
 
 class Chosen:
