@@ -203,10 +203,14 @@ def cheap(profile):
         yield f"price of verification {price:.2f}, below 1"
 
 
+def environments(method, base):
+    """What the metas of two AnswerFiles say of their machines, {} where they say nothing."""
+    return [(side.meta or {}).get("environment") or {} for side in (method, base)]
+
+
 def bandwidths(method, base):
     """A line where the two runs measured read bandwidths that differ by more than 20 %."""
-    sides = [((side.meta or {}).get("environment") or {}) for side in (method, base)]
-    sides = [side.get("bandwidth") or {} for side in sides]
+    sides = [side.get("bandwidth") or {} for side in environments(method, base)]
     for name, what in (("read", "read bandwidth"), ("read_weights", "of the weights' bytes")):
         rates = [side.get(name) for side in sides]
         if all(isinstance(rate, int | float) and rate > 0 for rate in rates):
@@ -216,7 +220,7 @@ def bandwidths(method, base):
 
 def products(method, base):
     """A line where the two runs chose another form of products (target/products.py)."""
-    sides = [((side.meta or {}).get("environment") or {}) for side in (method, base)]
+    sides = environments(method, base)
     chosen = [side["turned_rows"] or "none" for side in sides if "turned_rows" in side]
     if len(set(chosen)) > 1:
         yield f"products of rows {chosen[0]} turned, the baseline's {chosen[1]}"
@@ -252,12 +256,17 @@ def settle(profile, drift):
         profile["pays"] = None
 
 
+def furthest(drift):
+    """`moved` of the part that moved furthest, None where it is not known."""
+    moves = (part["moved"] for part in drift["parts"])
+    return max(moves, key=lambda value: abs(math.log(value)), default=None)
+
+
 def moved_text(drift):
     """'0.71x' of the part that moved furthest, 'none' or 'unknown': a table's cell."""
     if drift["state"] != "measured" and not drift["marked"]:
         return drift["state"]
-    worst = max(drift["parts"], key=lambda one: abs(math.log(one["moved"])))
-    return f"{worst['moved']:.2f}x" + (" MOVED" if drift["marked"] else "")
+    return f"{furthest(drift):.2f}x" + (" MOVED" if drift["marked"] else "")
 
 
 def drift_lines(label, drift):

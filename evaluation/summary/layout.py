@@ -1,7 +1,6 @@
 """Rows of the compact table (rows.py) as lines of at most WIDTH columns."""
 
-from evaluation.speedup.drift import BOUND, CHEAP
-from evaluation.summary.rows import moved
+from evaluation.speedup.drift import BOUND, CHEAP, furthest
 
 WIDTH, LONGEST_NAME, NO_VALUE = 120, 22, "-"
 # fields of a side of a comparison that its rows share, as they are printed
@@ -116,7 +115,7 @@ def drift_text(drift):
     """'+1.2 %', 'moved 14 %!' beyond the bound of a row that counts, 'unknown', or '-'."""
     if drift is None or drift["state"] == "none":
         return NO_VALUE
-    percent = 100 * ((moved(drift) or 1) - 1)
+    percent = 100 * ((furthest(drift) or 1) - 1)
     if drift["marked"]:
         return f"moved {percent:+.0f} %!"
     return drift["state"] if drift["state"] != "measured" else f"{percent:+.1f} %"

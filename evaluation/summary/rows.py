@@ -1,9 +1,10 @@
 """Rows of the compact table, from reports of speed.py, equal.py and audit_sampling.py."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from evaluation.speedup.drift import cheap
 
 ABOVE_BOUND = "launch-bound"  # label of a baseline that takes more than twice its bound
 
@@ -141,7 +142,7 @@ def method_row(result, verdicts, names, against_best):
         drift=result["drift"],
         best=against_best,
         lossy=side["lossy"],
-        notes=(*notes_of(side), *named_of(result["drift"])),
+        notes=(*notes_of(side), *named_of(result["drift"], result["profile"])),
     )
 
 
@@ -166,9 +167,10 @@ def notes_of(side):
         yield f"runtime {side['runtime']} could not be had, it ran {ran}"
 
 
-def named_of(drift):
+def named_of(drift, profile=None):
     """What differs between the two runs of a comparison; a price below 1 has a mark of its own."""
-    return [line for line in (drift or {}).get("named", ()) if not line.startswith("price")]
+    marked = [*cheap(profile)]
+    return [line for line in (drift or {}).get("named", ()) if line not in marked]
 
 
 def with_failed(verdict, failed):
@@ -195,10 +197,3 @@ def equal_words(result):
         return result["judgement"]["verdict"]
     differing = {d["question_id"] for d in result["differences"] if d["kind"] != "error"}
     return f"{len(differing)} of {result['questions']} differ" if differing else "equal"
-
-
-def moved(drift):
-    """exp(log) of the part of a run that moved furthest, None where it is not known."""
-    if not drift["parts"]:
-        return None
-    return max((part["moved"] for part in drift["parts"]), key=lambda value: abs(math.log(value)))

@@ -145,22 +145,27 @@ def test_power():
     assert detectable(BATCH * NUM_BATCHES, V**3) < 0.06
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_the_law_is_the_targets(target, head, laws, name):
+def held_to_the_law(target, head, laws, name):
+    """(answers, how many steps committed 0, 1, ... 4 tokens): 1 = no draft token was taken, 4 = a
+    path of three to its leaf."""
     drafter = StaticEagleDrafter(head, StaticTree(PATHS, "cpu"))
     answers, lengths = sampled(target, drafter, SETTINGS[name])
     assert min(fits(answers, laws[name])) > LEVEL
     counts = torch.bincount(torch.tensor(lengths), minlength=5)
-    assert counts[1] > 1000 and counts[4] > 100  # none taken; a path of three to its leaf
+    assert counts[1] > 1000
+    return answers, counts
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_law_is_the_targets(target, head, laws, name):
+    counts = held_to_the_law(target, head, laws, name)[1]
+    assert counts[4] > 100
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_law_with_a_draft_vocabulary(target, small_head, laws, name):
-    drafter = StaticEagleDrafter(small_head, StaticTree(PATHS, "cpu"))
-    answers, lengths = sampled(target, drafter, SETTINGS[name])
-    assert min(fits(answers, laws[name])) > LEVEL
-    counts = torch.bincount(torch.tensor(lengths), minlength=5)
-    assert counts[1] > 1000 and counts[4] > 50
+    answers, counts = held_to_the_law(target, small_head, laws, name)
+    assert counts[4] > 50
     outside = torch.isin(answers, torch.tensor(DRAFTED)).logical_not().double().mean()
     assert 0.1 < outside < 0.9  # ids that only the target can say
 
