@@ -1,23 +1,6 @@
 """Answer files and what stands beside them: written crash-safe, resumable, self-explaining.
 
-A line of NAME.jsonl is one question in Spec-Bench's format with per-step facts added:
-
-    question_id, category, answer_id, model_id, tstamp
-    choices[{
-        index, turns, decoding_steps, new_tokens, wall_time, accept_lengths,       Spec-Bench's
-        output_ids, prompt_tokens, finish_reason, prefill_s, begin_s, slot, recompiled,  per turn
-        drafted, depth, step_end_s, draft_s, verify_s, commit_s}]          per turn and step
-    error   one line, where the question failed
-
-A step is one target forward after the prefill. An accept length is what a step commits, the bonus
-included and after the stop cut, so the baseline's is 1.00; the prefill's own token is in no accept
-length, hence new_tokens = 1 + sum(accept lengths of the turn), EOS included. wall_time = prefill +
-steps in seconds, the device synchronised at both ends, tokenising and detokenising outside. begin_s
-is the Unix time when the prefill began, step_end_s when every step ended, in seconds from there.
-With --batch-size B there are B slots, each of which takes the next question when its answer has
-ended: a wall_time then holds the other slots' prefills and the harness' work for them. `recompiled`
-counts the graphs that were compiled or captured within wall_time: 0 where the warm-up met every
-shape.
+schema.py says what stands in a line.
 
 The meta file's run_s is of the last process that answered, or of one worker of several: `decode`
 seconds within wall_times (of pairs too), `harness` all others between the first question and the
