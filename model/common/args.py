@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from model.common import pairs
-from model.common.errors import BadInput
-from model.common.target.twin.shapes import KNOWN, read_shape
+from model.common.argument_types import (
+    EXAMPLE_OF_JSON,
+    at_least,
+    between,
+    gpu_strategy,
+    json_object,
+    row_range,
+    shape_name,
+    shares_of,
+    some_text,
+    temperature,
+    token_ids,
+)
+from model.common.errors import BadInput, ends_in_one_line
+from model.common.load.flags import add_load, check_load
+from model.common.records.energy import add_energy
+from model.common.target.twin.shapes import KNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
 RUNTIMES = ("eager", "compile", "cudagraph")
 MINI_TARGET = ROOT / "data" / "mini_models" / "target"
-EXAMPLE_OF_JSON = '{"enable_thinking": false}'
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +40,8 @@ class Parser(argparse.ArgumentParser):
             if not name.lower().endswith(".gguf"):
                 self.error(f"--gguf-file {name}: no name of a GGUF file (.gguf)")
             found.model_path = f"{found.model_path.rstrip('/')}/{name}"
+        if "gpu_strategy" in vars(found):
+            self._settle_devices(found)
         for action in self._actions:
             known = getattr(action, "known_weights", None)
             if known is None or getattr(found, action.dest) is not None:
@@ -40,92 +55,30 @@ class Parser(argparse.ArgumentParser):
             setattr(found, action.dest, path)
         return found, rest
 
+    def _settle_devices(self, found) -> None:
+        """Let --num-gpus-per-model and --num-gpus-total be what --gpu-strategy takes."""
+        strategy, given = found.gpu_strategy, found.num_gpus_per_model
+        needed = 1 if strategy == "same" else sum(shares_of(strategy, None))
+        if needed and given not in (None, needed):
+            self.error(f"--gpu-strategy {strategy}: --num-gpus-per-model is {needed}, not {given}")
+        if strategy == "auto" and given is None:
+            from model.common.target.placement import visible_devices
+
+            if found.num_gpus_total is not None:
+                self.error("--gpu-strategy auto and --num-gpus-total need --num-gpus-per-model")
+            with ends_in_one_line(self.prog):
+                needed = len(visible_devices(found.device))
+        found.num_gpus_per_model = given or needed or 1
+        found.num_gpus_total = found.num_gpus_total or found.num_gpus_per_model
+
     def error(self, message):
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
-def _number(convert, low, high, words):
-    def parse(text):
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text}: {words}")
-        return value
-
-    return parse
-
-
-def at_least(low: int):
-    """Argument type: an integer from `low` on."""
-    return _number(int, low, 2**62, f"an integer of at least {low} is needed")
-
-
-def between(low: float, high: float):
-    """Argument type: a number in [low, high]."""
-    return _number(float, low, high, f"a number from {low:g} to {high:g} is needed")
-
-
-def temperature(text: str) -> float:
-    """Argument type: 0, or what float32 logits can be divided by."""
-    if text and not text.strip("0."):
-        return 0.0
-    return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
-
-
-def row_range(text: str) -> tuple[int, int] | None:
-    """Argument type: auto (None), none, or a range of row counts."""
-    from model.common.target.products import read_rows
-
-    try:
-        return None if text == "auto" else read_rows(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: auto, none or a range as 1-64") from None
-
-
-def json_object(text: str) -> dict:
-    """Argument type: names and values as JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text}: a JSON object is needed: {EXAMPLE_OF_JSON}")
-    return value
-
-
-def token_ids(text: str) -> list[int]:
-    """Argument type: ids separated by commas."""
-    try:
-        ids = [int(part) for part in text.split(",")]
-    except ValueError:
-        ids = [-1]
-    if min(ids) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: token ids separated by commas are needed")
-    return ids
-
-
-def some_text(text: str) -> str:
-    """Argument type: a text that is not empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text stands everywhere")
-    return text
-
-
-def shape_name(text: str) -> str:
-    """Argument type: the name or the numbers of a shape in shapes.py."""
-    try:
-        read_shape(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
 def target_name(model_path: str) -> str:
     """ "mini" for the mini target, else the last part of a path or hub id, in small letters."""
-    if Path(model_path).resolve() == MINI_TARGET:
+    if Path(model_path).resolve() == MINI_TARGET.resolve():
         return "mini"
     return Path(model_path.rstrip("/")).name.lower()
 
@@ -145,8 +98,12 @@ def mini_weights(name: str) -> str:
     return str(MINI_TARGET.with_name(name))
 
 
-def make_parser(method: str, doc: str, add_args) -> Parser:
-    """The parser of a method's script; add_args(group) adds the flags that only it has."""
+def make_parser(method: str, doc: str, add_args, here: bool = True) -> Parser:
+    """The parser of a method's script; add_args(group) adds the flags that only it has.
+
+    here: the target is decoded by this process. Of a server's there are no flags of devices, whose
+    values are their defaults.
+    """
     parser = Parser(
         prog=f"inference_{method}",
         description=doc,
@@ -156,10 +113,16 @@ def make_parser(method: str, doc: str, add_args) -> Parser:
     add_args(group)
     model = parser.add_argument_group("model and device")
     _add_model(model)
-    _add_device(model)
+    if here:
+        _add_device(model)
+    else:
+        unseen = argparse.ArgumentParser()
+        _add_device(unseen)
+        parser.set_defaults(**vars(unseen.parse_args([])))
     _add_questions(parser.add_argument_group("questions and answers"))
     _add_decoding(parser.add_argument_group("decoding"))
     _add_ends(parser.add_argument_group("where an answer ends"))
+    add_load(parser.add_argument_group("load: requests of one turn that arrive by a schedule"))
     for action in parser._actions:
         value, silent = action.default, (None, [], argparse.SUPPRESS)
         if not isinstance(value, bool) and value not in silent and "default" not in action.help:
@@ -178,10 +141,10 @@ def _add_model(group):
         "--model-id", help="name in file names and tables (default: made from the run)"
     )
     group.add_argument(
-        "--scale-to",
-        type=shape_name,
-        metavar="SHAPE",
-        help=f"run the target's twin: the same function at the size and cost of {KNOWN}",
+        "--dtype",
+        choices=(*DTYPES, "float64"),
+        default="float16",
+        help="target's precision; float64 settles ties that float32 leaves",
     )
     group.add_argument(
         "--trust-remote-code",
@@ -192,10 +155,10 @@ def _add_model(group):
 
 def _add_device(group):
     group.add_argument(
-        "--dtype",
-        choices=(*DTYPES, "float64"),
-        default="float16",
-        help="target's precision; float64 settles ties that float32 leaves",
+        "--scale-to",
+        type=shape_name,
+        metavar="SHAPE",
+        help=f"run the target's twin: the same function at the size and cost of {KNOWN}",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
@@ -205,6 +168,7 @@ def _add_device(group):
         help="how a step's forward is run; compile: layer by layer; cudagraph: recorded on a GPU",
     )
     group.add_argument("--num-threads", type=at_least(1), help="CPU threads (default: PyTorch's)")
+    add_energy(group)
     group.add_argument(
         "--turned-rows",
         type=row_range,
@@ -213,13 +177,23 @@ def _add_device(group):
         " (default: what is timed to be faster, when the target is loaded)",
     )
     group.add_argument(
-        "--num-gpus-per-model", type=at_least(1), default=1, help="GPUs one target is spread over"
+        "--gpu-strategy",
+        type=gpu_strategy,
+        metavar="STRATEGY",
+        help="where target and draft model sit: same (one device), separate (a device each),"
+        " multi-gpu-ratio:A:B (the target's layers on A devices, the draft model's on the next B),"
+        " auto (both over all by accelerate). Heads sit with the target's LM head"
+        " (default: same, of several GPUs auto)",
+    )
+    group.add_argument(
+        "--num-gpus-per-model",
+        type=at_least(1),
+        help="GPUs of one target and its drafter (default: what --gpu-strategy takes; auto: all)",
     )
     group.add_argument(
         "--num-gpus-total",
         type=at_least(1),
-        default=1,
-        help="GPUs in all; more than one model's: Ray",
+        help="GPUs in all; more than one model's: Ray (default: one model's)",
     )
 
 
@@ -351,6 +325,7 @@ def is_warm(args) -> bool:
 
 def check(args) -> None:
     """Refuse flags that exclude each other."""
+    check_load(args)
     if args.temperature == 0 and (args.top_p < 1 or args.top_k or args.min_p):
         raise BadInput("--top-p, --top-k and --min-p need --temperature above 0")
     if args.num_gpus_total % args.num_gpus_per_model:
@@ -358,12 +333,13 @@ def check(args) -> None:
             f"--num-gpus-total {args.num_gpus_total} is no multiple of "
             f"--num-gpus-per-model {args.num_gpus_per_model}"
         )
-    if args.scale_to and args.num_gpus_per_model > 1:
-        raise BadInput("--scale-to and --num-gpus-per-model above 1 exclude each other")
+    _check_spread(args)
+    if args.gpu_strategy and getattr(args, "drafter_device", None):
+        raise BadInput("--gpu-strategy and --drafter-device both say where the draft model sits")
     if getattr(args, "draft_scale_to", None) and not args.scale_to:
         raise BadInput("--draft-scale-to needs --scale-to")
-    if args.num_gpus_total > 1 and args.device == "cpu":
-        raise BadInput("--num-gpus-total above 1 and --device cpu exclude each other")
+    if args.num_gpus_total > args.num_gpus_per_model and args.device == "cpu":
+        raise BadInput("--num-gpus-total above one model's and --device cpu exclude each other")
     if is_warm(args) and args.num_gpus_total > args.num_gpus_per_model:
         raise BadInput("--state warm needs one worker; --num-gpus-total must be one model's GPUs")
     for flag, read in (("--question-file", args.question_file), ("--history", args.history)):
@@ -371,6 +347,18 @@ def check(args) -> None:
             raise BadInput(f"--answer-file {args.answer_file}: it is the {flag} of this run")
     if args.num_runs and args.answer_file:
         raise BadInput("--num-runs chooses the files; it cannot go with --answer-file")
+
+
+def _check_spread(args) -> None:
+    """Refuse what is for models on one device where one is to be spread over several."""
+    most = max(shares_of(args.gpu_strategy, args.num_gpus_per_model))
+    flags = {"--runtime cudagraph": args.runtime == "cudagraph", "--scale-to": args.scale_to}
+    flags |= {"--offload": getattr(args, "offload", None)}
+    refused = [flag for flag, given in flags.items() if given and most > 1]
+    if refused:
+        how = f"--gpu-strategy {args.gpu_strategy}"
+        how = how if args.gpu_strategy else f"--num-gpus-per-model {args.num_gpus_per_model}"
+        raise BadInput(f"{refused[0]} and {how} exclude each other: a model on {most} devices")
 
 
 def default_model_id(method: str, args) -> str:

@@ -44,8 +44,9 @@ class Progress:
         for choice in record["choices"]:
             self.tokens += sum(choice["new_tokens"])
             self.seconds += sum(choice["wall_time"])
-            self.steps += len(choice["accept_lengths"])
-            self.accepted += sum(choice["accept_lengths"])
+            lengths = choice.get("accept_lengths", [])  # a server need not say them
+            self.steps += len(lengths)
+            self.accepted += sum(lengths)
         now = self.clock()
         if self.bar is not None:
             self.bar.set_postfix_str(self._means(), refresh=False)

@@ -7,6 +7,7 @@ from collections import deque
 from model.common.errors import BadInput, one_line
 from model.common.loop.source import Request, Source
 from model.common.prompts.conversation import Conversation, render
+from model.common.records.energy.log import EnergyLog
 from model.common.records.writer import answer_record, choice_record
 
 
@@ -16,6 +17,7 @@ class QuestionQueue(Source):
     bench      the eval.Bench: target, prompter, stop rules, arguments
     record     called with every finished question's record
     spans      (begin, end) of every answered turn, seconds
+    energy     the file's EnergyLog; a record waits until its energy is known
     """
 
     def __init__(self, bench, questions: list[dict], model_id: str, record):
@@ -28,13 +30,20 @@ class QuestionQueue(Source):
         self.choices: dict = {question["question_id"]: [] for question in questions}
         self.open: dict[int, Conversation] = {}  # by slot
         self.spans: list[tuple[float, float]] = []
+        self.energy = EnergyLog(None)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether any question has no answer yet, and no error."""
+        return bool(self.waiting or self.open)
 
     def take(self, slot):
         while slot in self.open or self.waiting:
-            conversation = self.open.get(slot) or self.waiting.popleft()
+            conversation = self.open.get(slot) or self._next()
             self.open[slot] = conversation
             request = self._request(conversation)
             if request is not None:
+                self.energy.ready()
                 return request
             self._close(slot)
         return None
@@ -57,8 +66,12 @@ class QuestionQueue(Source):
         limit = bench.args.max_new_tokens
         return Request(ids, limit, seed, continues, owner=conversation)
 
+    def begun(self, request, slot, begin):
+        self.energy.begun(slot, begin)
+
     def done(self, request, turn):
         conversation = request.owner
+        conversation.shares.append(self.energy.ended(turn.slot, turn))
         self.spans.append((turn.begin_s, turn.begin_s + turn.wall_s))
         conversation.add(turn, self.bench.prompter.text(turn.output_ids, self.bench.stop))
         if len(conversation.texts) == len(conversation.turns):
@@ -66,22 +79,28 @@ class QuestionQueue(Source):
 
     def failed(self, request, slot, reason):
         request.owner.error = reason
+        self.energy.failed(slot)
         self._close(slot)
 
-    def decode_s(self) -> float:
-        """Seconds in which at least one turn was being answered."""
+    def notes(self) -> dict:
+        """What the meta is to say of a run that has ended."""
+        return {}
+
+    def seconds(self) -> dict[str, float]:
+        """decode: in which at least one turn was being answered."""
         total, until = 0.0, 0.0
         for begin, end in sorted(self.spans):
             total += max(end - max(begin, until), 0.0)
             until = max(until, end)
-        return total
+        return {"decode": total}
 
     def fail(self, reason: str) -> None:
         """The loop has broken: an error for every question in its slots, or for the next one."""
         if not self.open:
-            self.open[0] = self.waiting.popleft()
+            self.open[0] = self._next()
         for slot in list(self.open):
             self.open[slot].error = reason
+            self.energy.failed(slot)
             self._close(slot)
 
     def _close(self, slot: int) -> None:
@@ -94,9 +113,23 @@ class QuestionQueue(Source):
             return
         error = next((c.error for c in choices if c.error is not None), None)
         choices.sort(key=lambda choice: choice.index)
-        made = (
-            []
-            if error
-            else [choice_record(c.index, c.texts, c.results, c.prompt_tokens) for c in choices]
-        )
-        self.record(answer_record(question, self.model_id, made, error))
+        facts = self._facts(conversation)
+        self.energy.when_known(lambda: self._write(question, choices, error, facts))
+
+    def _write(self, question: dict, choices: list[Conversation], error, facts: dict) -> None:
+        """Make the record of an answered question, and hand it over."""
+        made = [] if error else [self._choice(choice) for choice in choices]
+        self.record(answer_record(question, self.model_id, made, error) | facts)
+
+    def _choice(self, c: Conversation) -> dict:
+        joules = [self.energy.joules(share) for share in c.shares]
+        energy_j = None if None in joules else joules
+        return choice_record(c.index, c.texts, c.results, c.prompt_tokens, energy_j)
+
+    def _next(self) -> Conversation:
+        """The one that would be taken next."""
+        return self.waiting.popleft()
+
+    def _facts(self, conversation: Conversation) -> dict:
+        """What stands in a question's record beside its answer; conversation: the last to end."""
+        return {}

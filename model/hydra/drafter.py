@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
-from model.common.heads.head import CachedHead, module_bytes, row_of, runtime_for, shared_module
+from model.common.heads.head import CachedHead, module_bytes, row_of, shared_module
 from model.common.loop.ranking import finite_rows, top_ids
 from model.common.target.products import choose_products
 from model.hydra.heads import HydraHeads
@@ -44,13 +44,12 @@ class HydraDrafter(Drafter):
     def __init__(self, heads: HydraHeads, paths, target, fits_tree: bool = False):
         self.heads, self.hidden_size = heads, target.config.hidden_size
         self.device, self.fits_tree = target.device, fits_tree
-        self.head_device = next(heads.parameters()).device  # where the target's last layer is
-        self.embed = shared_module(target.model.get_input_embeddings(), self.head_device)
-        choose_products(heads, self.head_device)
-        self.runtime = runtime_for(heads, target)
+        self.embed = shared_module(target.model.get_input_embeddings(), self.device)
+        choose_products(heads, self.device)
+        self.runtime = target.runtime
         self.prefix = None
         if heads.prefix is not None:
-            where = self.head_device, target.dtype, self.runtime
+            where = self.device, target.dtype, self.runtime
             self.prefix = CachedHead(heads.prefix, heads.config, *where)
         self._lay_out(paths)
 
@@ -74,7 +73,7 @@ class HydraDrafter(Drafter):
             ranks = tree.ranks[level].tolist()
             inner = [node - level.start for node in below]
             lists = (parents, ranks, inner, [parents[place] for place in inner])
-            tensors = (torch.tensor(places, device=self.head_device) for places in lists)
+            tensors = (torch.tensor(places, device=self.device) for places in lists)
             plan.append(Level(1 + max(ranks), *tensors))
         return plan
 
@@ -84,7 +83,7 @@ class HydraDrafter(Drafter):
     def reserve(self, num_slots, capacity, sampler):
         weight = next(self.heads.parameters())
         self.states = weight.new_zeros(num_slots, self.hidden_size)
-        self.roots = torch.zeros(num_slots, dtype=torch.long, device=self.head_device)
+        self.roots = torch.zeros(num_slots, dtype=torch.long, device=self.device)
         if self.prefix is not None:
             self.prefix.reserve(num_slots, capacity + 1 + self.max_depth)
 
@@ -92,22 +91,20 @@ class HydraDrafter(Drafter):
         if self.prefix is None:
             states = prompt.last("last")
         else:
-            count = prompt.count.to(self.head_device)
-            states = self.prefix.read_prompt(prompt.slots, (prompt.hidden["last"],), count)
+            states = self.prefix.read_prompt(prompt.slots, (prompt.hidden["last"],), prompt.count)
         self.states[prompt.slots] = states
-        self.roots[prompt.slots] = prompt.next_token.to(self.head_device)
+        self.roots[prompt.slots] = prompt.next_token
         self.longest = prompt.max_committed - 1
 
     def propose(self):
-        guesses = self.guess(self.states, self.roots)
-        tokens, sound = (part.to(self.tree.device) for part in guesses)
+        tokens, sound = self.guess(self.states, self.roots)
         return Draft(tokens, self.tree.tree, sound=sound)
 
     def observe(self, step):
         if step.max_committed == 0:
             return
         self.states = step.last("last") if self.prefix is None else self._read(step)
-        self.roots = step.next_token.to(self.head_device, copy=True)  # start() writes into it
+        self.roots = step.next_token.clone()  # start() writes into it
         self.longest = step.max_committed - 1
 
     def end(self, slots):
@@ -116,10 +113,9 @@ class HydraDrafter(Drafter):
 
     def _read(self, step) -> Tensor:
         """The prefix layer's state [B, H] of the last row committed; keeps those of all."""
-        count = step.count.to(self.head_device)
         states = self.prefix.read((step.committed("last"),), self.longest)
-        self.prefix.cache.advance(count)
-        return row_of(states, (count - 1).clamp(min=0))
+        self.prefix.cache.advance(step.count)
+        return row_of(states, (step.count - 1).clamp(min=0))
 
     def _guesses(self, states: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens of the nodes [B, n], Draft.sound [B]), from states [B, H] and roots [B]."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.contract.static_tree import StaticTree
-from model.common.heads.head import module_bytes, runtime_for
+from model.common.heads.head import module_bytes
 from model.common.loop.ranking import finite_rows, top_ids
 from model.common.target.products import choose_products
 from model.medusa.heads import MedusaHeads
@@ -28,9 +28,8 @@ class MedusaDrafter(Drafter):
         self.heads, self.fits_tree = heads, fits_tree
         self.device, self.hidden_size = target.device, target.config.hidden_size
         self.num_heads = heads.num_heads
-        self.head_device = next(heads.parameters()).device  # where the target's last layer is
-        choose_products(heads, self.head_device)
-        self.runtime = runtime_for(heads, target)
+        choose_products(heads, self.device)
+        self.runtime = target.runtime
         self._lay_out(paths)
 
     def _lay_out(self, paths) -> None:
@@ -39,7 +38,7 @@ class MedusaDrafter(Drafter):
         self.max_nodes, self.max_depth = len(self.tree), self.tree.depth
         self.num_best = 1 + max(map(max, paths))
         depths, ranks = torch.tensor(self.tree.depths), self.tree.ranks.cpu()
-        self.columns = ((depths - 1) * self.num_best + ranks).to(self.head_device)
+        self.columns = ((depths - 1) * self.num_best + ranks).to(self.device)
         self.guess = self.runtime.captured(self.runtime.compiled(self._guesses))
 
     def resize(self, num_nodes, depth, paths=None):
@@ -57,7 +56,7 @@ class MedusaDrafter(Drafter):
         self.states[prompt.slots] = prompt.last("last")
 
     def propose(self):
-        tokens, sound = (part.to(self.tree.device) for part in self.guess(self.states))
+        tokens, sound = self.guess(self.states)
         return Draft(tokens, self.tree.tree, sound=sound)
 
     def observe(self, step):

@@ -198,6 +198,7 @@ class SortedDraft(CachedModel):
                 cache_columns=columns,
                 cache_slots=slots,
             )
+        states = states.to(self.device)  # of a draft on several devices
         index = pick.unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return states, self.lm_head(self.decoder.norm(states.gather(1, index)))
 

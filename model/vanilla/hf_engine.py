@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from model.common.errors import BadInput
+from model.common.load.flags import is_load
 from model.common.loop.clock import now
 from model.common.loop.ranking import finite_rows
 from model.common.loop.source import check_prompt
@@ -23,6 +24,8 @@ def check(args) -> None:
         raise BadInput("--engine hf runs transformers as it is; it has no --turned-rows")
     if args.runtime != "eager":
         raise BadInput("--engine hf runs transformers as it is; --runtime must be eager")
+    if is_load(args):
+        raise BadInput("--engine hf answers one question after another; it serves no load")
     if args.paired:
         raise BadInput("--engine hf cannot be --paired: its pairs would be timed by another loop")
 
@@ -102,6 +105,7 @@ def run(target, source, sampler, stop: StopRules) -> None:
     if target.twin is not None:  # others are loaded as transformers loads them
         own_attention(target.model)
     while (request := source.take(0)) is not None:
+        source.begun(request, 0, now(target.device))
         try:
             turn = answer(target, request, sampler, stop)
         except BadInput as error:

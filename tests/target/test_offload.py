@@ -94,7 +94,7 @@ def test_files_are_removed(model_dir, tmp_path):
 
 def test_what_a_command_asks_for():
     def wanted(**more):
-        given = {"runtime": "eager", "num_gpus_per_model": 1, "offload_buffers": 2, **more}
+        given = {"runtime": "eager", "offload_buffers": 2, **more}
         return wanted_offload(Namespace(**given))
 
     assert wanted() is None and wanted(offload=None, offload_folder=None) is None
@@ -105,7 +105,6 @@ def test_what_a_command_asks_for():
         ({"offload": "ram", "offload_folder": "x"}, "--offload-folder"),
         ({"offload_folder": "x"}, "--offload disk"),
         ({"offload": "ram", "runtime": "compile"}, "--runtime eager"),
-        ({"offload": "ram", "num_gpus_per_model": 2}, "--num-gpus-per-model"),
     ):
         with pytest.raises(BadInput, match=words):
             wanted(**bad)

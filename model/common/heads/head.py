@@ -9,7 +9,7 @@ from model.common.errors import BadInput
 from model.common.target.attention import additive, grouped_attention, rows_mask, write
 from model.common.target.cache import CachedModel
 from model.common.target.products import choose_products
-from model.common.target.runtime import Runtime, make_runtime
+from model.common.target.runtime import Runtime
 
 LAYER_FIELDS = (  # of a head's config.json that make its Llama layer
     *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
@@ -228,12 +228,6 @@ def shared_module(module: nn.Module, device) -> nn.Module:
     if next(module.parameters()).device == torch.device(device):
         return module
     return copy.deepcopy(module).to(device)
-
-
-def runtime_for(module: nn.Module, target) -> Runtime:
-    """The target's runtime; one of the same kind where a head sits on another device."""
-    device, runtime = next(module.parameters()).device, target.runtime
-    return runtime if device == target.device else make_runtime(runtime.name, device)
 
 
 def head_fields(config) -> dict:

@@ -1,7 +1,7 @@
 """Times of a decoding loop, without adding a synchronisation to it.
 
-On a GPU a mark is a CUDA event on the stream, read when an answer has ended; on a CPU it is
-perf_counter.
+On a GPU a mark is a CUDA event on the stream, read when an answer has ended; on a CPU it is the
+host's time.
 """
 
 from __future__ import annotations
@@ -13,23 +13,43 @@ import torch
 PHASES = ("draft", "verify", "commit")
 
 
-def now(device) -> float:
-    """Seconds, with the device's queued work finished."""
+class HostTime:
+    """The host's time, of which a loop and the source of its requests share one.
+
+    unix  + now() = Unix time; fixed here, so that a system clock that is set changes no difference
+    """
+
+    def __init__(self):
+        self.unix = time.time() - self.now()
+
+    def now(self) -> float:
+        """Seconds that never go back."""
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        """Return about so many seconds later."""
+        time.sleep(seconds)
+
+
+HOST = HostTime()  # where it does not matter that a clock was set since the process began
+
+
+def now(device, host: HostTime = HOST) -> float:
+    """Seconds of a host's time, with the device's queued work finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return host.now()
 
 
 class Clock:
     """Marks the beginning of each phase of each step, and each step's end.
 
-    Steps are numbered from 0; seconds() and ends() turn marks into numbers.
+    Steps are numbered from 0; seconds() and ends() turn marks into numbers of `host`'s time.
     """
 
-    def __init__(self, device):
-        self.on_gpu = device.type == "cuda"
-        self.origin = now(device)
-        self.unix = time.time() - self.origin  # + a perf_counter() = Unix time
+    def __init__(self, device, host: HostTime = HOST):
+        self.on_gpu, self.host = device.type == "cuda", host
+        self.origin = now(device, host)
         if self.on_gpu:
             self.stream = torch.cuda.current_stream(device)
             self.event = self._stamp()
@@ -38,7 +58,7 @@ class Clock:
 
     def _stamp(self):
         if not self.on_gpu:
-            return time.perf_counter()
+            return self.host.now()
         stamp = torch.cuda.Event(enable_timing=True)
         stamp.record(self.stream)
         return stamp
@@ -63,7 +83,7 @@ class Clock:
         return times
 
     def ends(self, first: int) -> list[float]:
-        """perf_counter() at the end of every step from `first` on, likewise."""
+        """The time at the end of every step from `first` on, likewise."""
         if not self.on_gpu:
             return [end for _, end in self.steps[first:]]
         return [self.origin + self._between(self.event, end) for _, end in self.steps[first:]]

@@ -3,7 +3,7 @@
 A step: the drafter proposes, the target reads root and draft in one forward, a rule accepts, the
 cache keeps the accepted rows, one copy brings the committed ids to the host, the stop rules cut,
 the drafter observes. The loop has B slots; a waiting prompt enters a slot whose answer has ended
-while the others go on.
+while the others go on. Where no slot is running, the loop waits for the next prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.common.contract.drafter import Draft, Drafter, Step
 from model.common.loop import verify
-from model.common.loop.clock import Clock, now
+from model.common.loop.clock import Clock, HostTime, now
 from model.common.loop.penalties import PenalisedSlots
 from model.common.loop.ranking import finite_rows
 from model.common.loop.sampling import Sampler
@@ -55,14 +55,22 @@ class Loop:
     @torch.inference_mode()
     def run(self, source: Source) -> None:
         """Answer all that the source gives."""
-        while self._admit(source):
-            self._step(source)
+        self.host = source.host or HostTime()
+        while True:
+            if self._admit(source):
+                self._step(source)
+            elif not source.wait():
+                return
+
+    def _now(self) -> float:
+        """Seconds, with the device's queued work finished."""
+        return now(self.target.device, self.host)
 
     def _admit(self, source: Source) -> bool:
         """Let waiting prompts into free slots; whether any slot is running then."""
         while True:
             if not any(self.slots):
-                self.clock = Clock(self.target.device)
+                self.clock = Clock(self.target.device, self.host)
             free = [slot for slot, sequence in enumerate(self.slots) if sequence is None]
             taken = [(slot, source.take(slot)) for slot in free]
             taken = [(slot, request) for slot, request in taken if request is not None]
@@ -73,13 +81,15 @@ class Loop:
 
     def _begin(self, taken: list[tuple[int, Request]], source: Source) -> None:
         """Read the prompts, commit their first tokens, tell the drafter."""
-        target, begin = self.target, now(self.target.device)
+        target, begin = self.target, self._now()
         begun = [
             Sequence(request, slot, limit, self.stop, begin, compilations())
             for slot, request, limit in readable(target, taken, source, self.stop.decode)
         ]
         if not begun:
             return
+        for sequence in begun:
+            source.begun(sequence.request, sequence.slot, begin)
         slots = [seq.slot for seq in begun]
         self.sampler.begin(
             slots, [seq.request.seed for seq in begun], [seq.limit + 1 for seq in begun]
@@ -101,9 +111,9 @@ class Loop:
         if len(ended) < len(begun):
             self.drafter.start(prompt_step(begun, ids, root, prefilled, self._longest()))
             self.drafter.end(ended)
-        prefilled_s = now(target.device) - begin
+        prefilled_s = self._now() - begin
         for sequence in begun:
-            sequence.turn.prefill_s, sequence.turn.begin_s = prefilled_s, begin + self.clock.unix
+            sequence.turn.prefill_s, sequence.turn.begin_s = prefilled_s, begin + self.host.unix
             sequence.first_step = len(self.clock.steps)
         self._finish(ended, source)
         self._note_running()
@@ -157,7 +167,7 @@ class Loop:
         """Free the slots of answers that have ended and hand these over."""
         if not ended:
             return
-        end = now(self.target.device)
+        end = self._now()
         self.target.cache.clear(ended)
         for slot in ended:
             sequence, self.slots[slot] = self.slots[slot], None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.common.contract.drafter import Step
 from model.common.errors import BadInput
+from model.common.loop.clock import HostTime
 from model.common.loop.turns import Turn
 
 
@@ -48,11 +49,24 @@ def check_prompt(target, request: Request, decode=None) -> int:
 
 
 class Source:
-    """Where a loop's requests come from and its answers go."""
+    """Where a loop's requests come from and its answers go.
+
+    host  the time that its requests arrive in; None = the loop takes one of its own
+    """
+
+    host: HostTime | None = None
 
     def take(self, slot: int) -> Request | None:
         """The next request for a free slot; None = nothing for it now."""
         raise NotImplementedError
+
+    def wait(self) -> bool:
+        """Asked where no slot is running and nothing was taken: wait until there may be a request,
+        or say that none will come."""
+        return False
+
+    def begun(self, request: Request, slot: int, begin: float) -> None:
+        """A request's prompt is about to be read in its slot; begin: by the host's time."""
 
     def done(self, request: Request, turn: Turn) -> None:
         """An answer has ended."""

@@ -29,13 +29,14 @@ def first_prompt(prompter, question: dict) -> list[int] | None:
 class Conversation:
     """One question being answered: its turns, the answers in later prompts, the results.
 
-    index  which of the answers (--num-choices) to the question it is
+    index   which of the answers (--num-choices) to the question it is
+    shares  of each result, what records/energy/log.py keeps to know its energy by
     """
 
     def __init__(self, question: dict, history: list[str] | None, index: int = 0):
         self.question, self.history, self.index = question, history, index
         self.turns = question["turns"]
-        self.texts, self.results, self.prompt_tokens = [], [], []
+        self.texts, self.results, self.prompt_tokens, self.shares = [], [], [], []
         self.error: str | None = None
 
     @property

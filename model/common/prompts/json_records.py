@@ -11,8 +11,8 @@ from pathlib import Path
 from model.common.errors import BadInput
 
 
-def read_records(path: Path) -> Iterator[tuple[str, object]]:
-    """(file:line, record) of a JSON array, or of a file with a record a line.
+def read_records(path: Path, max_lines: int | None = None) -> Iterator[tuple[str, object]]:
+    """(file:line, record) of a JSON array, or of (the first lines of) a file with a record a line.
 
     A byte order mark is no part of the text. A broken record is its ValueError, for the caller to
     refuse or to leave out; after one in an array nothing can be read.
@@ -25,12 +25,12 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
         raise BadInput(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     content = content.removeprefix(b"\xef\xbb\xbf")
     array = content.lstrip().startswith(b"[") and not path.name.endswith((".jsonl", ".jsonl.gz"))
-    for line, record in (_array if array else _lines)(content):
+    for line, record in _array(content) if array else _lines(content, max_lines):
         yield f"{path}:{line}", record
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(content.split(b"\n"), 1):
+def _lines(content: bytes, most: int | None) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(content.split(b"\n", most or -1)[:most], 1):
         if line.strip():
             yield number, _parsed(line)
 

@@ -55,12 +55,16 @@ def measure(target, streamed: bool) -> dict:
     return measured
 
 
-def note(files, measured: dict) -> None:
-    """Write what measure() found, and how products are computed, into the metas of answer files."""
+def note(files, measured: dict, placed: dict) -> None:
+    """Write what measure() found, and how products are computed, into the metas of answer files.
+
+    placed: of devices.placement_facts(), written with them.
+    """
     for file in files:
         environment = file.meta["environment"] | {"bandwidth": measured["bandwidth"]}
         environment["turned_rows"] = measured["turned_rows"]
-        file.note({"environment": environment, "step_reads": measured["step_reads"]})
+        facts = {"step_reads": measured["step_reads"], "placement": placed}
+        file.note({"environment": environment, **facts})
 
 
 def step_reads(target, streamed: bool = False) -> dict:

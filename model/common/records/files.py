@@ -17,17 +17,29 @@ from model.common.target.loading import check_model_path
 BASELINE_SUFFIX = "-paired-baseline"
 
 
-def open_answers(method: str, args, questions: list[dict], path: Path) -> list[AnswerFile]:
-    """Create, resume or refuse the files of one run; the first is the method's.
-
-    Pairs stand beside their answers in time: those of answers that are gone are not kept.
-    """
+def run_meta(method: str, args, questions: list[dict], schedule=None) -> dict:
+    """The meta of a run's answers; schedule: as for open_answers()."""
     check_model_path(args.model_path)
     prompter = Prompter.of(load_tokenizer(args.model_path), args.template, vars(args))
     asked = fingerprints(prompter, questions)
     hashes = question_totals(asked)
     meta = make_meta(method, args, hashes, model_folder(args.model_path), prompter.name)
     meta |= {"num_questions": len(questions), "questions": asked}
+    if schedule is not None:
+        meta["shared"]["load"] = schedule.text
+        meta["load"] = schedule.meta()
+    return meta
+
+
+def open_answers(
+    method: str, args, questions: list[dict], path: Path, schedule=None
+) -> list[AnswerFile]:
+    """Create, resume or refuse the files of one run; the first is the method's.
+
+    schedule: the load.schedule.Schedule by which its questions arrive, None = it has no load.
+    Pairs stand beside their answers in time: those of answers that are gone are not kept.
+    """
+    meta = run_meta(method, args, questions, schedule)
     files = [AnswerFile(path, meta, args.overwrite)]
     where = beside(path, BASELINE_SUFFIX)
     if args.overwrite and not args.paired:

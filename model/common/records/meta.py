@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 from model.common.args import ROOT
+from model.common.argument_types import shares_of
+from model.common.load.flags import FLAGS as LOAD
 from model.common.records import writer as record
 
 # which questions are asked: two runs that differ in these alone can be one file
@@ -24,7 +26,6 @@ OWN_SHARED = (
     "dtype",
     "runtime",
     "warmup",
-    "num_gpus_per_model",
     "scale_to",
 )
 # recorded as None where they change nothing, as in files older than the flags
@@ -47,9 +48,12 @@ NOT_METHOD = (
     "num_threads",
     "turned_rows",
     "num_gpus_total",
+    "num_gpus_per_model",
+    "gpu_strategy",
     "question_file",
 )
-NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired")
+NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired", *LOAD)
+NOT_METHOD += ("energy", "energy_interval")
 
 
 def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> dict:
@@ -66,6 +70,7 @@ def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> d
     values = vars(args)
     shared = {name: values[name] for name in OWN_SHARED}
     shared |= {name: None if values[name] == n else values[name] for name, n in NEUTRAL.items()}
+    shared |= _spread(args)
     shared |= {
         "target": Path(args.model_path.rstrip("/")).name,
         "weights_sha256": record.sha256_weights(folder),
@@ -94,6 +99,16 @@ def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> d
     }
 
 
+def _spread(args) -> dict:
+    """Over how many devices the target is spread, and by whose map."""
+    num, _ = shares_of(args.gpu_strategy, args.num_gpus_per_model)
+    automatic = args.gpu_strategy in (None, "auto")
+    return {
+        "num_gpus_per_model": num,
+        "gpu_map": None if num == 1 else "accelerate's" if automatic else "by bytes",
+    }
+
+
 def question_totals(asked: dict[str, str]) -> dict[str, str]:
     """The shared hashes of a meta's `questions`: of all that was asked, of all first prompts."""
     parts = [(name, *digits.split(" ")) for name, digits in asked.items()]
@@ -106,6 +121,8 @@ def question_totals(asked: dict[str, str]) -> dict[str, str]:
 def _method_args(values: dict, common: set) -> dict:
     """The method's own flags; what names a file or a directory is followed by its hash."""
     own = {}
+    if values["gpu_strategy"]:  # a name that files older than the flag do not have
+        own["gpu_strategy"] = values["gpu_strategy"]
     for name, value in sorted(values.items()):
         if name not in common:
             own[name] = value

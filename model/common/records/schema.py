@@ -9,7 +9,9 @@ A line of NAME.jsonl is one question in Spec-Bench's format with per-step facts 
         drafted, depth, step_end_s, draft_s, verify_s, commit_s,           per turn and step
         energy_j,                        per turn, where a meter was read (--energy)
         chunk_end_s, chunk_tokens,       per turn and chunk, of answers that came over a network
-        accept_evidence}]                of those: where the accept lengths come from, see ENGINES
+        tries,                           of those: requests that were needed, per turn
+        chunk_tokens_estimated,          true: by the length of their texts, for want of counts
+        accept_evidence}]                where their accept lengths come from, see ENGINES
     request  {arrival_s, sent_s}, of a load run: Unix times
     error    one line, where the question failed; failed_s beside it in a load run: Unix time
 
@@ -37,8 +39,10 @@ with a token came, chunk_end_s when every later chunk came (both seconds from be
 how many tokens came with the first chunk and each later one, so that its sum is new_tokens. The
 queue within the server cannot be seen. accept_lengths and decoding_steps stand there if the server
 said them, and accept_evidence says how: {"source": one of EVIDENCE, "checked": the others that
-agree, "disagree": a sentence where two do not}. Without evidence there are no accept lengths, and
-decoding_steps counts the chunks behind the first.
+agree, "disagree": a sentence where two do not}, one of all turns, no better than the least of them.
+Without evidence there are no accept lengths, and decoding_steps counts the chunks behind the first.
+Where it gives the number of steps alone, decoding_steps is that number. output_ids are absent where
+the server did not send all of them.
 """
 
 EVIDENCE = ("per_step", "summary", "usage", "counters")  # of accept lengths, most trusted first
@@ -54,16 +58,19 @@ SERVING = {
     "tpot": (
         "s",
         "(last token - first token) / (new_tokens - 1), one figure a request; none for answers of"
-        " one token (as vLLM's; GuideLLM's divides the whole request by new_tokens)",
+        " one token (as vLLM's, and AIPerf's ITL; GuideLLM's divides the whole request by"
+        " new_tokens)",
     ),
     "itl": (
         "s",
         "gaps between tokens, pooled over requests: the tokens of a step (or a chunk) share its gap"
-        " equally, so that speculation is not paid with zeros",
+        " equally, so that speculation is not paid with zeros (as SGLang's of its own /generate);"
+        " the tokens of a server's first chunk have none",
     ),
     "chunk_gap": (
         "s",
-        "gaps between steps (or chunks), pooled: what vLLM's, SGLang's and AIPerf's tools call ITL",
+        "gaps between steps (or chunks), pooled: what vLLM's tool calls ITL, as SGLang's does of"
+        " OpenAI-compatible servers, and AIPerf's inter-chunk latency",
     ),
     "e2e": ("s", "last token - arrival_s"),
     "queue": ("s", "begin_s - sent_s: waiting for a free slot; 0 for a server, which hides it"),
@@ -82,7 +89,8 @@ SERVING = {
     ),
     "acceptance": (
         "",
-        "pooled: tokens accepted of drafts / tokens drafted; mean accepted tokens: over all steps;"
+        "pooled: tokens accepted of drafts (accept length - 1 a step: all but the bonus) / tokens"
+        " drafted; mean accepted tokens: over all steps (vLLM's tool: over those that drafted);"
         " both also as the mean over requests, those with nothing accepted among them",
     ),
     "joules_per_token": ("J", "sum of energy_j / sum of new_tokens"),

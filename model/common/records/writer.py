@@ -5,10 +5,12 @@ schema.py says what stands in a line.
 The meta file's run_s is of the last process that answered, or of one worker of several: `decode`
 seconds within wall_times (of pairs too), `harness` all others between the first question and the
 last. `pairs_of` stands in the meta of a method's pairs, NAME-paired-baseline.jsonl: the baseline's
-answers to a share (--paired N) of the questions that the meta lists. runtime_ran is what --runtime
-came to: eager, where graphs could not be captured. fitted_tree (fitting/fit.py) is the part of its
-tree that a method drafts where that was left to the harness. bandwidth.py says what step_reads and
-environment.bandwidth are.
+answers to a share (--paired N) of the questions that the meta lists. A load run's run_s also has
+`idle` seconds in which nothing had arrived and `client` seconds in load/queue.py, mostly while
+others were decoded. runtime_ran is what --runtime came to: eager, where graphs could not be
+captured. fitted_tree (fitting/fit.py) is the part of its tree that a method drafts where that was
+left to the harness. bandwidth.py says what step_reads and environment.bandwidth are, energy/ what
+`energy` is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import os
 import time
 from pathlib import Path
 
+import shortuuid
+
 from model.common import pairs
 from model.common.args import ROOT
 from model.common.errors import BadInput
@@ -27,16 +31,26 @@ from model.common.errors import BadInput
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
 # of a meta, never compared
-MEASURED = ("step_reads", "run_s", "runtime_ran", "method_facts", "fitted_tree")
+MEASURED = ("step_reads", "run_s", "runtime_ran", "placement", "method_facts", "fitted_tree")
 
 
-def choice_record(index: int, texts: list[str], turns: list, prompts: list[int]) -> dict:
-    """One element of `choices`; turns are turns.Turn, prompts their lengths in tokens."""
+def choice_record(
+    index: int,
+    texts: list[str],
+    turns: list,
+    prompts: list[int],
+    energy_j: list[float] | None = None,
+) -> dict:
+    """One element of `choices`; turns are turns.Turn, prompts their lengths in tokens.
+
+    energy_j: of each turn, None where it is not known.
+    """
     phases = {
         f"{phase}_s": [[round(t, 7) for t in turn.phase_s[phase]] for turn in turns]
         for phase in ("draft", "verify", "commit")
         if all(turn.phase_s for turn in turns)
     }
+    energy = {} if energy_j is None else {"energy_j": [round(joules, 6) for joules in energy_j]}
     return {
         "index": index,
         "turns": texts,
@@ -54,14 +68,13 @@ def choice_record(index: int, texts: list[str], turns: list, prompts: list[int])
         "drafted": [turn.drafted for turn in turns],
         "depth": [turn.depth for turn in turns],
         "step_end_s": [[round(s, 7) for s in turn.step_end_s] for turn in turns],
+        **energy,
         **phases,
     }
 
 
 def answer_record(question: dict, model_id: str, choices: list[dict], error: str | None) -> dict:
     """One line of an answer file."""
-    import shortuuid
-
     record = {
         "question_id": question["question_id"],
         "category": question["category"],
@@ -110,7 +123,8 @@ class AnswerFile:
 
     A file whose meta says the same run is resumed: whole lines stay, a half-written last one is
     dropped, failed questions are tried again. The same run may ask other questions than before, if
-    it asks all that have an answer. Another run's file is refused unless overwrite is given.
+    it asks all that have an answer. Another run's file is refused unless overwrite is given. Of a
+    load run, whose time is over, failed questions stay and a file that lacks some is refused.
     """
 
     def __init__(self, path: Path, meta: dict, overwrite: bool = False):
@@ -129,7 +143,7 @@ class AnswerFile:
                 path.unlink(missing_ok=True)  # first: old answers never stand beside the new meta
             elif path.exists() and path.stat().st_size:
                 old = self._check_same_run()
-                self.records = whole_lines(path)
+                self.records = (all_lines if "load" in meta else whole_lines)(path)
                 check_questions(path, self.records, old, meta)
                 self._check_resumable()
             _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
@@ -155,16 +169,25 @@ class AnswerFile:
         for name in MEASURED:
             if name in old:
                 self.meta.setdefault(name, old[name])
+        if "load" in old:  # with the moment when it began
+            self.meta["load"] = old["load"]
         for name in ("bandwidth", "turned_rows"):
             value = old.get("environment", {}).get(name)
             if value is not None:
                 self.meta["environment"].setdefault(name, value)
+        self.add_energy(old.get("energy", []))
+
+    def add_energy(self, entries: list[dict]) -> None:
+        """Put a process' entries behind those of others in the meta's `energy`."""
+        if entries:
+            self.meta["energy"] = self.meta.get("energy", []) + entries
 
     def _check_resumable(self) -> None:
-        """A warm method's state is gone with its process, so its run cannot go on."""
-        asked = self.meta["method_args"].get("state") == "warm"
+        """A warm method's state, or a load's time, is gone with its process."""
+        asked = "--state warm" if self.meta["method_args"].get("state") == "warm" else None
+        asked = "load" if "load" in self.meta else asked
         if asked and 0 < len(self.records) < self.meta["num_questions"]:
-            raise BadInput(f"{self.path}: a --state warm run cannot be resumed; use --overwrite")
+            raise BadInput(f"{self.path}: a {asked} run cannot be resumed; use --overwrite")
 
     def _rewrite(self) -> None:
         lines = [json.dumps(record, ensure_ascii=False) for record in self.records.values()]
@@ -178,8 +201,8 @@ class AnswerFile:
         self.records[record["question_id"]] = record
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if time.monotonic() - self.synced >= SYNC_S:
-            self._sync()
+        if "load" not in self.meta and time.monotonic() - self.synced >= SYNC_S:
+            self._sync()  # of a load run, whose requests would wait for the disk, at the end
 
     def _sync(self) -> None:
         """Wait until the disk has what was written."""

@@ -18,6 +18,7 @@ from model.common.contract.drafter import Needs, Step
 from model.common.errors import BadInput
 from model.common.target.loading import check_model_path, load_target
 from model.common.target.model import Target
+from model.common.target.placement import wanted_placement
 
 NAMED = 8  # tokens of differing vocabularies that a line names
 
@@ -108,9 +109,9 @@ def load_draft_model(args, target: Target, usual: str | None = None, trees: bool
 
     check_model_path(args.drafter_path)
     check_vocabularies(args.drafter_path, args.model_path)
-    device = args.drafter_device or str(target.device)
+    share = wanted_placement(args).drafter
     model = load_target(
-        args.drafter_path, args.dtype, device, args.runtime, scale_to=draft_shape(args, usual)
+        args.drafter_path, args.dtype, share, args.runtime, scale_to=draft_shape(args, usual)
     )
     if not model.reads_trees and (trees or args.batch_size > 1):
         why = "can only read chains" if trees else "reads one question at a time (--batch-size 1)"

@@ -11,6 +11,7 @@ from model.common.remote_code import check_needed, trusted
 from model.common.target.attention import NAME, register
 from model.common.target.gguf_files import check_taken, complete_config, gguf_file, pretrained
 from model.common.target.model import Target
+from model.common.target.placement import Share, device_map, settle
 from model.common.target.products import choose_products
 from model.common.target.quantised import (
     check_known,
@@ -27,34 +28,33 @@ PACKAGED = ("smollm2", "gemma3-270m")  # what data/download.py makes models of
 def load_target(
     path: str,
     dtype: str,
-    device: str,
+    device: str | Share,
     runtime: str,
-    num_gpus: int = 1,
     offload=None,
     scale_to: str | None = None,
 ) -> Target:
-    """Load a model directory or hub id. num_gpus > 1 spreads it with accelerate's device map.
+    """Load a model directory or hub id onto a device, or spread it over those of a Share.
 
     offload: an offload.Offload, for layers that are streamed to the device; scale_to: the name of
     a shape in shapes.SHAPES, or its numbers, for the model's twin of that size.
     """
 
     if scale_to is None and offload is None:
-        return _own_size(path, dtype, device, runtime, num_gpus)
+        return _own_size(path, dtype, device, runtime)
 
-    def model_on(device: str):
+    def model_on(device: str | Share):
         if scale_to is None:
-            return load_model(path, dtype, device, num_gpus), None
+            return load_model(path, dtype, device), None
         from model.common.target.twin.twin import load_twin
 
-        return load_twin(path, dtype, torch_device(device), scale_to)
+        return load_twin(path, dtype, share_of(device).devices[0], scale_to)
 
     if offload is None:
         model, twin = model_on(device)
         return Target(model, runtime, twin)
     from model.common.target.offload import LayerStream, private_folder
 
-    folder, where = private_folder(offload), torch_device(device)
+    folder, where = private_folder(offload), share_of(device).devices[0]
     model, twin = model_on("cpu")
     refuse_quantised(model, f"{path}: --offload")
     stream = LayerStream(model, where, offload, folder)
@@ -63,16 +63,16 @@ def load_target(
     return target
 
 
-def _own_size(path: str, dtype: str, device: str, runtime: str, num_gpus: int) -> Target:
+def _own_size(path: str, dtype: str, device: str | Share, runtime: str) -> Target:
     """A Target that reads as transformers does; on its own cache where ours does not serve it."""
     try:
-        return _checked(Target(load_model(path, dtype, device, num_gpus), runtime))
+        return _checked(Target(load_model(path, dtype, device), runtime))
     except Unsupported as refusal:
         reason = str(refusal).removesuffix("; it is not supported")
     if runtime != "eager":
         raise BadInput(f"{path}: {reason}; on its own cache it needs --runtime eager")
     try:
-        target = _checked(load_plain(path, dtype, device, num_gpus))
+        target = _checked(load_plain(path, dtype, device))
     except Unsupported as refusal:
         raise BadInput(f"{path}: {refusal}") from refusal
     tell_once(f"{path}: {reason}: chains only, on transformers' own cache")
@@ -88,28 +88,36 @@ def _checked(target: Target) -> Target:
     return target
 
 
-def load_plain(path: str, dtype: str, device: str, num_gpus: int = 1) -> Target:
+def load_plain(path: str, dtype: str, device: str | Share) -> Target:
     """A target on transformers' own cache and attention, untouched."""
     from model.common.target.own_cache import EncoderDecoderTarget, OwnCacheTarget
 
-    model = load_model(path, dtype, device, num_gpus, attention=None)
+    model = load_model(path, dtype, device, attention=None)
     kind = EncoderDecoderTarget if model.config.is_encoder_decoder else OwnCacheTarget
     return kind(model)
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str, flag: str = "--device") -> torch.device:
     """Device of auto, cpu, cuda or cuda:1; CUDA asked for and absent is bad input."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"--device {name}: this PyTorch sees no CUDA device")
+        raise BadInput(f"{flag} {name}: this PyTorch sees no CUDA device")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{flag} {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"{flag} {name}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
-def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention: str | None = NAME):
+def share_of(device: str | Share) -> Share:
+    """The Share of one device by its name; a Share as it is."""
+    return device if isinstance(device, Share) else Share((torch_device(device),))
+
+
+def load_model(path: str, dtype: str, device: str | Share, attention: str | None = NAME):
     """transformers' own class for a model; every failure is one line of BadInput.
 
     attention: its implementation, ours or (None) transformers' choice. Raises Unsupported where a
@@ -118,12 +126,9 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig
 
     check_model_path(path)
-    where, config = torch_device(device), None
+    share, config = share_of(device), None
     register()
     try:
-        place = {"": where} if num_gpus == 1 else "auto"
-        if num_gpus > 1:
-            limits = {i: torch.cuda.mem_get_info(i)[0] for i in range(num_gpus)}
         with pretrained(path) as (source, more):
             config = _config(path, source, more)
             kind = AutoModelForCausalLM
@@ -133,6 +138,7 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention:
                 kind = AutoModelForSeq2SeqLM
             if more:
                 more |= {"quantization_config": GgufConfig(dequantize=True)}
+            places, limits = _places(path, config, kind, share)
             model, report = kind.from_pretrained(
                 source,
                 config=config,
@@ -140,8 +146,8 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention:
                 ignore_mismatched_sizes=True,
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
-                device_map=place,
-                max_memory=limits if num_gpus > 1 else None,
+                device_map=places,
+                max_memory=limits,
                 trust_remote_code=trusted(),
                 **more,
             )
@@ -154,10 +160,18 @@ def load_model(path: str, dtype: str, device: str, num_gpus: int = 1, attention:
         raise BadInput(f"{path}: cannot be loaded: {failure(config, error)}") from error
     check_tensors(path, report, may_be_missing(model))
     settle_dtype(path, config, model, getattr(torch, dtype))
+    settle(path, model, share, places)
     if more:
         check_taken(path, model)
         config.name_or_path = model.config.name_or_path = path
     return model.eval()
+
+
+def _places(path: str, config, kind, share: Share) -> tuple:
+    """(device_map, max_memory) for from_pretrained()."""
+    if not share.automatic:
+        return device_map(path, config, kind, share.devices), None
+    return "auto", {device.index: torch.cuda.mem_get_info(device)[0] for device in share.devices}
 
 
 def _config(path: str, source: str, more: dict):

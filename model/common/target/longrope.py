@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.common.errors import Unsupported
+from model.common.target.placement import output_device
 
 
 class LongRope:
@@ -24,7 +25,7 @@ class LongRope:
 
     def __init__(self, model, boundary: int):
         self.boundary = boundary
-        self.long = torch.zeros(1, dtype=torch.bool, device=model.device)
+        self.long = torch.zeros(1, dtype=torch.bool, device=output_device(model))
         self.chosen = self.long  # of the rows that are read now, [S]
         modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
         self.given = [(module, module.forward) for module in modules]

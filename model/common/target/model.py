@@ -1,7 +1,8 @@
 """The target (and any draft model): transformers' own class behind one forward over tree rows.
 
 The model class is unmodified; it is given a 4-D mask, explicit positions and where its rows go in
-our cache. A prompt is never recorded as a graph.
+our cache. A prompt is never recorded as a graph. Where a model is spread over several devices, what
+it is given and what it returns is on the one where its logits are made (placement.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from model.common.loop.ranking import top_ids
 from model.common.target.attention import additive, attention_modules, mask_kinds, rows_mask
 from model.common.target.cache import CachedModel
 from model.common.target.longrope import LongRope, rope_boundary
+from model.common.target.placement import output_device
 from model.common.target.products import choose_products
 from model.common.target.runtime import make_runtime
 
@@ -43,7 +45,8 @@ class Target(CachedModel):
     def __init__(self, model, runtime: str = "eager", twin=None):
         torch.backends.cuda.enable_cudnn_sdp(False)  # takes up to 0.4 s for every new shape
         layers = attention_modules(model)
-        super().__init__(layers, model.device, model.dtype, make_runtime(runtime, model.device))
+        device = output_device(model)
+        super().__init__(layers, device, model.dtype, make_runtime(runtime, device))
         self._describe(model, twin)
         choose_products(model, self.device)
         self.kinds = mask_kinds(self.config)
@@ -252,7 +255,8 @@ class Target(CachedModel):
             cache_columns=columns,
             cache_slots=slots,
         )
-        states = {name: out.hidden_states[-1 if name == "last" else name] for name in hidden}
+        places = {name: -1 if name == "last" else name for name in hidden}
+        states = {name: out.hidden_states[i].to(self.device) for name, i in places.items()}
         return out.logits, states
 
 

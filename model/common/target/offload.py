@@ -41,8 +41,6 @@ def wanted_offload(args) -> Offload | None:
         raise BadInput("--offload disk and --offload-folder go together")
     if args.runtime != "eager":
         raise BadInput(f"--offload needs --runtime eager, not {args.runtime}")
-    if args.num_gpus_per_model > 1:
-        raise BadInput("--offload and --num-gpus-per-model above 1 exclude each other")
     return Offload(place, folder, args.offload_buffers)
 
 

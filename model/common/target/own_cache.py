@@ -19,6 +19,7 @@ from model.common.contract.drafter import Draft, Drafter, Needs
 from model.common.errors import BadInput, Unsupported
 from model.common.loop.ranking import top_ids
 from model.common.target.model import Prefilled, Target
+from model.common.target.placement import output_device
 from model.common.target.runtime import Runtime
 
 
@@ -108,8 +109,8 @@ class OwnCacheTarget(Target):
 
     def __init__(self, model):
         self._describe(model, None)
-        self.runtime = Runtime(model.device)
-        self.device, self.dtype, self.layers, self.kinds = model.device, model.dtype, [], {}
+        self.device, self.dtype, self.layers, self.kinds = output_device(model), model.dtype, [], {}
+        self.runtime = Runtime(self.device)
         parameters = inspect.signature(model.forward).parameters
         self.cache_name = next((name for name in CACHES if name in parameters), None)
         if self.cache_name is None:
@@ -271,4 +272,5 @@ class EncoderDecoderTarget(OwnCacheTarget):
 def _states(output, names: tuple) -> dict:
     """{name: [1, r, H]} of a forward's hidden states."""
     states = output.get("hidden_states") or output.get("decoder_hidden_states")
-    return {name: states[-1 if name == "last" else name] for name in names}
+    places = {name: -1 if name == "last" else name for name in names}
+    return {name: states[i].to(output.logits.device) for name, i in places.items()}
