@@ -10,6 +10,9 @@ Run:  python evaluation/equal.py ANSWERS/vanilla.jsonl ANSWERS/pld.jsonl ANSWERS
 
 Exit status: 0 all equal, 1 a file differs, 2 a file could not be compared.
 
+Beside the verdict on a server's answers (inference_engine) stands how often the server differs from
+itself, where its baseline was answered twice.
+
 With --model-path TARGET, why a file differs: every token of the differing questions is measured on
 the target's own logits (one prefill a turn), and the gap to the target's best token is held to the
 noise that this machine's readings of the same prefixes show. Verdicts: EXACT, TIES ONLY, SUSPECT,
@@ -37,6 +40,7 @@ from evaluation.answers.meta import (  # noqa: E402
     is_execution_field,
 )
 from evaluation.answers.reader import check_ids, read_answers  # noqa: E402
+from evaluation.answers.repeats import self_difference, self_difference_line  # noqa: E402
 from evaluation.cli import (  # noqa: E402
     Parser,
     field_list,
@@ -58,6 +62,12 @@ def parse_args(argv=None):
     parser.add_argument("--file-path", help="folder of --jsonfile1 and --jsonfile2")
     parser.add_argument("--jsonfile1", help="the baseline's file in that folder")
     parser.add_argument("--jsonfile2", help="the file to compare in that folder")
+    parser.add_argument(
+        "--aa",
+        metavar="FILE",
+        help="NAME-aa.jsonl: of a server, whose differences from itself stand beside its verdicts"
+        " (default: the one beside the baseline, or beside the file)",
+    )
     parser.add_argument("--tokenizer-path", help="show the differing tokens as this tokenizer does")
     parser.add_argument(
         "--allow",
@@ -98,6 +108,7 @@ def compare_files(base, other, allow, decode):
     return {
         "label": label_in_file(other),
         "file": str(other.path),
+        "sha256": other.sha256,
         "lossy": other.lossy,
         "equal": all(verdict.equal for verdict in compared),
         "questions": len(compared),
@@ -192,6 +203,8 @@ def difference_line(record):
 def print_result(result, max_print):
     """The verdict line, the notes and the first differences of one file."""
     print(verdict_line(result))
+    if result["aa"]:
+        print(f"  {self_difference_line(result['aa'])}")
     for note in result["notes"]:
         print(f"  note: {note}")
     for record in result["differences"][:max_print]:
@@ -219,6 +232,7 @@ def compare_all(args, base, decode):
         try:
             other = read_other(path, args)
             results.append(compare_files(base, other, args.allow, decode))
+            results[-1]["aa"] = self_difference(base, other, args.aa)
             print_result(results[-1], args.max_print)
             if judge:
                 found = results[-1]["judgement"] = judge.judge(other)

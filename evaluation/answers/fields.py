@@ -3,6 +3,7 @@
 import math
 
 from evaluation.answers.meta import AnswerError
+from model.common.records.schema import EVIDENCE
 
 STAGES = ("draft", "verify", "commit")  # the timed parts of a step; what is left of it is "rest"
 
@@ -114,6 +115,52 @@ class Fields:
         if turns is not None:
             self.check_lengths(turns, name)
         return turns
+
+    def amounts(self, name):
+        """[T] finite numbers, zero or more, or None where the field is absent."""
+        values = self.turns(name)
+        for value in values or ():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                self.refuse(name, f"holds {value!r}, no number of zero or more")
+        return values
+
+    def chunks(self):
+        """(chunk_end_s [T][C], chunk_tokens [T][1 + C]) of a server's answers, or (None, None).
+
+        An answer without a token has no chunk: its lists are empty.
+        """
+        tokens, ends = self.step_counts("chunk_tokens"), self.turns("chunk_end_s")
+        if tokens is None and ends is None:
+            return None, None
+        if tokens is None or ends is None:
+            self.refuse("chunk_tokens" if tokens is None else "chunk_end_s", "is missing")
+        if self.record.get("prefill_s") is None:
+            self.refuse("prefill_s", "is missing, where chunks are timed")
+        facts = zip(tokens, ends, self.counts("new_tokens"), self.seconds("prefill_s"))
+        for turn, (counts, times, new_tokens, prefill_s) in enumerate(facts):
+            self.total_s(times, "chunk_end_s")
+            if times != sorted(times) or (times and times[0] < prefill_s):
+                self.refuse("chunk_end_s", f"falls from a chunk to the next in turn {turn}")
+            if len(times) != max(0, len(counts) - 1):
+                self.refuse("chunk_end_s", f"of turn {turn} is not one a chunk behind the first")
+            if sum(counts) != new_tokens or (new_tokens and not counts[0]):
+                self.refuse("chunk_tokens", f"of turn {turn} are not its {new_tokens} new_tokens")
+        return ends, tokens
+
+    def evidence(self):
+        """accept_evidence: {"source", "checked", "disagree"}, or None where the field is absent."""
+        value = self.record.get("accept_evidence")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.refuse("accept_evidence", "is no JSON object")
+        checked = value.get("checked") or []
+        names = [value.get("source"), *(checked if isinstance(checked, list) else [checked])]
+        if any(name is not None and name not in EVIDENCE for name in names):
+            self.refuse("accept_evidence", f"names another source than {', '.join(EVIDENCE)}")
+        if not isinstance(value.get("disagree"), str | None):
+            self.refuse("accept_evidence", "has no sentence in disagree")
+        return value
 
     def check_lengths(self, turns, name):
         """Refuse [T][n] times that are not one for each decoding step."""

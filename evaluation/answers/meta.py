@@ -13,8 +13,8 @@ ABSENT = "(absent)"
 # Words in a field's name that say how the target was run, not what it was asked; these may change
 # a speed and, in half precision, flip near-ties, but not what the exact answer is.
 EXECUTION_WORDS = frozenset(
-    "attention attn batch blas clocks code cuda cudnn device driver dtype gpu gpus harness host"
-    " numpy python runtime threads torch transformers version versions warmup".split()
+    "attention attn batch blas clocks code cuda cudnn device driver dtype engine gpu gpus harness"
+    " host load numpy python runtime threads torch transformers version versions warmup".split()
 )
 
 
@@ -136,3 +136,31 @@ def describe(difference):
         for value in (difference["method"], difference["baseline"])
     )
     return f"{difference['field']}: {value}, baseline {base}"
+
+
+def placement_text(placement):
+    """'separate: target on cuda:0 13.48 GB; drafter on cuda:1 0.14 GB; at most cuda:0 14.01 GB'
+
+    Of a meta's `placement`: weights, and peaks of memory. None on one device, or where it is none.
+    """
+    placement = placement or {}
+    parts = {name: placement.get(name) or {} for name in ("target", "drafter")}
+    devices = list(dict.fromkeys(device for part in parts.values() for device in part))
+    if len(devices) < 2:
+        return None
+    places = []
+    for name, part in parts.items():
+        held = ", ".join(
+            f"{device} {in_gb(one.get('weight_bytes'))}" for device, one in part.items()
+        )
+        places.append(f"{name} on {held}" if held else f"{name} without weights")
+    peaks = placement.get("peak_bytes") or {}
+    peak = ", ".join(f"{device} {in_gb(peaks[device])}" for device in devices if device in peaks)
+    return f"{placement.get('strategy')}: {'; '.join(places)}" + (
+        f"; at most {peak}" if peak else ""
+    )
+
+
+def in_gb(num_bytes):
+    """'13.48 GB', 1e9 bytes each."""
+    return f"{num_bytes / 1e9:.2f} GB" if isinstance(num_bytes, (int, float)) else "? GB"

@@ -5,6 +5,8 @@ and a `.meta.json` beside the file; its counts are verified here (a turn's new_t
 of the prefill plus the sum of its accept_lengths). Spec-Bench's scripts write neither, and count
 the prefill's token as a step; their files are read with a warning that says what is unchecked.
 A question with a number that is not finite has failed; a half-written last line is ignored.
+Answers of a server come in chunks, which are no steps: where nothing says what its steps
+committed, its accept lengths and its number of steps are unknown.
 """
 
 import hashlib
@@ -13,10 +15,16 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluation.answers.checks import (
+    check_counts,
+    check_ids_counted,
+    check_times,
+    count_ids,
+    parse_request,
+)
 from evaluation.answers.fields import Fields
 from evaluation.answers.meta import AnswerError, find_field, read_meta
 
-LATE_S = 1e-3  # by how much a step may end after its turn's wall_time, for the clock's readings
 UNCATEGORIZED = "uncategorized"  # the name of no category in this project's files
 HALF = "its half-written last line is ignored (the run was cut off)"
 MT_BENCH_TOPICS = frozenset(
@@ -32,7 +40,7 @@ class Choice:
     texts: list  # [T] str
     new_tokens: list  # [T] committed ids, end-of-sequence included
     wall_s: list  # [T] prefill + steps
-    steps: list  # [T] target forwards after the prefill
+    steps: list | None  # [T] target forwards after the prefill; None of a server that hides them
     accept_lengths: list | None  # flat over the turns, one a step
     output_ids: list | None  # [T][new_tokens]
     prompt_tokens: list | None
@@ -42,10 +50,29 @@ class Choice:
     batch: list | None = None  # [T] id of the turn's batch, in files of fixed batches
     verify_s: list | None = None  # [T][steps]
     drafted: list | None = None  # [T][steps] candidates, without inert and probe rows
+    depth: list | None = None  # [T][steps] longest path of the draft, in tokens
     recompiled: list | None = None  # [T] graphs compiled or captured within wall_s
     begin_s: list | None = None  # [T] Unix time at which the prefill began, one clock a machine
     step_end_s: list | None = None  # [T][steps] end of every step, in seconds after begin_s
     slot: list | None = None  # [T] the slot of the loop that decoded the turn
+    energy_j: list | None = None  # [T] joules within wall_s
+    chunk_end_s: list | None = None  # [T][chunks behind the first] seconds after begin_s
+    chunk_tokens: list | None = None  # [T][chunks] tokens that came with each, the first included
+    evidence: dict | None = None  # of a server's answer: where the accept lengths come from
+    estimated: bool = False  # chunk_tokens are estimates, from the length of the chunks' texts
+
+    @property
+    def accepted(self):
+        """(tokens committed by steps, steps) of all turns; None where nobody says.
+
+        A server that says the steps of a request, but not what each one committed, is taken at
+        that; a file of Spec-Bench without lengths is not.
+        """
+        if self.accept_lengths is not None:
+            return sum(self.accept_lengths), len(self.accept_lengths)
+        if self.chunk_tokens is None or self.steps is None:
+            return None
+        return sum(self.new_tokens) - len(self.new_tokens), sum(self.steps)
 
     @property
     def uncounted(self):
@@ -62,6 +89,8 @@ class Question:
     category: str
     error: str | None
     choices: list
+    request: dict | None = None  # of a load run: {"arrival_s", "sent_s"}, Unix times
+    failed_s: float | None = None  # Unix time at which it failed, in a load run
 
     @property
     def task(self):
@@ -149,7 +178,8 @@ def read_answers(path):
     meta = read_meta(path)
     model_id = one_model_id(path, [name for _, name, _ in rows], meta)
     digest = hashlib.sha256(content).hexdigest()
-    return AnswerFile(path, digest, model_id, questions, meta, warnings_for(path, meta, quirks))
+    warnings = [*warnings_for(path, meta, quirks), *disagreements(path, questions)]
+    return AnswerFile(path, digest, model_id, questions, meta, warnings)
 
 
 def check_ids(ours, theirs):
@@ -161,18 +191,6 @@ def check_ids(ours, theirs):
                 f"{ours.path} and {theirs.path}: question_ids are numbers in one and texts in the"
                 f" other: {min(same)}"
             )
-
-
-def check_times(question, where):
-    """Refuse a turn that took no time, or less than its prefill or steps: it has no speed."""
-    for number, choice in enumerate(question.choices):
-        if min(choice.wall_s) <= 0:
-            raise AnswerError(f"{where}: choice {number}: wall_time of {min(choice.wall_s)} s")
-        if choice.prefill_s and any(p > w for p, w in zip(choice.prefill_s, choice.wall_s)):
-            raise AnswerError(f"{where}: choice {number}: prefill_s is longer than wall_time")
-        for ends, wall_s in zip(choice.step_end_s or (), choice.wall_s):
-            if ends and ends[-1] > wall_s + LATE_S:
-                raise AnswerError(f"{where}: choice {number}: step_end_s is later than wall_time")
 
 
 def one_model_id(path, model_ids, meta):
@@ -206,9 +224,23 @@ def warnings_for(path, meta, quirks):
         found.append(f"{path}: steps are read from 'idxs', which some writers count from 0")
     if "accept_lengths" in quirks:
         found.append(f"{path}: some questions have no accept_lengths: no mean accepted tokens")
+    if "server" in quirks:
+        found.append(f"{path}: a server's answers without token ids: its own counts are taken")
+    if "estimated" in quirks:
+        found.append(f"{path}: tokens of a chunk are estimated in some answers: no ITL a token")
+    if "hidden" in quirks:
+        found.append(f"{path}: the server's steps are unknown in some answers: no accept lengths")
     if "steps" in quirks:
         found.append(f"{path}: the number of accept_lengths differs from decoding_steps")
     return found
+
+
+def disagreements(path, questions):
+    """A line where two sources of a server's accept lengths do not agree."""
+    choices = [choice for question in questions.values() for choice in question.choices]
+    found = [c.evidence["disagree"] for c in choices if c.evidence and c.evidence.get("disagree")]
+    if found:
+        yield f"{path}: accept lengths of {len(found)} answers are unknown: {found[0]}"
 
 
 def parse_line(line, where, is_last):
@@ -253,37 +285,41 @@ def parse_question(record, where, quirks):
     question_id, category = record.get("question_id"), category_of(record, where)
     if type(question_id) not in (int, str):
         raise AnswerError(f"{where}: question_id is missing or neither a number nor a string")
+    request, failed_s = parse_request(record, where)
     error = record.get("error")
     if error:
-        return Question(question_id, category, str(error).strip() or "failed", [])
+        reason = str(error).strip() or "failed"
+        return Question(question_id, category, reason, [], request, failed_s)
     choices = record.get("choices")
     if not isinstance(choices, list) or not choices:
         raise AnswerError(f"{where}: question {question_id} has no choices and no error")
     parsed = [parse_choice(choice, number, where, quirks) for number, choice in enumerate(choices)]
     if len({choice.index for choice in parsed}) < len(parsed):
         raise AnswerError(f"{where}: question {question_id} has two choices of the same index")
-    return Question(question_id, category, None, parsed)
+    return Question(question_id, category, None, parsed, request)
 
 
 def parse_choice(record, number, where, quirks):
     """A Choice from one entry of `choices`, its parts checked against each other."""
     if not isinstance(record, dict):
         raise AnswerError(f"{where}: choice {number} is not a JSON object")
-    ours = record.get("output_ids") is not None
+    ours, chunked = record.get("output_ids") is not None, record.get("chunk_tokens") is not None
     texts = record.get("turns")
     if not isinstance(texts, list) or not texts or set(map(type, texts)) != {str}:
         raise AnswerError(f"{where}: choice {number}: turns is no list of answer texts")
     fields = Fields(record, f"{where}: choice {number}", len(texts))
     if not ours:
-        quirks.add("foreign")
+        quirks.add("server" if chunked else "foreign")
         quirks.update({"idxs"} if "decoding_steps" not in record else ())
+    steps, accept_lengths, evidence = steps_of(fields, chunked, quirks)
+    chunk_end_s, chunk_tokens = fields.chunks()
     choice = Choice(
         index=fields.index(number),
         texts=texts,
         new_tokens=fields.counts("new_tokens"),
         wall_s=fields.seconds("wall_time"),
-        steps=fields.counts("decoding_steps" if "decoding_steps" in record else "idxs"),
-        accept_lengths=fields.accept_lengths(),
+        steps=steps,
+        accept_lengths=accept_lengths,
         output_ids=fields.turns("output_ids"),
         prompt_tokens=fields.counts("prompt_tokens") if "prompt_tokens" in record else None,
         finish_reason=fields.labels("finish_reason"),
@@ -292,43 +328,45 @@ def parse_choice(record, number, where, quirks):
         batch=fields.labels("batch"),
         verify_s=fields.turns("verify_s"),
         drafted=fields.step_counts("drafted"),
+        depth=fields.step_counts("depth"),
         recompiled=fields.counts("recompiled") if "recompiled" in record else None,
         begin_s=fields.seconds("begin_s") if "begin_s" in record else None,
         step_end_s=fields.step_ends("step_end_s"),
         slot=fields.counts("slot") if "slot" in record else None,
+        energy_j=fields.amounts("energy_j"),
+        chunk_end_s=chunk_end_s,
+        chunk_tokens=chunk_tokens,
+        evidence=evidence,
+        estimated=record.get("chunk_tokens_estimated") is True,
     )
-    if ours:
-        quirks.update(count_ids(choice))
-        check_counts(choice, f"{where}: choice {number}")
-    elif choice.accept_lengths is None:
-        quirks.add("accept_lengths")
-    elif len(choice.accept_lengths) != sum(choice.steps):
-        quirks.add("steps")
+    check_choice(choice, ours, f"{where}: choice {number}", quirks)
     return choice
 
 
-def count_ids(choice):
-    """Put the number of a turn's ids where its new_tokens is 0; {"ids"} where that was so."""
-    empty = [i for i, ids in enumerate(choice.output_ids) if ids and not choice.new_tokens[i]]
-    for turn in empty:
-        choice.new_tokens[turn] = len(choice.output_ids[turn])
-    return {"ids"} if empty else set()
+def steps_of(fields, chunked, quirks):
+    """(steps [T], accept lengths, evidence) of a choice; chunked: of a server's answer.
+
+    There the first two are None where there is no evidence, or witnesses disagree.
+    """
+    steps = fields.counts("decoding_steps" if "decoding_steps" in fields.record else "idxs")
+    accept_lengths, evidence = fields.accept_lengths(), fields.evidence()
+    if chunked and not (evidence and evidence.get("source") and not evidence.get("disagree")):
+        steps = accept_lengths = None
+        quirks.update(() if evidence and evidence.get("disagree") else {"hidden"})
+    return steps, accept_lengths, evidence
 
 
-def check_counts(choice, where):
-    """Hold our own counts to their definitions: a turn has 1 + sum(accept_lengths) new tokens."""
-    if choice.accept_lengths is None or len(choice.accept_lengths) != sum(choice.steps):
-        raise AnswerError(f"{where}: accept_lengths has not one entry for each decoding step")
-    start = 0
-    for turn, steps in enumerate(choice.steps):
-        accepted = sum(choice.accept_lengths[start : start + steps])
-        start += steps
-        new_tokens = choice.new_tokens[turn]
-        if new_tokens != 1 + accepted:
-            raise AnswerError(
-                f"{where}: turn {turn}: new_tokens is {new_tokens}, but the prefill's token and"
-                f" the accept_lengths make {1 + accepted}"
-            )
-        ids = choice.output_ids[turn]
-        if not isinstance(ids, list) or len(ids) != new_tokens or set(map(type, ids)) != {int}:
-            raise AnswerError(f"{where}: turn {turn}: output_ids is no list of {new_tokens} ids")
+def check_choice(choice, ours, where, quirks):
+    """Hold a choice's counts to each other; ours: it has token ids."""
+    chunked = choice.chunk_tokens is not None
+    quirks.update({"estimated"} if choice.estimated else ())
+    if ours:
+        quirks.update(count_ids(choice))
+    if choice.accept_lengths is not None if chunked else ours:
+        check_counts(choice, where)
+    elif not chunked and choice.accept_lengths is None:
+        quirks.add("accept_lengths")
+    elif not chunked and len(choice.accept_lengths) != sum(choice.steps):
+        quirks.add("steps")
+    if ours:
+        check_ids_counted(choice, where)

@@ -31,7 +31,10 @@ OWN_TEXTS = 4  # of the rerun, the longest: their middle and last tokens
 
 
 def method_parser(method, path):
-    """The parser of a method's script, None where there is no such script."""
+    """The parser of a method's script. Raises AnswerError where there is none, or it is a server's,
+    whose recorded command is not ours to run."""
+    if method == "engine":
+        raise AnswerError(f"{path}: --proof: a server's answers cannot be given again here")
     script = ROOT / "model" / method / f"inference_{method}.py"
     if not method.isidentifier() or not script.is_file():
         raise AnswerError(f"{path}: --proof: this project has no method {method!r} to run again")

@@ -80,12 +80,13 @@ def setting(answers, args, name, needed=True):
 
 
 def question_file(answers, args):
-    """The question file: the command line's, else the recorded one."""
+    """The question file, or ShareGPT's folder: the command line's, else the recorded one."""
     arguments = (answers.meta or {}).get("arguments", {})
     if args.question_file:
         return Path(args.question_file)
-    if not args.bench_name and arguments.get("question_file"):
-        return Path(arguments["question_file"])
+    recorded = arguments.get("sharegpt_dir") or arguments.get("question_file")
+    if not args.bench_name and recorded:
+        return Path(recorded)
     bench = setting(answers, args, "bench_name", needed=False)
     if bench is None:
         raise AnswerError(
@@ -99,15 +100,15 @@ def read_subject(answers, args, base):
 
     base: the baseline's AnswerFile, which a recorded history may be. Raises AnswerError, BadInput.
     """
+    from model.common.load.requests import questions_of_run
     from model.common.loop.penalties import Penalties
     from model.common.prompts.prompter import Prompter, load_tokenizer
-    from model.common.prompts.questions import read_questions
 
     dtype = setting(answers, args, "dtype")
     template = setting(answers, args, "template")
     check_weights(answers, args)
     path = question_file(answers, args)
-    questions = read_questions(path)
+    questions = questions_of_run(answers.meta, path, args.model_path)
     asked = answers.meta["shared"] if answers.meta else {}
     template = None if template == TOKENIZERS_OWN else template
     prompter = Prompter.of(load_tokenizer(args.model_path), template, asked)
