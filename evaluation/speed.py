@@ -3,7 +3,8 @@
 Everything is computed from the answer files; speedup/metrics.py defines each number. Files whose
 metas differ in a shared setting are refused. --json PATH writes the report as one JSON document.
 What the machine drifted between the two files, as a method's pairs show it, widens every interval;
---markdown leaves out a row that moved by more than 10 %, names it, and ends with exit status 2.
+--format markdown (rows for people) leaves out a row that moved by more than 10 %, names it, and
+ends with exit status 2; csv and jsonl have a row a task of each method, with all its settings.
 
 Run:  python evaluation/speed.py --file-path ANSWERS/pld.jsonl --base-path ANSWERS/vanilla.jsonl
       python evaluation/speed.py --file-path ANSWERS/pld.jsonl ANSWERS/sps.jsonl --paired
@@ -25,9 +26,10 @@ from evaluation.cli import (  # noqa: E402
     warn,
     write_json,
 )
-from evaluation.speedup import drift, ladder, repeated_runs, report  # noqa: E402
+from evaluation.speedup import drift, flat, ladder, repeated_runs, report  # noqa: E402
 from evaluation.speedup.comparison import compare  # noqa: E402
 
+FORMATS = {"markdown": report.markdown_text, "csv": flat.csv_text, "jsonl": flat.jsonl_text}
 NEEDS_TOKENIZER = (
     "spec-bench-compat: not computed; --tokenizer-path is missing, and the published formula counts"
     " the baseline's texts with the target's tokenizer"
@@ -43,10 +45,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.resamples < 1 or args.seed < 0:
         parser.error("--resamples must be 1 or more and --seed 0 or more")
-    if args.markdown and args.mean_report:
-        parser.error("--markdown prints rows of one run, drop --mean-report")
-    if args.markdown and (args.ladder or args.profile):
-        parser.error("--markdown prints rows of the leaderboard alone, drop --ladder and --profile")
+    if args.format != "table":
+        asked = ("mean_report", "ladder", "profile", "detail", "spec_bench_compat")
+        for name in (name for name in asked if getattr(args, name)):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"--format {args.format} prints rows of one run alone, drop {flag}")
     if args.mean_report and args.ladder:
         parser.error("--ladder compares files of one run, drop --mean-report")
     if args.paired == bool(args.base_path):
@@ -111,7 +114,13 @@ def add_report(parser):
         action="store_true",
         help="add Spec-Bench's speedup as published (needs --tokenizer-path)",
     )
-    parser.add_argument("--markdown", action="store_true", help="print rows for Leaderboard.md")
+    parser.add_argument(
+        "--format",
+        choices=("table", *FORMATS),
+        default="table",
+        help="what is printed: tables for people; a row a method of a markdown table; a row a task"
+        " of each method as csv, or as JSON objects",
+    )
     parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
@@ -178,10 +187,8 @@ def single_report(args):
     )
     for one in lost:
         print(f"speed.py: error: not compared: {one['reason']}", file=sys.stderr)
-    if args.markdown:
-        steady = [result for result in results if not result["drift"]["marked"]]
-        if steady:
-            print("\n".join(report.markdown_lines(steady)))
+    if args.format != "table":
+        print(FORMATS[args.format](results), end="")
     else:
         print("\n".join(report.definition_lines(results[0]["bootstrap"])))
         for result in results:
@@ -228,7 +235,7 @@ def mean_report(args):
 
 
 def refused_rows(results):
-    """Exit status of --markdown: 2 where a row is none of the leaderboard's; a line says why.
+    """Exit status of --format markdown: 2 where a row is none of a leaderboard's; lines say why.
 
     A row of unknown drift is printed; a warning says what speaks against it.
     """
@@ -255,7 +262,7 @@ def main():
     if args.tokenizer_path and args.count_tokens.tokenizer is None:
         warn("--tokenizer-path is not needed: tokens are counted by new_tokens on both sides")
     write_json(args.json, {"tool": "speed", "schema": 1, **document})
-    status = refused_rows(document["results"]) if args.markdown else 0
+    status = refused_rows(document["results"]) if args.format == "markdown" else 0
     return 2 if document.get("not_compared") else status
 
 

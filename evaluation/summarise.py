@@ -1,8 +1,9 @@
 """One compact table of a whole run, from what speed.py, equal.py and audit_sampling.py found.
 
 Reads the files of their --json and prints a row a method: accepted tokens a step, speedup with its
-interval, price of verification, the share of the bound that its baseline runs at, verdict, drift;
-above the table what the methods said (--rows). Reports of several targets give a table each.
+interval, price of verification, the share of the bound that its baseline runs at, joules a token
+where they were metered, verdict, drift; above the table what the methods said (--rows). Reports of
+several targets give a table each.
 
 Run:  python evaluation/speed.py --file-path pld.jsonl --base-path vanilla.jsonl --json speed.json
       python evaluation/equal.py vanilla.jsonl pld.jsonl --json equal.json

@@ -46,16 +46,25 @@ def compare(method, base, resamples, seed, allow=(), common=False, count_tokens=
     spent = profile(identity, ours, theirs)
     moved = drift.measure(method, base, spent)
     drift.settle(spent, moved)
+    alike = same_meters(method, base)
     for row in tasks:
-        for entry in (*row["speedup"].values(), *(row["decode_speedup"] or {}).values()):
-            drift.widen(entry, moved)
+        ratios = row["energy"] and row["energy"]["ratio"]
+        if ratios and not alike:
+            row["energy"]["ratio"] = ratios = None
+        for found in (row["speedup"], row["decode_speedup"], ratios):
+            for entry in (found or {}).values():
+                drift.widen(entry, moved)
     result = {
         "method": describe_file(method)
         | {"recompiled_turns": recompiled_turns(ours), "moved": moved["marked"]},
         "baseline": describe_file(base) | {"recompiled_turns": recompiled_turns(theirs)},
         "questions": len(pairing.pairs),
         "left_out": pairing.left_out,
-        "notes": pairing.notes + baseline_notes(base, base_columns),
+        "notes": [
+            *pairing.notes,
+            *baseline_notes(base, base_columns),
+            *([] if alike else ["energy: of other meters than the baseline's, so it has no ratio"]),
+        ],
         "allowed": allowed,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
         "tasks": tasks,
@@ -99,9 +108,27 @@ def describe_file(answers):
         "sha256": answers.sha256,
         **{name: find_field(meta, name) for name in SETTINGS},
         "facts": meta.get("method_facts") or {},
+        "energy": metered(meta),
         "runtime_ran": meta.get("runtime_ran"),
+        "placement": meta.get("placement"),
         "harness_share": harness_share(meta.get("run_s")),
     }
+
+
+def metered(meta):
+    """{"meters": [...], "idle_w": of the last process}; None where nothing was metered."""
+    entries = meta.get("energy") or []
+    if not entries:
+        return None
+    devices = [device for entry in entries for device in entry["devices"]]
+    meters = sorted({f"{device['device']} ({device['meter']})" for device in devices})
+    return {"meters": meters, "idle_w": entries[-1].get("idle_w")}
+
+
+def same_meters(method, base):
+    """Whether two AnswerFiles' energy is of like devices, as far as their metas say."""
+    ours, theirs = metered(method.meta or {}), metered(base.meta or {})
+    return not (ours and theirs) or ours["meters"] == theirs["meters"]
 
 
 def baseline_notes(base, columns):
@@ -152,20 +179,32 @@ def task_row(task, name, pairs, resamples, seed):
         ("speedup", metrics.wall_ratios),
         ("decode_speedup", metrics.decode_ratios),
     ):
-        values = ratios(method, base)
-        if values is None:
-            row[key] = None
-            continue
-        intervals = metrics.bootstrap_intervals(ratios, method, base, resamples, seed)
-        row[key] = {
-            aggregate: {
-                "value": number(value),
-                "low": number(intervals[aggregate][0]),
-                "high": number(intervals[aggregate][1]),
-            }
-            for aggregate, value in values.items()
+        row[key] = with_intervals(ratios, method, base, resamples, seed)
+    joules, base_joules = map(metrics.joules_per_token, (method, base))
+    row["energy"] = None
+    if joules is not None or base_joules is not None:
+        row["energy"] = {
+            "joules_per_token": number(joules),
+            "base_joules_per_token": number(base_joules),
+            "ratio": with_intervals(metrics.energy_ratios, method, base, resamples, seed),
         }
     return row
+
+
+def with_intervals(ratios, method, base, resamples, seed):
+    """{aggregate: {"value", "low", "high"}} of a function of metrics.py; None where it is."""
+    values = ratios(method, base)
+    if values is None:
+        return None
+    intervals = metrics.bootstrap_intervals(ratios, method, base, resamples, seed)
+    return {
+        aggregate: {
+            "value": number(value),
+            "low": number(intervals[aggregate][0]),
+            "high": number(intervals[aggregate][1]),
+        }
+        for aggregate, value in values.items()
+    }
 
 
 def throughput(method, ours, theirs):

@@ -33,7 +33,7 @@ LARGE_PART, MOST_PARTS = 8, 8  # pairs of a part where there are more than two; 
 APART_S = 60.0  # a pair decoded further from all of the method's answers is not beside them
 CHEAP = 0.995  # a price of verification below it prints as less than 1.00
 ASKED = ("questions_sha256", "prompts_sha256")  # of shared: which questions, not how they are timed
-NOT_MEASURED = {"pairs": 0, "parts": [], "shift": None, "noise": None, "marked": False}
+NOT_MEASURED = {"pairs": 0, "moves": [], "parts": [], "shift": None, "noise": None, "marked": False}
 
 
 def pairs_path(path):
@@ -52,6 +52,7 @@ def measure(method, base, profile=None):
 
     state   "measured"; "none": method and baseline were decoded at one time; "unknown": reason says
             why
+    moves   [[begin_s, moved]] of the pairs in the order of their time, Unix seconds
     parts   [{"part", "pairs", "moved", "noise"}], the whole first; noise is a logarithm
     named   lines about a price of verification below 1, read bandwidths and products that differ
     """
@@ -70,7 +71,8 @@ def measure(method, base, profile=None):
         state = "unknown"
         reason = f"{len(moves)} of its pairs stand in the baseline's file, two are the least"
     found = {"state": state, "reason": reason, "left_out": left_out, "named": named}
-    return NOT_MEASURED | found | (summary(moves) if moves else {})
+    found["moves"] = [[begin, math.exp(move)] for begin, move in moves]
+    return NOT_MEASURED | found | (summary([move for _, move in moves]) if moves else {})
 
 
 def summary(moves):
@@ -145,7 +147,7 @@ def span_of(answers):
 
 
 def moves_of(ours, theirs, span):
-    """(moves of the questions of both AnswerFiles in the order of their time, those left out).
+    """([(begin_s, move)] of the questions of both AnswerFiles by their time, those left out).
 
     span: of the method's answers. Left out are pairs of another time, as of an older run, and those
     with a compilation inside.
@@ -169,7 +171,7 @@ def moves_of(ours, theirs, span):
             left_out += 1
             continue
         found.append((begin or 0, place, math.log(speeds[0] / speeds[1])))
-    return [move for *_, move in sorted(found)], left_out
+    return [(begin, move) for begin, _, move in sorted(found)], left_out
 
 
 def pace(question, by_step):

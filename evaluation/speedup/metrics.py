@@ -5,6 +5,7 @@ mean ratio (headline)    mean over questions of the method's tokens/s / the same
 total ratio              (total tokens / total time) of the method / the same of the baseline
 geometric mean           of the per-question ratios of tokens/s
 decode ...               the same with the prefill's token and time taken off both sides
+joules a token           sum of energy_j / sum of new_tokens, over all questions
 mean accepted            tokens committed per step, bonus included, over all steps (headline) or as
                          the mean over questions of a question's own mean
 """
@@ -25,11 +26,13 @@ class Columns:
 
     tokens: np.ndarray  # new tokens, those of the prefills included
     wall_s: np.ndarray
-    steps: np.ndarray
+    steps: np.ndarray | None  # None where a server hides its steps
     accepted: np.ndarray | None  # sum of the accept lengths; None where a question has none
     accept_count: np.ndarray | None  # number of accept lengths
     decode_s: np.ndarray | None  # wall - prefill; None where a question has no prefill time
     stage_s: dict | None  # stage -> seconds over all questions
+    energy_j: np.ndarray | None = None  # joules; None where a question has none
+    decode_tokens: np.ndarray | None = None  # behind the prefill, or a server's first chunk
 
     @property
     def speed(self):
@@ -45,23 +48,35 @@ def question_columns(questions):
         return np.array([sum(value(choice) for choice in row) for row in choices], dtype)
 
     flat = [choice for row in choices for choice in row]
-    counted = all(choice.accept_lengths is not None for choice in flat)
+    counted = all(choice.accepted is not None for choice in flat)
+    stepped = all(choice.steps is not None for choice in flat)
+    begun = all(choice.accepted or choice.chunk_tokens is not None for choice in flat)
     timed = all(choice.prefill_s is not None for choice in flat)
     staged = timed and all(choice.stage_s is not None for choice in flat)
+    metered = all(choice.energy_j is not None for choice in flat)
     return Columns(
         tokens=column(lambda choice: sum(choice.new_tokens)),
         wall_s=column(lambda choice: math.fsum(choice.wall_s), float),
-        steps=column(lambda choice: sum(choice.steps)),
-        accepted=column(lambda choice: sum(choice.accept_lengths)) if counted else None,
-        accept_count=column(lambda choice: len(choice.accept_lengths)) if counted else None,
+        steps=column(lambda choice: sum(choice.steps)) if stepped else None,
+        accepted=column(lambda choice: choice.accepted[0]) if counted else None,
+        accept_count=column(lambda choice: choice.accepted[1]) if counted else None,
+        decode_tokens=column(decode_tokens) if begun else None,
         decode_s=column(decode_seconds, float) if timed else None,
         stage_s={s: math.fsum(c.stage_s[s] for c in flat) for s in STAGES} if staged else None,
+        energy_j=column(lambda choice: math.fsum(choice.energy_j), float) if metered else None,
     )
 
 
 def decode_seconds(choice):
     """Seconds of a choice's steps: wall_time - prefill_s over its turns."""
     return math.fsum(choice.wall_s) - math.fsum(choice.prefill_s)
+
+
+def decode_tokens(choice):
+    """Tokens of a choice that came within its decode_seconds()."""
+    if choice.chunk_tokens is None:
+        return choice.accepted[0]
+    return sum(sum(tokens[1:]) for tokens in choice.chunk_tokens)
 
 
 def plain_mean(values):
@@ -87,7 +102,8 @@ def finite_log(ratio):
 
 def decode_rows(method, base):
     """[N] whether a question has a decode speed on both sides."""
-    return (method.steps > 0) & (base.steps > 0) & (method.decode_s > 0) & (base.decode_s > 0)
+    sides = ((side.decode_tokens > 0) & (side.decode_s > 0) for side in (method, base))
+    return np.logical_and(*sides)
 
 
 def decode_ratios(method, base, mean=plain_mean):
@@ -97,23 +113,41 @@ def decode_ratios(method, base, mean=plain_mean):
     leave it out on both sides (a mean over the others is mean(x * has) / mean(has), so that `mean`
     may be a resample's).
     """
-    if any(side.decode_s is None or side.accepted is None for side in (method, base)):
+    if any(side.decode_s is None or side.decode_tokens is None for side in (method, base)):
         return None
     has = decode_rows(method, base)
     if not has.any():
         return None
     speed, base_speed = (
-        np.divide(side.accepted, side.decode_s, out=np.zeros(len(has)), where=has)
+        np.divide(side.decode_tokens, side.decode_s, out=np.zeros(len(has)), where=has)
         for side in (method, base)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(speed, base_speed, out=np.ones(len(has)), where=has)
         return {
             "mean_ratio": mean(speed) / mean(base_speed),
-            "total_ratio": (mean(method.accepted) / mean(method.decode_s))
-            / (mean(base.accepted) / mean(base.decode_s)),
+            "total_ratio": (mean(method.decode_tokens) / mean(method.decode_s))
+            / (mean(base.decode_tokens) / mean(base.decode_s)),
             "geometric_mean": np.exp(mean(np.log(ratio)) / mean(has.astype(float))),
         }
+
+
+def joules_per_token(columns, mean=plain_mean):
+    """Energy of all questions / their new tokens; None where a question has no energy."""
+    return None if columns.energy_j is None else mean(columns.energy_j) / mean(columns.tokens)
+
+
+def energy_ratios(method, base, mean=plain_mean):
+    """{"total_ratio": joules a token, method / baseline}, None where a side has no energy.
+
+    No mean of questions' own ratios: a meter that moves ten times a second is coarse for a short
+    answer.
+    """
+    ours, theirs = joules_per_token(method, mean), joules_per_token(base, mean)
+    if ours is None or theirs is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"total_ratio": ours / theirs}
 
 
 def resample_means(num_questions, resamples, seed):
@@ -171,12 +205,12 @@ def time_identity(method, base):
     With prefill times on both sides ("decode"), the tokens are accept lengths, so the first factor
     is the accept length (the baseline's is 1.00), and the parts are draft, verify, commit and
     rest = wall - prefill - (draft + verify + commit). Without ("wall"), tokens are new_tokens and
-    the only part is the whole step, prefill inside. None where a side took no step.
+    the only part is the whole step, prefill inside. None where a side took no step, or hides them.
     """
-    if not method.steps.sum() or not base.steps.sum():
-        return None
     sides, parts = (method, base), {}
-    split = all(side.decode_s is not None and side.accepted is not None for side in sides)
+    if any(side.steps is None or not side.steps.sum() for side in sides):
+        return None
+    split = all(side.decode_s is not None and is_decoded(side) for side in sides)
     tokens, base_tokens = (int((s.accepted if split else s.tokens).sum()) for s in sides)
     seconds, base_s = (float((s.decode_s if split else s.wall_s).sum()) for s in sides)
     if min(seconds, base_s, base_tokens) <= 0:
@@ -195,6 +229,11 @@ def time_identity(method, base):
         "base_step_ms": 1e3 * base_s / base_steps,
         "parts_ms": parts,
     }
+
+
+def is_decoded(columns):
+    """Whether the tokens that the steps committed are those that came within the decode time."""
+    return columns.accepted is not None and np.array_equal(columns.accepted, columns.decode_tokens)
 
 
 def identity_product(identity):

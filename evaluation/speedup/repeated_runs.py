@@ -16,7 +16,10 @@ SPREAD_NUMBERS = {
     "speedup_mean_ratio": ("speedup", "mean_ratio", "value"),
     "decode_speedup_mean_ratio": ("decode_speedup", "mean_ratio", "value"),
     "mean_accepted_over_steps": ("mean_accepted", "over_steps"),
+    "joules_per_token": ("energy", "joules_per_token"),
+    "energy_total_ratio": ("energy", "ratio", "total_ratio", "value"),
 }
+SHOWN_ALWAYS = 5  # of these; energies where a run has them
 RUN_FOLDER = re.compile(r"(.*run_)(\d+)")
 
 
@@ -153,11 +156,16 @@ def average_lines(averaged):
     """The table of average()."""
     header = ["task", "questions", "tokens/s", "baseline", "speedup (mean ratio)"]
     header += ["decode (mean ratio)", "accepted/step"]
+    names = list(SPREAD_NUMBERS)
+    if any(row["joules_per_token"] for row in averaged["tasks"]):
+        header += ["joules/token", "energy (total ratio)"]
+    else:
+        names = names[:SHOWN_ALWAYS]
     rows = [
         [
             row["name"],
             str(row["questions"]),
-            *(spread_text(row[name], 1 if "per_s" in name else 3) for name in SPREAD_NUMBERS),
+            *(spread_text(row[name], 1 if "per_s" in name else 3) for name in names),
         ]
         for row in averaged["tasks"]
     ]

@@ -1,6 +1,6 @@
 """Text of a comparison (see comparison.py): tables, the time identity, leaderboard rows."""
 
-from evaluation.answers.meta import describe
+from evaluation.answers.meta import describe, placement_text
 from evaluation.speedup.comparison import AGGREGATES, TASK_NAMES
 from evaluation.speedup.drift import drift_lines, moved_text
 from evaluation.speedup.metrics import identity_product
@@ -86,6 +86,8 @@ def heading_lines(result):
             lines.append(f"  note: {row_label(side)}: compiling stands inside the times of these")
         if side["runtime_ran"] not in (None, side["runtime"]):
             lines.append(f"  note: {side['label']}: runtime {runtime_text(side)}")
+        if placed := placement_text(side.get("placement")):
+            lines.append(f"  note: {side['label']}: placement {placed}")
     return lines + [f"  differs in {describe(field)}" for field in result["allowed"]]
 
 
@@ -93,6 +95,8 @@ def task_lines(result):
     """The main table, a row a task."""
     header = ["task", "questions", "tokens/s", "baseline", "speedup (mean ratio)"]
     header += ["decode (mean ratio)", "accepted/step", "| question"]
+    metered = any(row["energy"] for row in result["tasks"])
+    header += ["joules/token", "baseline", "energy (total ratio)"] if metered else []
     rows = []
     for row in result["tasks"]:
         decode = row["decode_speedup"]
@@ -106,9 +110,31 @@ def task_lines(result):
                 ratio_text(decode and decode["mean_ratio"]),
                 accepted_text(row, "over_steps"),
                 accepted_text(row, "over_questions"),
+                *(energy_cells(row["energy"] or {}) if metered else ()),
             ]
         )
     return table(header, rows)
+
+
+def energy_cells(energy):
+    """Joules a token of both sides, and their ratio, as texts."""
+    ratio = energy.get("ratio")
+    both = (energy.get(name) for name in ("joules_per_token", "base_joules_per_token"))
+    return [*(fixed(joules, 4) for joules in both), ratio_text(ratio and ratio["total_ratio"])]
+
+
+def energy_lines(result):
+    """What was metered, of a side that has an energy."""
+    sides = (result["method"], result["baseline"])
+    texts = [
+        f"{side['label']}: {', '.join(side['energy']['meters'])}, idle"
+        f" {fixed(side['energy']['idle_w'], 1)} W (not subtracted)"
+        for side in sides
+        if side["energy"]
+    ]
+    if not texts:
+        return []
+    return [f"energy (sum of energy_j / sum of new_tokens): {'; '.join(dict.fromkeys(texts))}"]
 
 
 def detail_lines(result):
@@ -131,7 +157,7 @@ def identity_line(result):
     identity = result["time_identity"]
     name = result["method"]["label"]
     if identity is None:
-        return f"time identity: {name}: {NO_VALUE} (a side has no step)"
+        return f"time identity: {name}: {NO_VALUE} (a side has no step, or hides its steps)"
     decode = identity["time"] == "decode"
     what = "decode speedup (total ratio)" if decode else "speedup (total ratio, prefill inside)"
     gain = f"{'accept length' if decode else 'tokens per step'} {identity['tokens_per_step']:.3f}"
@@ -185,7 +211,7 @@ def report_lines(result, detail=False):
         lines += detail_lines(result)
     lines += [identity_line(result), bound_line(result["baseline"]["label"], result["roofline"])]
     lines += drift_lines(result["method"]["label"], result["drift"])
-    lines += [*throughput_lines(result), *compat_lines(result)]
+    lines += [*energy_lines(result), *throughput_lines(result), *compat_lines(result)]
     return lines + facts_lines(result)
 
 
@@ -211,8 +237,10 @@ def summary_lines(results):
     """One row a method: speedup (mean ratio) by task."""
     columns = task_columns(results)
     columns = [c for c in columns if any(c[0] == r["task"] for x in results for r in x["tasks"])]
+    metered = any(result["tasks"][-1]["energy"] for result in results)
     header = ["speedup (mean ratio)", "questions", *(name for _, name in columns)]
     header += ["accepted/step", "Overall", "drift", "baseline of its bound"]
+    header += ["joules/token", "energy (total ratio)"] if metered else []
     rows = []
     for result in results:
         by_task = {row["task"]: row for row in result["tasks"]}
@@ -222,6 +250,7 @@ def summary_lines(results):
         cells += [accepted_text(overall, "over_steps")]
         cells += [ratio_text(overall["speedup"]["mean_ratio"]), moved_text(result["drift"])]
         cells += [share_text(result["roofline"])]
+        cells += energy_cells(overall["energy"] or {})[::2] if metered else []
         rows.append(cells)
     return table(header, rows)
 
@@ -282,6 +311,12 @@ def markdown_lines(results):
         texts = (NO_VALUE if cell is None else str(cell) for cell in cells)
         lines.append("| " + " | ".join(text.replace("|", "/") for text in texts) + " |")
     return lines
+
+
+def markdown_text(results):
+    """The rows of those results that did not move; empty where all did."""
+    steady = [result for result in results if not result["drift"]["marked"]]
+    return "".join(f"{line}\n" for line in markdown_lines(steady)) if steady else ""
 
 
 def short_commit(commit):

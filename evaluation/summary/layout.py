@@ -49,13 +49,16 @@ def counted(numbers):
 
 def table_lines(rows):
     """The table of Rows, and a line for each mark in it."""
-    ladder = any(row.best is not None for row in rows)
     header = ["method", "accepted", "speedup [95 %]", "vs best", "price", "of bound"]
-    header += ["verdict", "drift"]
+    header += ["J/token", "verdict", "drift"]
     cells = [cells_of(row) for row in rows]
-    if not ladder:
-        header, *cells = ([*line[:3], *line[4:]] for line in (header, *cells))
-    right = [name in ("accepted", "price", "vs best", "of bound") for name in header]
+    known = {
+        "vs best": any(row.best is not None for row in rows),
+        "J/token": any(row.joules is not None for row in rows),
+    }
+    kept = [known.get(name, True) for name in header]
+    header, *cells = ([cell for cell, k in zip(line, kept) if k] for line in (header, *cells))
+    right = [name in ("accepted", "price", "vs best", "of bound", "J/token") for name in header]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
     lines = [
         "  ".join(
@@ -68,7 +71,7 @@ def table_lines(rows):
 
 
 def cells_of(row):
-    """The texts of a Row: name, accepted, speedup, vs best, price, of bound, verdict, drift."""
+    """The texts of a Row, in the order of the table's header."""
     price = number(row.price) + "!" * cheap(row)
     share = NO_VALUE if row.share is None else f"{100 * row.share:.1f} %"
     return [
@@ -78,6 +81,7 @@ def cells_of(row):
         number(row.best),
         price,
         share + "*" * row.launch_bound,
+        NO_VALUE if row.joules is None else f"{row.joules:.3g}",
         row.verdict,
         drift_text(row.drift),
     ]

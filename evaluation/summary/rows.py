@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.answers.meta import placement_text
 from evaluation.speedup.drift import cheap
 
 ABOVE_BOUND = "launch-bound"  # label of a baseline that takes more than twice its bound
@@ -32,6 +33,7 @@ class Row:
               own, low and high are None
     share     of the bound that the row's baseline runs at
     best      speedup against the best of several baselines
+    joules    of a token, of files that were metered
     notes     what has to be said of it below the table
     """
 
@@ -44,6 +46,7 @@ class Row:
     verdict: str = "not run"
     drift: dict | None = None
     best: float | None = None
+    joules: float | None = None
     lossy: bool = False
     notes: tuple = ()
     baseline: bool = False
@@ -102,14 +105,19 @@ def baseline_row(results, names):
     """The baseline's own row."""
     result = results[0]
     side, identity = result["baseline"], result["time_identity"]
+    energy = result["tasks"][-1].get("energy") or {}
+    accepted = identity and identity["base_tokens_per_step"]
+    if accepted is None and result["method"]["file"] == side["file"]:  # a server, by itself
+        accepted = (result["tasks"][-1]["mean_accepted"] or {}).get("over_steps")
     return Row(
         names.of(side),
-        accepted=identity and identity["base_tokens_per_step"],
+        accepted=accepted,
         speedup={"value": 1.0, "low": None, "high": None},
         price=1.0 if result["profile"]["base_verify_ms"] else None,
         **bound_of(result["roofline"]),
         verdict=with_failed("baseline", result["left_out"]["failed_in_baseline"]),
         notes=(*notes_of(side),),
+        joules=energy.get("base_joules_per_token"),
         baseline=True,
     )
 
@@ -141,6 +149,7 @@ def method_row(result, verdicts, names, against_best):
         verdict=with_failed(verdict, result["left_out"]["failed_in_method"]),
         drift=result["drift"],
         best=against_best,
+        joules=(overall.get("energy") or {}).get("joules_per_token"),
         lossy=side["lossy"],
         notes=(*notes_of(side), *named_of(result["drift"], result["profile"])),
     )
@@ -165,6 +174,8 @@ def notes_of(side):
         yield f"compiling stands inside the times of {turns} turn{'s' * (turns > 1)}"
     if ran not in (None, side["runtime"]):
         yield f"runtime {side['runtime']} could not be had, it ran {ran}"
+    if placed := placement_text(side.get("placement")):
+        yield f"placement {placed}"
 
 
 def named_of(drift, profile=None):
