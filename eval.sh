@@ -12,6 +12,10 @@
 #   TARGET=smollm2 BENCH=spec_bench ARGS="--limit-per-category 10" ./eval.sh
 #                                  a published model of 135 M on a CPU (gemma3-270m: another), 60 questions: at 12
 #                                  tokens/s some 15 minutes a method
+#   ./eval.sh serve                under a load: latencies, throughput, energy (evaluation/serve.sh has its settings)
+#   ENGINE_CMD="vllm serve ..." ENGINE_BASE="vllm serve ..." ./eval.sh engine
+#                                  a server that speculates beside the same server without (started and ended here, each in its
+#                                  turn), at ENGINE_URL (http://127.0.0.1:8000); without ENGINE_CMD: the server that is there
 #   ./eval.sh --setup              only prepare .venv and print its python
 #
 # Settings from the environment, with their defaults:
@@ -25,8 +29,9 @@
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
 #   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2)
-#   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd)
+#   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd, suffix)
 #   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
+#   LOAD    flags of a load run, e.g. LOAD="--rate 1,2 --duration 60"; the table is then serving.py's, SLO="ttft=0.5,tpot=0.05"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
 #   PAIRED  N: methods decode the baseline on every N-th question too, for the drift between the files (default 8; 0: none);
 #           1: on every question, and each method is compared with that baseline of its own
@@ -34,7 +39,7 @@
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.
 #   PYTHON  an existing environment's interpreter, used as it is
 # A method that cannot run (all: no weights for the target) is left out with a line. The full tables, the reports of
-# the tools as JSON and what each method said lie beside the answers, in NAME-...-report/.
+# the tools as JSON, what each method said and a page of it all (report.html) lie beside the answers, in NAME-...-report/.
 # Exit status: 0; 1 answers differ, or questions failed; 2 bad input, a crash; 3 a suspicion (JUDGE); 130 interrupted.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -71,6 +76,17 @@ if [ "${1:-}" = --setup ]; then
     exit
 fi
 
+BASELINE=vanilla MODE=
+case ${1:-} in
+    serve)
+        MODE=$1
+        shift
+        . evaluation/serve.sh ;;
+    engine)
+        [ $# -eq 1 ] || { echo "eval.sh: engine takes no methods: ENGINE_CMD says how the server speculates" >&2; exit 2; }
+        MODE=$1 BASELINE=${ENGINE_BASE:+engine-base} ENGINE_URL=${ENGINE_URL:-http://127.0.0.1:8000}
+        shift ;;
+esac
 QUICK=(pld sps lookahead recycling medusa eagle2 eagle3 specexec)  # what a first look shows
 MINI=data/mini_models/target
 TARGET=${TARGET:-$MINI}
@@ -87,17 +103,28 @@ fi
 BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=${SEED:-0}
 [ "$TEMPERATURE" = 0 ] || JUDGE=  # sampled answers differ rightly: they are audited instead
 NAME=$(basename "$TARGET" .gguf)${SCALE_TO:+-twin-$SCALE_TO} OPTIONAL= MORE=
-if [ $# -eq 0 ] && [ "$TARGET$BENCH${SCALE_TO:-}" = ${MINI}mini_bench ]; then
+if [ $# -eq 0 ] && [ -z "$MODE" ] && [ "$TARGET$BENCH${SCALE_TO:-}" = ${MINI}mini_bench ]; then
     set -- "${QUICK[@]}"
     NAME+=-quick ARGS="--limit-per-category 4 ${ARGS:-}" PAIRED=${PAIRED:-4} OPTIONAL=1
     MORE="all methods on all questions, some 12 minutes: ./eval.sh all"
 fi
-[ $# -gt 0 ] || set -- all
+[ $# -gt 0 ] || [ -n "$MODE" ] || set -- all
+LOAD=${LOAD:-}
 ANSWERS=data/$BENCH/model_answer
-REPORT=$ANSWERS/$NAME-$DTYPE-temperature-$TEMPERATURE-report
+KIND=${LOAD:+-load}
+[ "$MODE" != engine ] || KIND=-engine$KIND
+REPORT=$ANSWERS/$NAME-$DTYPE-temperature-$TEMPERATURE$KIND-report
 INDEX=data/$BENCH/index/$(basename "$TARGET")
 REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
-answers_of() { echo "$ANSWERS/$NAME-$1-$DTYPE-temperature-$TEMPERATURE.jsonl"; }
+id_of() { echo "$NAME-$1-$DTYPE-temperature-$TEMPERATURE"; }
+answers_of() { echo "$ANSWERS/$(id_of "$1").jsonl"; }
+written_by() {  # written_by ROW: its answer files; under a load one a rate, those that its run has opened
+    if [ -n "$LOAD" ]; then
+        find "$ANSWERS" -maxdepth 1 -newer "$REPORT/begin" -name "$(id_of "$1")-*.jsonl" | sort -V
+    else
+        answers_of "$1"
+    fi
+}
 
 run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
     local name=$1 method=${1%%-*} own=FLAGS_${1//-/_} code=0 products=$PRODUCTS
@@ -105,13 +132,18 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags tha
     shift
     touch "$REPORT/begin"
     "$PYTHON" -m "model.$method.inference_$method" \
-        --model-path "$TARGET" --model-id "$NAME-$name-$DTYPE-temperature-$TEMPERATURE" \
+        --model-path "$TARGET" --model-id "$(id_of "$name")" \
         --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
         --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
         --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${products:+--turned-rows "$products"} \
-        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") ${ARGS:-} "$@" ${!own:-} || code=$?
-    if [ $code -eq 1 ] && [ ! "$(answers_of "$name")" -nt "$REPORT/begin" ]; then
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") $LOAD ${ARGS:-} "$@" ${!own:-} || code=$?
+    checked $code "$name"
+}
+
+checked() {  # checked CODE ROW: its exit status, as a run means it
+    local code=$1
+    if [ $code -eq 1 ] && [ -z "$(find $(written_by "$2") /dev/null -maxdepth 0 -newer "$REPORT/begin")" ]; then
         code=70  # 1 says that questions failed, and of Python that it did not come to answer any
     fi
     return $code
@@ -129,12 +161,25 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
         return $(($? > 1 ? $? : 70))
 }
 
+serve_engine() {  # serve_engine ROW COMMAND FLAG...: answers of a server
+    local row=$1 command=$2 own=FLAGS_${1//-/_} code=0
+    shift 2
+    touch "$REPORT/begin"
+    "$PYTHON" -m model.engine.inference_engine --url "$ENGINE_URL" ${command:+--engine-cmd "$command"} \
+        --model-path "$TARGET" --model-id "$(id_of "$row")" --bench-name "$BENCH" --dtype "$DTYPE" \
+        --temperature "$TEMPERATURE" --top-p "$TOP_P" --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" \
+        --batch-size "${BATCH_SIZE:-1}" ${OVERWRITE:+--overwrite} $LOAD ${ARGS:-} "$@" ${!own:-} || code=$?
+    checked $code "$row"
+}
+
 run_method() {  # run_method ROW: its method is its name up to the dash
     case $1 in
+        engine) serve_engine "$1" "${ENGINE_CMD:-}" ;;
+        engine-base) serve_engine "$1" "$ENGINE_BASE" $([ -n "$LOAD" ] || echo --aa) ;;
         vanilla-compile) RUNTIME=compile run "$1" ;;
         vanilla-cudagraph) RUNTIME=cudagraph run "$1" ;;
         vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run "$1" --engine hf ;;
-        recycling | nasd) run "$1" --state "${STATE:-cold}" ;;
+        recycling | nasd | suffix) run "$1" --state "${STATE:-cold}" ;;
         recycling-warm) run "$1" --state warm --prompt-seeds ;;
         rest)
             index rest.build_datastore "$REST" || return
@@ -163,14 +208,15 @@ logged() {  # logged ROW: run it; what it says on stderr is kept, too, for the e
 ALL=(vanilla)
 for folder in model/*/inference_*.py; do
     method=$(basename "$(dirname "$folder")")
-    [ "$method" = vanilla ] || ALL+=("$method")
+    [[ " vanilla engine " == *" $method "* ]] || ALL+=("$method")  # engine: a server, by its URL
     case $method in
         recycling) ALL+=(recycling-warm) ;;
         sd2) ALL+=(sd2-chain) ;;
         specexec) ALL+=(specexec-specinfer) ;;
     esac
 done
-ROWS=(vanilla) PRODUCTS=
+ROWS=($BASELINE) PRODUCTS=
+[ "$MODE" != engine ] || ROWS+=(engine)
 for row in "$@"; do
     if [[ ! $row =~ ^[a-z0-9_-]+$ ]]; then
         echo "eval.sh: no method $row; there are: ${ALL[*]}" >&2
@@ -205,7 +251,7 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
     code=0
     logged "$row" || code=$?
     printf '%s\t%s\t%s\t%s\n' "$row" $code "$(answers_of "$row")" "$REPORT/$row.log" >> "$REPORT/rows.tsv"
-    if [ $code -gt 1 ] && [ "$row" = vanilla ] || [ $code -eq 130 ]; then
+    if [ $code -gt 1 ] && [ "$row" = "$BASELINE" ] || [ $code -eq 130 ]; then
         exit $((code == 130 ? 130 : 2))
     elif [ $code -gt 1 ]; then
         echo "eval.sh: $row is left out" >&2
@@ -216,7 +262,11 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
     note_status $code  # 1: questions failed, the others count
     if [ "$row" = vanilla ]; then  # all rows are computed as the baseline was
         PRODUCTS=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["environment"].get("turned_rows") or "")' \
-            "$(answers_of vanilla | sed 's/jsonl$/meta.json/')") || exit 2
+            "$(written_by vanilla | head -1 | sed 's/jsonl$/meta.json/')") || exit 2
+    fi
+    if [ -n "$LOAD" ]; then
+        mapfile -t -O ${#FILES[@]} FILES < <(written_by "$row")
+        continue
     fi
     case $row in
         space) SPACED=1 ;;
@@ -225,6 +275,10 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
     esac
 done
 
+[ ${#FILES[@]} -gt 0 ] || exit 2
+
+JUDGING=()
+[ -z "${JUDGE:-}" ] || JUDGING=(--device "${DEVICE:-auto}" ${NUM_THREADS:+--num-threads "$NUM_THREADS"})
 REPORTS=()
 judged() {  # judged SUFFIX TOOL FLAG...: its text goes into details.txt, its report beside it; returns its exit status
     local report=$REPORT/$2$1.json code=0
@@ -243,20 +297,58 @@ compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step c
         judged "$suffix" speed --profile --file-path "$@" --base-path "$base" \
             ${RUNGS[@]:+--ladder "${RUNGS[@]}"} || note_status $?
     fi
-    judged "$suffix" equal "$base" "$@" ${JUDGE:+--model-path "$target" --device "${DEVICE:-auto}"} \
-        ${JUDGE:+${NUM_THREADS:+--num-threads "$NUM_THREADS"}} || code=$?
+    judged "$suffix" equal "$base" "$@" ${JUDGE:+--model-path "$target" "${JUDGING[@]}"} || code=$?
     if [ -z "${JUDGE:-}" ] && [ $code -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
         code=0  # half precision flips near-ties (JUDGE=1 tells), sampling draws other tokens
     fi
     note_status $code
     [ "$TEMPERATURE" = 0 ] || judged "$suffix" audit_sampling "$base" "$@" || note_status $?
 }
-compare "" "$TARGET" "${FILES[@]}"
-if [ -n "$SPACED" ]; then
-    RUNGS=()
-    compare _space "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
+compare_loads() {  # serving figures; verdicts of each rate's files
+    local base bases=() others=() file same number=0 code=0
+    for file in "${FILES[@]}"; do
+        if [ -n "$BASELINE" ] && [[ $file == "$ANSWERS/$(id_of "$BASELINE")"-* ]]; then bases+=("$file"); else others+=("$file"); fi
+    done
+    for base in ${bases[@]:+"${bases[@]}"}; do
+        same=()
+        for file in ${others[@]:+"${others[@]}"}; do
+            [[ $file != *"${base#"$ANSWERS/$(id_of "$BASELINE")"}" ]] || same+=("$file")
+        done
+        [ ${#same[@]} -eq 0 ] || judged "$((number += 1))" equal "$base" "${same[@]}" \
+            ${JUDGE:+--model-path "$TARGET" "${JUDGING[@]}"} || code=$?
+    done
+    [ $code -ne 1 ] || [ -n "${JUDGE:-}" ] || [ "$DTYPE$TEMPERATURE" = float320 ] || code=0  # as in compare
+    note_status $code
+    "$PYTHON" evaluation/serving.py ${others[@]:+"${others[@]}"} ${bases[@]:+--base-path "${bases[@]}"} ${SLO:+--slo "$SLO"} \
+        --json "$REPORT/serving.json" --details "$REPORT/details.txt" || note_status 2
+    echo "details: $REPORT/ (details.txt, serving.json, *.log)"
+    [ $code -eq 0 ] || echo "answers differ from the baseline's: $REPORT/details.txt"
+    [ "$MODE" != serve ] || suite_files "${others[0]:-}" "${bases[0]:-}" ${others[1]:-${bases[1]:-}} || note_status 2
+}
+suite_files() {  # suite_files SPECULATIVE BASE MORE: the published suite's four files, of runs at one rate
+    local out=${OUTPUT_FILE:-benchmark_results.json}
+    [ -z "${3:-}" ] || return 0  # it knows one method and one rate
+    [[ $out == */* ]] || out=$REPORT/$out
+    "$PYTHON" evaluation/serving.py "${1:-$2}" ${1:+${2:+--base-path "$2"}} --as benchmark-results "$out" > /dev/null || return
+    echo "written: $out, and its parts beside it"
+}
+if [ -n "$LOAD" ]; then
+    compare_loads
+else
+    ALL_RUNGS=(${RUNGS[@]:+"${RUNGS[@]}"})
+    compare "" "$TARGET" "${FILES[@]}"
+    if [ -n "$SPACED" ]; then
+        RUNGS=()
+        compare _space "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
+        FILES+=("$(answers_of vanilla-space)" "$(answers_of space)")
+    fi
+    "$PYTHON" evaluation/summarise.py ${REPORTS[@]:+"${REPORTS[@]}"} --rows "$REPORT/rows.tsv" \
+        --details "details: $REPORT/ (details.txt, *.json, *.log)" || note_status 2
+    FILES+=(${ALL_RUNGS[@]:+"${ALL_RUNGS[@]}"})
 fi
-"$PYTHON" evaluation/summarise.py ${REPORTS[@]:+"${REPORTS[@]}"} --rows "$REPORT/rows.tsv" \
-    --details "details: $REPORT/ (details.txt, *.json, *.log)" || note_status 2
 [ -z "$MORE" ] || echo "$MORE"
+"$PYTHON" evaluation/report.py "${FILES[@]}" ${REPORTS[@]:+--reports "${REPORTS[@]}"} ${SLO:+--slo "$SLO"} \
+    --published data/leaderboard/published.jsonl $([ ! -d "$TARGET" ] || echo --tokenizer-path "$TARGET") \
+    $([ ! -f "data/$BENCH/question.jsonl" ] || echo --question-file "data/$BENCH/question.jsonl") \
+    --output "$REPORT/report.html" || note_status 2
 exit $status

@@ -91,6 +91,35 @@ def write_json(path, document):
         raise AnswerError(f"--json {path}: {error.strerror}") from None
 
 
+def append_lines(path, lines):
+    """Append text to the PATH of --details."""
+    try:
+        with open(path, "a", encoding="utf-8") as out:
+            print(*lines, sep="\n", file=out)
+    except OSError as error:
+        raise AnswerError(f"--details {path}: {error.strerror}") from None
+
+
+def write_object(path, document, marks):
+    """Write a JSON object; a file that is there and has none of the keys `marks` stays."""
+    try:
+        if path.exists() and path.stat().st_size and not has_marks(path, marks):
+            raise AnswerError(f"--as: {path}: a file that is no such result is there")
+        path.write_text(json.dumps(finite(document), allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AnswerError(f"--as: {path}: {error.strerror}") from None
+    return path
+
+
+def has_marks(path, marks):
+    """Whether a file is a JSON object with one of the keys."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not marks.isdisjoint(found)
+
+
 def warn(message):
     """One line on stderr; the result still stands."""
     print(f"warning: {message}", file=sys.stderr)

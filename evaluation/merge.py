@@ -98,6 +98,8 @@ def merged_meta(parts):
     if all(meta.get("run_s") for meta in metas):
         names = metas[0]["run_s"]
         found["run_s"] = {name: sum(meta["run_s"][name] for meta in metas) for name in names}
+    energy = [entry for meta in metas for entry in meta.get("energy", [])]
+    found |= {"energy": energy} if energy else {}
     return {**found, "questions": questions}  # the long part last
 
 

@@ -98,7 +98,7 @@ def step_limit(side, other):
     that.
     """
     turns = turns_of(side.questions)
-    largest = max((turn.steps for turn in turns), default=0)
+    largest = max((turn.steps for turn in turns if turn.steps is not None), default=0)
     limit = min((n for n in map(most_tokens, (side, other)) if n is not None), default=None)
     ended = [
         turn
@@ -147,7 +147,7 @@ def absurd_times(side, other):
 
     theirs = odd(turns_of(other.questions))
     places = [
-        at_turn(turn, f"{turn.wall_s:.3g} s, {turn.steps} steps: {times:.3g} times the median step")
+        at_turn(turn, f"{turn.spent}: {times:.3g} times the median step")
         for key, (turn, times) in odd(turns_of(side.questions)).items()
         if key not in theirs
     ]

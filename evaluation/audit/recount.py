@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.answers.checks import check_times
 from evaluation.answers.meta import AnswerError
-from evaluation.answers.reader import HALF, AnswerFile, check_times, one_model_id, read_lines
+from evaluation.answers.reader import HALF, AnswerFile, one_model_id, read_lines
 from evaluation.cli import warn
 from evaluation.speedup import metrics
 from evaluation.speedup.comparison import number, tasks_of
@@ -55,7 +56,7 @@ class Turn:
     index: int
     text: str
     tokens: int
-    steps: int
+    steps: int | None  # None where a server hides them
     wall_s: float
 
     @property
@@ -69,9 +70,15 @@ class Turn:
         return bool(self.text.strip()) and not self.tokens
 
     @property
+    def spent(self):
+        """Its time and its steps, or its tokens where a server hides those, in words."""
+        number = f"{self.tokens} tokens" if self.steps is None else f"{self.steps} steps"
+        return f"{self.wall_s:.3g} s, {number}"
+
+    @property
     def step_s(self):
-        """Seconds a step, prefill inside."""
-        return self.wall_s / max(self.steps, 1)
+        """Seconds a step, prefill inside; a token of a server that hides its steps."""
+        return self.wall_s / max(self.tokens if self.steps is None else self.steps, 1)
 
 
 def read_side(name, path):
@@ -98,7 +105,12 @@ def turns_of(questions):
         for question in questions
         for choice in question.choices[:1]
         for index, facts in enumerate(
-            zip(choice.texts, choice.new_tokens, choice.steps, choice.wall_s)
+            zip(
+                choice.texts,
+                choice.new_tokens,
+                choice.steps or [None] * len(choice.texts),
+                choice.wall_s,
+            )
         )
     ]
 

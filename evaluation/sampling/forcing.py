@@ -19,10 +19,10 @@ from evaluation.answers.reader import AnswerFile
 from evaluation.judging.readings import Text, check_text
 from model.common.contract.drafter import Needs
 from model.common.errors import BadInput
+from model.common.load.requests import questions_of_run
 from model.common.loop.ranking import finite_rows
 from model.common.prompts.conversation import read_history, render
 from model.common.prompts.prompter import Prompter, load_tokenizer
-from model.common.prompts.questions import read_questions
 from model.common.records import writer as record
 from model.common.records.files import asked_hash, model_folder, prompt_hash
 from model.common.remote_code import trust
@@ -95,7 +95,8 @@ def find_asked(
         if value is None:
             raise AnswerError(f"{answers.path}: no meta says its {flag[2:]}; give {flag}")
     if question_file is None and bench_name is None:
-        question_file, bench_name = _path(said.get("question_file")), said.get("bench_name")
+        question_file = _path(said.get("sharegpt_dir") or said.get("question_file"))
+        bench_name = said.get("bench_name")
     if question_file is None and bench_name is None:
         raise AnswerError(
             f"{answers.path}: no meta says its questions; give --bench-name or --question-file"
@@ -103,7 +104,8 @@ def find_asked(
     path = Path(question_file or record.ROOT / "data" / bench_name / "question.jsonl")
     with refusals_of_tools():
         check_model_path(model_path)
-        questions = {question["question_id"]: question for question in read_questions(path)}
+        asked = questions_of_run(answers.meta, path, model_path)
+        questions = {question["question_id"]: question for question in asked}
         missing = [i for i in answers.questions if i not in questions]
         if missing:
             raise AnswerError(f"{path}: no question {missing[0]}, which {answers.path} answers")

@@ -48,6 +48,7 @@ class Scorer:
         return {
             "label": answers.label,
             "file": str(answers.path),
+            "sha256": answers.sha256,
             "lossy": answers.lossy,
             "draws_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "settings": settings,

@@ -99,7 +99,7 @@ def main(argv=None) -> None:
     """Print the table."""
     from model.common.args import at_least
 
-    methods = "pld,nasd,samd,lookahead,recycling,rest"
+    methods = "pld,nasd,samd,suffix,lookahead,recycling,rest"
     parser = parts.make_parser(__doc__, methods=methods, num_threads=1, output=None)
     add = parser.add_argument
     add("--vocab-size", type=at_least(100), default=32000, help="of target and text")

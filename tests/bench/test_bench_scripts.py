@@ -5,10 +5,13 @@ import types
 
 import bench_batch
 import bench_drafters
+import bench_energy
 import bench_engines
 import bench_gpu
+import bench_load
 import bench_overhead
 import bench_trees
+import board_sizes
 import drift_rates
 import pytest
 import torch
@@ -41,6 +44,16 @@ def rows_of(main, argv, path):
     return json.loads(path.read_text())["rows"]
 
 
+def test_bench_energy(capsys, tmp_path):
+    path = tmp_path / "out.json"
+    flags = ["--questions", "2", "--max-new-tokens", "8", "--rounds", "1", "--output", str(path)]
+    status, out = ended(bench_energy.main, flags, capsys)
+    document = json.loads(path.read_text())
+    assert status == (0 if document["share"] < 0.01 else 1)
+    assert 0 < document["sample_processor_s"] < 0.01 and min(document["tokens_per_s"]) > 0
+    assert out.startswith("meters: ") and "of the busy time at 0.1 s" in out
+
+
 def test_bench_batch(capsys, tmp_path):
     flags = ["--questions", "4", "--batches", "2,4", "--max-new-tokens", "10", "--rounds", "1"]
     path = tmp_path / "out.json"
@@ -70,6 +83,17 @@ def test_drift_rates(capsys, tmp_path):
         assert row["pairs"] == 3 and row["moved"] > 0
         assert document["rates"][row["kind"]] == row["marked"]
     assert status == int(document["rates"] != {"honest": 0, "slowed": 1})
+
+
+def test_board_sizes(capsys, tmp_path):
+    board_sizes.main(["--sizes", "6x40,12x40", "--accepted", "2"])
+    head, small, large = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "file" and small.startswith("6x40, 2 a step")
+    assert [line.split()[-3] for line in (small, large)] == ["1", "1"]
+    assert float(small.split()[4]) < float(large.split()[4])
+    (tmp_path / "a.jsonl").write_bytes(board_sizes.synthetic(3, 20, 1.0))
+    board_sizes.main([str(tmp_path / "a.jsonl")])
+    assert "a.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other, dtype, status", [(2, "float32", 0), (3, "float32", 1),
@@ -118,11 +142,25 @@ def test_bench_trees(tmp_path):
     assert [row.get("nodes") for row in rows] == [None, 7] and "expected" not in rows[1]
 
 
+def test_bench_load(tmp_path, capsys):
+    """All requests of all methods and rates have the ids of one slot; every figure is there."""
+    flags = ["--methods", "pld", "--questions", "8", "--max-new-tokens", "8", "--duration", "4"]
+    flags += ["--shares", "1", "--rounds", "1", "--output", str(tmp_path / "out.json")]
+    status, out = ended(bench_load.main, flags, capsys)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert status == 0 and "knee of pld" in out
+    assert [row["method"] for row in document["rows"]] == ["vanilla"] * 2 + ["pld"] * 2
+    for row in document["rows"]:
+        assert row["same_ids"] == row["prompts"] > 0 and row["failed"] == 0
+        assert row["ttft_p50_ms"] > 0 and row["tokens_per_s"] > 0 and 0 < row["client"] < 1
+    assert all(row["ratio"] > 0 for row in document["static"])
+
+
 def test_bench_drafters(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_drafters, "CONTEXTS", (256, 512))
     flags = ["--vocab-size", "500", "--steps", "2", "--store-tokens", "1000"]
     rows = rows_of(bench_drafters.main, flags, tmp_path / "out.json")
-    assert len(rows) == 2 * 6 and all(min(row["us"].values()) > 0 for row in rows)
+    assert len(rows) == 2 * 7 and all(min(row["us"].values()) > 0 for row in rows)
 
 
 def test_bench_engines(tmp_path):
@@ -145,6 +183,8 @@ def test_bench_engines(tmp_path):
         (bench_batch, ["--methods", "nothing"], "no method nothing"),
         (bench_batch, ["--flags", "nothing=--x"], "no method nothing"),
         (bench_batch, ["--questions", "5000", "--batches", "1"], "the bench has"),
+        (bench_load, ["--shares", "0,1"], "a rate is above 0"),
+        (bench_load, ["--slo", "ttft"], "ttft=S"),
         (bench_gpu, ["--contenders", "pld"], "the first has to be a vanilla"),
         (bench_gpu, ["--contenders", "vanilla,nothing"], "no nothing"),
         (bench_gpu, ["--scale-to", "huge"], "huge"),

@@ -58,6 +58,12 @@ VARIANTS = {
             *["--static-path", own_automaton(paths["target"]), "--len-bias", "0"],
         ],
     },
+    "suffix": {
+        "tree": lambda paths: ["--draft", "tree", "--max-spec-offset", "4"],
+        "ngram-mod": lambda paths: [
+            *["--kind", "ngram-mod", "--n-match", "2", "--n-min", "0", "--n-max", "8"],
+        ],
+    },
     "specexec": {
         "specinfer": lambda paths: SPECINFER,
         "best": lambda paths: [*SPECINFER, "--draws", "best"],

@@ -89,22 +89,29 @@ def check_limits(case: Case) -> None:
         check_counts(turns, limit)
 
 
+def ends_inside(case: Case, prompts) -> list[tuple[int, int]]:
+    """(row, place) of tokens that a step committed before its last one, and no place before."""
+    known = [case.world.answer(prompt) for prompt in prompts]
+    places = places_inside(case.decode(prompts, batch=1))
+    return [(row, at) for row, at in places if known[row].index(known[row][at]) == at]
+
+
 def check_eos(case: Case) -> None:
     """An end inside an accepted path: it is kept, nothing behind it is."""
-    known = [case.world.answer(prompt) for prompt in PROMPTS]
-    first = [  # elsewhere the answer ends earlier
-        (row, place)
-        for row, place in places_inside(case.alone)
-        if known[row].index(known[row][place]) == place
-    ]
+    prompts = PROMPTS
+    first = ends_inside(case, prompts)
+    if not first:  # what copies can foresee an end if its prompt holds the answer's beginning
+        prompts = [prompt + case.world.answer(prompt)[: LENGTH // 2] for prompt in PROMPTS]
+        first = ends_inside(case, prompts)
     assert first or not drafts_of(case)
+    known = [case.world.answer(prompt) for prompt in prompts]
     for row, place in first[:4]:
         ends = frozenset({known[row][place]})
-        (turn,) = case.decode([PROMPTS[row]], stop=StopRules(ends))
+        (turn,) = case.decode([prompts[row]], stop=StopRules(ends))
         assert turn.output_ids == known[row][: place + 1] and turn.finish_reason == "stop"
         check_counts([turn], LENGTH)
     for token in {known[row][place] for row, place in first}:
-        ended = case.decode(PROMPTS, stop=StopRules(frozenset({token})))
+        ended = case.decode(prompts, stop=StopRules(frozenset({token})))
         assert outputs(ended) == [cut_at(ids, {token}) for ids in known]
 
 

@@ -166,7 +166,7 @@ def test_beside_each_other_there_is_no_drift(tmp_path):
     for method, base in ((files.method, pairs), (files.base, files.base)):
         found = compared(method, base)["drift"]
         assert (found["state"], found["marked"], found["pairs"]) == ("none", False, 0)
-    done = speed("--file-path", files.method, "--paired", "--markdown")
+    done = speed("--file-path", files.method, "--paired", "--format", "markdown")
     assert done.returncode == 0, done.stderr
 
 
@@ -267,7 +267,7 @@ def test_what_pays_is_said_where_the_drift_cannot_turn_it(tmp_path):
 def test_a_moved_row_is_no_leaderboard_row(tmp_path):
     files = Files(tmp_path, steady(1.3))
     other = files.add("good", steady(1.02))
-    rows = "--markdown", "--base-path", files.base, "--file-path"
+    rows = "--format", "markdown", "--base-path", files.base, "--file-path"
     done = speed(*rows, files.method, other)
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
@@ -287,7 +287,7 @@ def test_a_real_run_that_is_slowed_in_its_second_half(model_dir, question_file, 
     answer("pld", model_dir, question_file, method, "--paired", 1)
     pairs = drift.pairs_path(method)
     files = {path: [json.loads(text) for text in path.open()] for path in (base, method, pairs)}
-    given = "--file-path", method, "--base-path", base, "--markdown"
+    given = "--file-path", method, "--base-path", base, "--format", "markdown"
     for slowed, status in ((1.0, 0), (1.4, 2)):
         for path, records in files.items():
             for place, record in enumerate(records):

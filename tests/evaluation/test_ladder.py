@@ -111,8 +111,8 @@ def test_rungs_differ_in_the_runtime_alone(files, tmp_path):
     assert_refused(run_tool(SPEED, *args, drafting), "1.500 tokens a step: no baseline")
     short = rung(tmp_path, "short", quick_lines()[:1], runtime="eager")
     assert_refused(run_tool(SPEED, *args, short), "lacks 1 question")
-    for flag in ("--markdown", "--mean-report"):
-        assert_refused(run_tool(SPEED, *args, base, flag), flag, "--ladder")
+    for flags in (("--format", "csv"), ("--mean-report",)):
+        assert_refused(run_tool(SPEED, *args, base, *flags), flags[0], "--ladder")
     table = run_tool(SPEED, "--file-path", other, "--base-path", base)
     assert_refused(table, "not comparable", "runtime")  # only a ladder may mix them
 
@@ -165,7 +165,7 @@ def test_recompiled_turns_mark_the_row(tmp_path):
     assert report_of(done)["results"][0]["method"]["recompiled_turns"] == 1
     assert report_of(done)["results"][1]["method"]["recompiled_turns"] is None
     assert done.stdout.count("m (recompiled in 1 turn)") == 3  # note, summary, profile
-    row = run_tool(SPEED, "--file-path", method, "--base-path", base, "--markdown").stdout
+    row = run_tool(SPEED, "--file-path", method, "--base-path", base, "--format", "markdown").stdout
     assert "| m (recompiled in 1 turn) |" in row
     for record in lines:
         record["choices"][0]["recompiled"] = [0]

@@ -135,7 +135,7 @@ def test_reports_say_how_good_the_baseline_is(tmp_path):
     assert [line.endswith("12.8 % launch-bound") for line in summary[-2:]] == [True, True]
     result = report_of(done)["results"][0]["roofline"]
     assert result["label"] == "launch-bound" and result["share"] == pytest.approx(0.1277, abs=1e-4)
-    markdown = run_tool("evaluation/speed.py", *args, "--markdown").stdout.splitlines()
+    markdown = run_tool("evaluation/speed.py", *args, "--format", "markdown").stdout.splitlines()
     assert "Baseline of its bound" in markdown[0] and "| 12.8 % launch-bound |" in markdown[2]
 
 

@@ -27,6 +27,7 @@ from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import read_answers
 from evaluation.speedup.comparison import compare
 
+MARKDOWN = "--format", "markdown"
 EAGLE, VANILLA = DATA / "spec_bench_eagle.jsonl", DATA / "spec_bench_vanilla.jsonl"
 # task -> (speedup with new_tokens on both sides, mean accepted tokens) of the two golden files
 GOLDEN = {
@@ -108,7 +109,7 @@ def test_a_lossy_method_is_never_named_without_saying_so(tmp_path):
     naming = [text for text in lines if re.search(r"\bm\b(?! \(lossy\))", text)]
     assert naming == [] and sum("m (lossy)" in text for text in lines) == 5
     assert "acceptance typical (lossy): the output may differ" in done.stdout
-    row = speed("--file-path", method, "--base-path", base, "--markdown").stdout.splitlines()[2]
+    row = speed("--file-path", method, "--base-path", base, *MARKDOWN).stdout.splitlines()[2]
     assert row.startswith("| m (lossy) |")
     assert report_of(done)["results"][0]["method"]["label"] == "m (lossy)"
 
@@ -119,7 +120,7 @@ def test_refusals_reach_the_command_line(tmp_path):
     assert_refused(speed(*args, tmp_path / "none.jsonl"), "none.jsonl: No such file")
     assert_refused(speed("--file-path", method), "either --base-path or --paired")
     assert_refused(speed(*args, method, "--resamples", "0"), "--resamples")
-    assert_refused(speed(*args, method, "--markdown", "--mean-report"), "--markdown")
+    assert_refused(speed(*args, method, *MARKDOWN, "--mean-report"), "--format markdown")
     assert_refused(speed(*args, method, "--mean-report"), "run_1")
     done = speed(*args, method, "--spec-bench-compat", "--tokenizer-path", tmp_path / "none")
     assert_refused(done, "--tokenizer-path")
@@ -185,7 +186,7 @@ def test_mean_report_over_runs(tmp_path):
 
 def test_markdown_rows_name_their_files(tmp_path):
     method, base = write_pair(tmp_path)
-    done = speed("--file-path", method, base, "--base-path", base, "--markdown")
+    done = speed("--file-path", method, base, "--base-path", base, *MARKDOWN)
     header, rule, row, base_row = done.stdout.splitlines()
     assert header.count("|") == rule.count("|") == row.count("|") == base_row.count("|")
     cells = [cell.strip() for cell in row.strip("|").split("|")]

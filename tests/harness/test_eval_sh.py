@@ -44,13 +44,15 @@ def test_without_arguments_eight_methods_on_part_of_the_bench(folder):
         assert given[given.index("--limit-per-category") + 1] == "4"
         assert given[given.index("--model-id") + 1] == f"target-quick-{row}-float32-temperature-0"
     report = f"{ANSWERS}/target-quick-float32-temperature-0-report"
-    first, header, *rows, price, details, more = filter(None, done.stdout.splitlines())
+    first, header, *rows, price, details, more, page = filter(None, done.stdout.splitlines())
     assert first.startswith("target | ") and "2 questions" in first
     assert header.split()[:3] == ["method", "accepted", "speedup"]
     assert [row.split()[0] for row in rows] == ["vanilla", *QUICK]
     assert price.startswith("! price below 1")  # in the made answers
     assert details == f"details: {report}/ (details.txt, *.json, *.log)"
     assert more.endswith("./eval.sh all")
+    assert page.startswith(f"page: {report}/report.html (")
+    assert "<html" in (folder / report / "report.html").read_text(encoding="utf-8")
     assert "{" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 120
     for name in ("speed", "equal"):
         document = json.loads((folder / report / f"{name}.json").read_text())

@@ -10,6 +10,7 @@ from model.common import args as arguments
 WARM = {
     "recycling": ["--prompt-seeds"],
     "nasd": [],
+    "suffix": [],
     "samd": ["--auxiliary", "recycling", "--len-threshold", 30],
 }
 

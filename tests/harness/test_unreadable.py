@@ -84,7 +84,13 @@ def test_a_run_of_failures_has_no_speedup(model_dir, questions, tmp_path):
         records = answer(method, broken, questions, path, *flags.get(name, []), code=1)
         assert [record["error"] for record in records] == [REASON] * 5
     both = ["--file-path", out["pld"], "--base-path", out["vanilla"]]
-    for more in ([], ["--markdown"], ["--ladder", out["vanilla"]], ["--detail", "--profile"]):
+    for more in (
+        [],
+        ["--format", "markdown"],
+        ["--format", "csv"],
+        ["--ladder", out["vanilla"]],
+        ["--detail", "--profile"],
+    ):
         status, document, said = tool("speed", *both, *more)
         assert status == 2 and document is None and "no question was answered" in said
         assert REASON in said and "speedup" not in said

@@ -59,7 +59,7 @@ FROM_THE_BEST = [  # drafts of a model's likely tokens
     ("sd2", ""),
     ("sd2", "--draft chain"),
 ]
-WITHOUT = {"vanilla", "pld", "nasd", "rest", "lookahead", "recycling", "samd", "space"}
+WITHOUT = {"vanilla", "pld", "nasd", "rest", "lookahead", "recycling", "samd", "space", "suffix"}
 
 
 def answer(target, drafter, prompts, sampler=None, num_slots=1, seeds=None):

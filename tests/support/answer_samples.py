@@ -14,7 +14,7 @@ from evaluation.speedup.comparison import compare
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 REPORTS, NUMBERS = tempfile.TemporaryDirectory(), itertools.count()
-REPORTING = ("speed", "equal", "audit_answers", "audit_sampling", "merge", "state")
+REPORTING = ("speed", "serving", "equal", "audit_answers", "audit_sampling", "merge", "state")
 REPORTING = {f"evaluation/{tool}.py" for tool in REPORTING}
 SHARED = {
     "target": "mini",
