@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_model
-from dflash_dirs import dflash_dir
-from eagle_dirs import eagle3_dir, eagle_dir, peagle_dir
+from eagle_dirs import eagle3_dir, eagle_dir
 from head_dirs import hydra_dir, medusa_dir
 from specdecpp_dirs import specdecpp_dir
 
@@ -34,15 +33,13 @@ TINY_FLAGS = {
     "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
     "medusa": lambda paths: ["--medusa-path", medusa_dir(paths["target"])],
     "hydra": lambda paths: ["--hydra-path", hydra_dir(paths["target"])],
-    "dflash": lambda paths: ["--dflash-path", dflash_dir(paths["target"])],
     "eagle": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle2": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle3": lambda paths: ["--eagle-path", random_eagle(eagle3_dir, paths["target"])],
-    "peagle": lambda paths: ["--eagle-path", random_eagle(peagle_dir, paths["target"])],
     "space": lambda paths: ["--mask-id", "5"],
     "sd2": lambda paths: ["--drafter-path", sorted_draft(), "--exits", "1,2,3", "--depth", "2"],
 }
-TINY_LAYERS = {"eagle3": 8, "peagle": 8}  # of the tiny target, where three are too few for a method
+TINY_LAYERS = {"eagle3": 8}  # of the tiny target, where three are too few for a method
 
 
 @functools.cache
