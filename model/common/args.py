@@ -98,6 +98,11 @@ def mini_weights(name: str) -> str:
     return str(MINI_TARGET.with_name(name))
 
 
+def smollm2_weights(name: str) -> str:
+    """Weights of SmolLM2-135M-Instruct that come with the project."""
+    return str(ROOT / "data" / "heads" / "smollm2" / name)
+
+
 def make_parser(method: str, doc: str, add_args, here: bool = True) -> Parser:
     """The parser of a method's script; add_args(group) adds the flags that only it has.
 

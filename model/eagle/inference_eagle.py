@@ -5,12 +5,16 @@ Run:    python -m model.eagle.inference_eagle --model-path lmsys/vicuna-7b-v1.3
         --eagle-path yuhuili/EAGLE-Vicuna-7B-v1.3
 """
 
-from model.common.args import add_weights, mini_weights
+from model.common.args import add_weights, mini_weights, smollm2_weights
 from model.common.draft_flags import PAYS, add_draft_vocab, wanted_tree
 from model.common.eval import main
 
 USUAL = "mc_sim_7b_63"
-HEADS = {"mini": mini_weights("eagle"), "vicuna-7b-v1.3": "yuhuili/EAGLE-Vicuna-7B-v1.3"}
+HEADS = {
+    "mini": mini_weights("eagle"),
+    "smollm2": smollm2_weights("eagle"),
+    "vicuna-7b-v1.3": "yuhuili/EAGLE-Vicuna-7B-v1.3",
+}
 
 
 def add_args(parser):

@@ -6,12 +6,16 @@ Run:    python -m model.eagle3.inference_eagle3 --model-path lmsys/vicuna-13b-v1
         (a chain: --draft-top-k 1 --depth 5 --total-token 7)
 """
 
-from model.common.args import add_weights, mini_weights
+from model.common.args import add_weights, mini_weights, smollm2_weights
 from model.common.draft_flags import AUTO, add_draft_vocab
 from model.common.eval import main
 from model.eagle2.flags import add_tree_args
 
-HEADS = {"mini": mini_weights("eagle3"), "vicuna-13b-v1.3": "yuhuili/EAGLE3-Vicuna1.3-13B"}
+HEADS = {
+    "mini": mini_weights("eagle3"),
+    "smollm2": smollm2_weights("eagle3"),
+    "vicuna-13b-v1.3": "yuhuili/EAGLE3-Vicuna1.3-13B",
+}
 
 
 def add_args(parser):
