@@ -70,6 +70,12 @@ setup() {  # makes .venv when it is missing or requirements.txt changed; prints 
     echo .venv/bin/python
 }
 
+case "${*: -1}" in
+    -h | --help)
+        sed -n '2,/^set -euo/{/^#/p}' eval.sh
+        [ "$1" != serve ] || sed -n '/^#/p' evaluation/serve.sh
+        exit ;;
+esac
 PYTHON=$(setup) || exit 2
 if [ "${1:-}" = --setup ]; then
     echo "$PYTHON"
@@ -84,6 +90,7 @@ case ${1:-} in
         . evaluation/serve.sh ;;
     engine)
         [ $# -eq 1 ] || { echo "eval.sh: engine takes no methods: ENGINE_CMD says how the server speculates" >&2; exit 2; }
+        [ -n "${ENGINE_CMD:-}" ] || [ -z "${ENGINE_BASE:-}" ] || { echo "eval.sh: ENGINE_BASE needs ENGINE_CMD" >&2; exit 2; }
         MODE=$1 BASELINE=${ENGINE_BASE:+engine-base} ENGINE_URL=${ENGINE_URL:-http://127.0.0.1:8000}
         shift ;;
 esac
@@ -244,8 +251,16 @@ note_status() {  # note_status N: 2 (bad input) before 1 (a difference) before 3
     local rank=(0 2 3 1)
     [ "${rank[$1]}" -le "${rank[$status]}" ] || status=$1
 }
-mkdir -p "$REPORT"
-rm -f "$REPORT"/*
+# an older report stays until there is a new one
+restore() {
+    rm -rf "$REPORT"
+    [ ! -e "$REPORT.old" ] || mv "$REPORT.old" "$REPORT"
+}
+mkdir -p "$ANSWERS"
+rm -rf "$REPORT.old"
+[ ! -e "$REPORT" ] || mv "$REPORT" "$REPORT.old"
+mkdir "$REPORT"
+trap restore EXIT
 FILES=() RUNGS=() SPACED=
 for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
     code=0
@@ -276,6 +291,8 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
 done
 
 [ ${#FILES[@]} -gt 0 ] || exit 2
+rm -rf "$REPORT.old"
+trap - EXIT
 
 JUDGING=()
 [ -z "${JUDGE:-}" ] || JUDGING=(--device "${DEVICE:-auto}" ${NUM_THREADS:+--num-threads "$NUM_THREADS"})
@@ -327,7 +344,10 @@ compare_loads() {  # serving figures; verdicts of each rate's files
 }
 suite_files() {  # suite_files SPECULATIVE BASE MORE: the published suite's four files, of runs at one rate
     local out=${OUTPUT_FILE:-benchmark_results.json}
-    [ -z "${3:-}" ] || return 0  # it knows one method and one rate
+    if [ -n "${3:-}" ]; then
+        [ -z "${OUTPUT_FILE:-}" ] || echo "not written: $OUTPUT_FILE holds one method at one rate"
+        return
+    fi
     [[ $out == */* ]] || out=$REPORT/$out
     "$PYTHON" evaluation/serving.py "${1:-$2}" ${1:+${2:+--base-path "$2"}} --as benchmark-results "$out" > /dev/null || return
     echo "written: $out, and its parts beside it"

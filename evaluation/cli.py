@@ -147,6 +147,15 @@ def run(main):
     except BrokenPipeError:  # the reader of our stdout has left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except ModuleNotFoundError as error:
+        from model.common.errors import is_own, not_installed
+
+        if is_own(error):
+            traceback.print_exc()
+            status = CRASHED
+        else:
+            print(f"{Path(sys.argv[0]).name}: error: {not_installed(error)}", file=sys.stderr)
+            status = 2
     except Exception:
         traceback.print_exc()
         status = CRASHED

@@ -15,10 +15,20 @@
 #   ENABLE_SPECULATIVE, ENABLE_TARGET true   INFERENCE_METHOD (speculative, target_ar: one of them alone)
 #   ENABLE_GPU_MONITOR true   GPU_MONITOR_INTERVAL 1.0 (s)
 #   GPU_STRATEGY (same, separate, multi_gpu_ratio, auto)   TARGET_GPU_RATIO 6   DRAFTER_GPU_RATIO 2
-#   OUTPUT_FILE benchmark_results.json (in the report's folder; with a slash: there), and its _speculative, _target, _gpu
+#   OUTPUT_FILE benchmark_results.json (in the report's folder; with a slash: there), and its _speculative, _target, _gpu: of one
+#           method at one rate
 #   SLO  bounds of a good request: ttft=0.5,tpot=0.05 (s)
 
 is_true() { [ "${1,,}" = true ]; }
+
+for name in ENABLE_BATCH ENABLE_SPECULATIVE ENABLE_TARGET ENABLE_GPU_MONITOR; do
+    case ${!name:-true} in
+        [Tt][Rr][Uu][Ee] | [Ff][Aa][Ll][Ss][Ee]) ;;
+        *)
+            echo "eval.sh: $name=${!name}: true or false" >&2
+            exit 2 ;;
+    esac
+done
 
 [ -z "${TARGET_MODEL:-}" ] || TARGET=$TARGET_MODEL
 [ -z "${DRAFTER_MODEL:-}" ] || FLAGS_sps="--drafter-path $DRAFTER_MODEL ${FLAGS_sps:-}"
@@ -30,6 +40,9 @@ fi
 if [ -z "${LOAD:-}" ]; then
     if [ "${NUM_PROMPTS:-0}" != 0 ]; then
         LOAD="--num-prompts $NUM_PROMPTS"
+    elif [[ ${AUTO_RATE:-} == *inf* ]]; then
+        echo "eval.sh: AUTO_RATE=$AUTO_RATE has no duration; LOAD=\"--rate inf --num-prompts 100\" says how many" >&2
+        exit 2
     else
         LOAD="--rate ${AUTO_RATE:-1} --duration ${AUTO_DURATION:-300}"
     fi

@@ -2,6 +2,7 @@
 
 import os
 
+from evaluation.service.comparison import LEAST
 from evaluation.service.tables import count_text, percent_text, scaled
 from evaluation.speedup.report import NO_VALUE, fixed, ratio_text, table
 
@@ -34,10 +35,13 @@ def brief_lines(found, results):
             own = speedups.get(figures["label"])
             row += [ratio_text(own[kind]) if own else NO_VALUE for kind in COMPARED]
         rows.append(row)
+    few = any(result["too_few"] for result in results)
+    lines = [f"no interval where there are fewer than {LEAST} requests"] if few else []
     return [
         "times in ms, from the arrival on; tokens/s: of the time in which requests were there;"
         " accepted: tokens a step; slots: in use on average",
         *table(header, rows),
+        *lines,
     ]
 
 

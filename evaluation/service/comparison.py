@@ -21,6 +21,7 @@ from evaluation.service import timeline
 
 COMPARED = ("ttft", "tpot", "e2e")
 GOOD_SHARE = 0.95  # of requests that meet their bounds up to the knee
+LEAST = 30  # requests of an interval: five blocks of them are drawn from
 CHUNK = 500  # resamples drawn at a time
 # fields in which two runs may differ that are not paired, and two runs of one sweep
 OF_A_LOAD = frozenset(("load", "questions_sha256", "prompts_sha256"))
@@ -35,6 +36,9 @@ def compare(run, base, figures, resamples, seed, allow=()):
     requests) and what `allow` names.
     """
     paired, why = pairing(run, base)
+    too_few = min(len(side.requests) for side in (run, base)) < LEAST
+    if too_few:
+        why += f"; fewer than {LEAST} requests have no interval"
     allowed = []
     if run.answers is not None and base.answers is not None:
         harmless = OF_A_LOAD if not paired else frozenset()
@@ -44,6 +48,7 @@ def compare(run, base, figures, resamples, seed, allow=()):
         "base": base.label,
         "paired": paired,
         "why": why,
+        "too_few": too_few,
         "allowed": allowed,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
         "left_out": [],
@@ -150,11 +155,11 @@ def ratio_entry(over, under, paired, resamples, seed):
     """The ratio of two ratios of sums with its percentile interval.
 
     over, under: (numerators [N], denominators [N]) of requests in the order of arrival, as many on
-    both sides and drawn together where `paired`. One request alone has no interval.
+    both sides and drawn together where `paired`. Fewer than LEAST requests have no interval.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (over[0].sum() / over[1].sum()) / (under[0].sum() / under[1].sum())
-        if min(len(over[0]), len(under[0])) < 2:
+        if min(len(over[0]), len(under[0])) < LEAST:
             return entry(value)
         rng, drawn = np.random.default_rng(seed), []
         for start in range(0, resamples, CHUNK):

@@ -117,8 +117,15 @@ def of_answers(path):
         load=load,
         answers=answers,
         rate=rate_of((load or {}).get("rate")),
-        notes=[] if any(loaded) else [ORDINARY],
+        notes=[*([] if any(loaded) else [ORDINARY]), *cut_off(load, requests)],
     )
+
+
+def cut_off(load, requests):
+    """A line where a load run did not come to all requests of its schedule."""
+    wanted = (load or {}).get("num_requests")
+    if isinstance(wanted, int) and len(requests) < wanted:
+        yield f"{len(requests)} of {wanted} requests of the schedule: the run was cut off"
 
 
 def rate_of(value):

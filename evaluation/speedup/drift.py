@@ -90,7 +90,8 @@ def summary(moves):
         "parts": parts,
         "shift": abs(math.log(worst["moved"])) if len(moves) > 1 else None,
         "noise": worst["noise"],
-        "marked": any(abs(math.log(one["moved"])) > math.log(BOUND) for one in parts),
+        "marked": len(moves) > 1
+        and any(abs(math.log(one["moved"])) > math.log(BOUND) for one in parts),
     }
 
 

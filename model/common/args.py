@@ -330,6 +330,8 @@ def is_warm(args) -> bool:
 
 def check(args) -> None:
     """Refuse flags that exclude each other."""
+    if getattr(args, "energy_interval", None) is not None and not args.energy:
+        raise BadInput("--energy-interval needs --energy, whose samples it is of")
     check_load(args)
     if args.temperature == 0 and (args.top_p < 1 or args.top_k or args.min_p):
         raise BadInput("--top-p, --top-k and --min-p need --temperature above 0")

@@ -14,6 +14,7 @@ from model.common import pairs
 from model.common.errors import BadInput, ends_in_one_line, one_line
 from model.common.load.flags import is_load
 from model.common.prompts.conversation import first_prompt, read_history
+from model.common.records.energy import INTERVAL_S
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -178,7 +179,9 @@ class Bench:
         self.baseline = EmptyDrafter() if args.paired else None
         self.energy = None  # the sampler of joules
         if args.energy:  # before old answers are overwritten
-            self.energy = start_sampler(self.target, args.energy_interval, args.energy == "needed")
+            self.energy = start_sampler(
+                self.target, args.energy_interval or INTERVAL_S, args.energy == "needed"
+            )
         self.typical = None
         self.capacity: int | None = None  # worked out when it is first needed
         if is_lossy(args):

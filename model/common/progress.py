@@ -57,10 +57,8 @@ class Progress:
             self._line(f"{_minutes(left_s)} left")
 
     def _means(self) -> str:
-        return (
-            f"accepted {self.accepted / max(self.steps, 1):.2f}, "
-            f"{self.tokens / max(self.seconds, 1e-9):.1f} tokens/s"
-        )
+        known = f"{self.accepted / self.steps:.2f}" if self.steps else "-"
+        return f"accepted {known}, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s"
 
     def _line(self, when: str) -> None:
         line = f"{self.done} of {self.total} questions, {when}, {self._means()}"

@@ -37,7 +37,7 @@ def test_serve_by_itself(folder):
         assert has(given, "--max-new-tokens 100") and "--paired" not in given
     assert has(flags["sps"], "--schedule constant --num-draft 4")
     rows = {line.split()[0]: line for line in filter(str.strip, done.stdout.splitlines())}
-    assert "[" in rows["sps-float32-temperature-0-rate-1"]
+    assert rows["sps-float32-temperature-0-rate-1"].split()[1] == "12"
     assert rows["written:"].split()[1] == f"{REPORT}/benchmark_results.json,"
     parts = json.loads((folder / REPORT / "benchmark_results.json").read_text())
     assert set(parts) == {"speculative", "target_ar"}
@@ -102,12 +102,14 @@ def test_which_methods_are_run(folder, settings, rows, ran):
     "settings, said",
     [
         ({"INFERENCE_METHOD": "both"}, "INFERENCE_METHOD=both: speculative or target_ar"),
-        ({"ENABLE_TARGET": "no", "ENABLE_SPECULATIVE": ""}, None),
-        ({"ENABLE_TARGET": "no", "ENABLE_SPECULATIVE": "false"}, "nothing is run"),
+        ({"ENABLE_TARGET": "FALSE", "ENABLE_SPECULATIVE": ""}, None),
+        ({"ENABLE_TARGET": "false", "ENABLE_SPECULATIVE": "False"}, "nothing is run"),
+        ({"ENABLE_BATCH": "yes"}, "ENABLE_BATCH=yes: true or false"),
+        ({"NUM_PROMPTS": "", "AUTO_RATE": "1,inf"}, "AUTO_RATE=1,inf has no duration"),
     ],
 )
 def test_settings_that_are_refused(folder, settings, said):
-    done = eval_sh.run(folder, "serve", NUM_PROMPTS="3", **settings)
+    done = eval_sh.run(folder, "serve", **{"NUM_PROMPTS": "3", **settings})
     assert done.returncode == (2 if said else 0)
     assert said is None or said in done.stderr
 

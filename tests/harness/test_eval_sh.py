@@ -141,3 +141,24 @@ def test_files_that_cannot_be_compared_are_bad_input(folder):
     done = eval_sh.run(folder, "pld", PLAN=planned(pld={"shared": {"temperature": 1.0}}))
     assert done.returncode == 2 and "not comparable: temperature" in done.stderr
     assert "no table" in done.stdout and "details: " in done.stdout
+
+
+def test_a_run_that_is_refused_leaves_the_last_report(folder):
+    report = folder / ANSWERS / "target-float32-temperature-0-report"
+    plan = planned(vanilla={"status": 2, "write": False, "stderr": "vanilla: no\n"})
+    assert eval_sh.run(folder, "pld", PLAN=plan).returncode == 2
+    assert not report.exists()
+    assert eval_sh.run(folder, "pld").returncode == 0
+    before = {path.name: path.read_bytes() for path in report.iterdir()}
+    assert "report.html" in before and "details.txt" in before
+    assert eval_sh.run(folder, "pld", PLAN=plan).returncode == 2
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == before
+    assert [path.name for path in report.parent.glob("*report*")] == [report.name]
+
+
+def test_help(folder):
+    for flags, said in ((["--help"], "TARGET"), (["serve", "-h"], "AUTO_RATE")):
+        done = eval_sh.run(folder, *flags)
+        assert (
+            done.returncode == 0 and said in done.stdout and not (folder / "asked.jsonl").exists()
+        )

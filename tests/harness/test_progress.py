@@ -38,6 +38,12 @@ def test_a_line_a_minute_and_one_at_the_end(capsys):
     assert capsys.readouterr().err == "5 of 10 questions, in 05:00, accepted 2.50, 3.0 tokens/s\n"
 
 
+def test_what_a_server_does_not_say_is_not_zero(capsys):
+    with Progress(1, clock(0.0, 1.0, 2.0)) as shown:
+        shown.add({"choices": [{"new_tokens": [6], "wall_time": [2.0]}]})
+    assert "accepted -, 3.0 tokens/s" in capsys.readouterr().err
+
+
 def test_a_short_run_has_one_line_and_an_empty_one_none(capsys):
     with Progress(1, clock(0.0, 61.0, 61.2)) as shown:
         shown.add(RECORD)

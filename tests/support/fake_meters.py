@@ -129,7 +129,7 @@ class Powercap:
 
     def set(self, zone, microjoules):
         """Make a domain's counter say so, as a kernel does: nobody reads half a number."""
-        part = self.folder / f"{zone}.part"
+        part = self.folder / f"part-{zone}"  # no name of a zone
         with self.lock:
             if zone not in self.gone:
                 part.write_text(f"{int(microjoules) % self.top_uj}\n")

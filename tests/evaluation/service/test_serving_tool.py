@@ -42,7 +42,8 @@ def test_tables_of_a_sweep_against_its_base(sweep):
     for row in ("pld-rate-1 ", "pld-rate-4 ", "vanilla-rate-2 "):
         assert any(line.startswith(row) for line in text.splitlines())
     assert "good: share of all requests, the failed ones among them, with TTFT <= 0.2 s" in text
-    assert "pld-rate-2: paired by request, the schedules being the same; 1 failed on a side" in text
+    assert "pld-rate-2: paired by request, the schedules being the same; fewer than" in text
+    assert "1 failed on a side" in text
     assert "pld-rate-1: unpaired: the schedules differ in rate, arrivals" in text
     assert [run["rate"] for run in report["runs"]] == [2, 1, 2, 4]  # the base is first
     by_name = {result["run"]: result for result in report["comparisons"]}
@@ -75,9 +76,18 @@ def test_the_compact_table_stands_for_the_full_ones(sweep, tmp_path):
     rows = {line.split()[0]: line for line in brief.stdout.splitlines()}
     requests, failed = rows["pld-rate-2"].split()[1:3]
     assert (requests, failed) == ("12", "1") and "91.7 %" in rows["pld-rate-2"]
-    assert "[" in rows["pld-rate-2"] and "[" not in rows["vanilla-rate-2"]
+    assert "3.000" in rows["pld-rate-2"] and "3.000" not in rows["vanilla-rate-2"]
+    assert "no interval where there are fewer than 30 requests" in brief.stdout
     assert len(brief.stdout.splitlines()) < len(whole.stdout.splitlines()) / 3
     assert_refused(run_tool(TOOL, *files, "--details", tmp_path), "--details")
+
+
+def test_a_run_that_was_cut_off_says_so(tmp_path):
+    lines = [request_line(n, 1024 * n, 1024 * n, 10, [(60, 2)]) for n in range(3)]
+    path = write(tmp_path / "a.jsonl", lines, load_meta("a", "pld", num_requests=40))
+    assert "a: 3 of 40 requests of the schedule: the run was cut off" in run_tool(TOOL, path).stdout
+    path = write(tmp_path / "b.jsonl", lines, load_meta("b", "pld", num_requests=3))
+    assert "cut off" not in run_tool(TOOL, path).stdout
 
 
 def test_every_run_is_held_to_the_base_of_its_schedule(sweep):

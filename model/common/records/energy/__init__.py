@@ -49,6 +49,7 @@ from __future__ import annotations
 from model.common.argument_types import between
 
 ENERGY = ("needed", "if-any")
+INTERVAL_S = 0.1
 
 
 def add_energy(group) -> None:
@@ -64,7 +65,6 @@ def add_energy(group) -> None:
     group.add_argument(
         "--energy-interval",
         type=between(0.005, 60),
-        default=0.1,
         metavar="S",
-        help="of --energy: seconds between two samples",
+        help=f"of --energy: seconds between two samples (default: {INTERVAL_S})",
     )
