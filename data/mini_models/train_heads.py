@@ -1,6 +1,7 @@
 """Train the mini target's draft heads: the methods' own trainers on one corpus with one budget.
 
-Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 specdecpp space sd2 sd2_sft
+Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 mtp dflash dspark specdecpp
+        python data/mini_models/train_heads.py space sd2 sd2_sft
         python data/mini_models/train_heads.py --num-threads 1 eagle --fresh
 Every head sees the same 15,000 invented conversations once; SpecDec++'s, which judges the drafts of
 the mini draft model, sees 2,500 four times, answered by the target itself; SPACE's model, which is
@@ -21,6 +22,8 @@ NUM_CONVERSATIONS, CORPUS_SEED = 15_000, 2  # the target itself was trained with
 SHARED = ["--dtype", "float32", "--mixed-precision", "no", "--device", "cpu", "--max-length", "512"]
 SHARED += ["--batch-tokens", "2048", "--accumulate", "2", "--clip-norm", "1", "--clip-value", "0"]
 SHARED += ["--warmup", "0.05", "--schedule", "cosine", "--min-rate", "0.05", "--eval-every", "200"]
+BLOCKS = ["--learning-rate", "2e-3", "--mask-token-id", "2", "--num-layers", "2"]
+BLOCKS += ["--layer-ids", "1,3,5", "--anchors", "96"]  # id 2 pads: no text has it
 # small models want larger steps than the published recipes of 7B heads
 OWN = {
     "medusa": ["--learning-rate", "2e-3"],
@@ -28,6 +31,11 @@ OWN = {
     "eagle": ["--learning-rate", "2e-3", "--bias", "off"],
     "eagle3": ["--learning-rate", "2e-3", "--lm-head-init", "target"]
     + ["--draft-vocab-size", "1024", "--unroll", "5"],
+    "peagle": ["--learning-rate", "2e-3", "--lm-head-init", "target"]
+    + ["--draft-vocab-size", "1024", "--num-layers", "1", "--num-depths", "6"],
+    "dflash": ["--block-size", "8", *BLOCKS],
+    "dspark": ["--block-size", "7", "--markov-rank", "32", *BLOCKS],
+    "mtp": ["--learning-rate", "2e-3", "--num-steps", "5", "--attend", "first"],
 }
 
 

@@ -33,7 +33,8 @@ class EagleDrafter(Drafter):
 
     def reserve(self, num_slots, capacity, sampler):
         head, self.sampler = self.head, sampler
-        head.reserve(num_slots, capacity + max(self.head_rows, 1 + self.max_depth))
+        longest_path = self.max_depth or self.max_nodes  # of a chain
+        head.reserve(num_slots, capacity + max(self.head_rows, 1 + longest_path))
         shape = num_slots, head.config.hidden_size
         self.features = torch.zeros(shape, dtype=head.dtype, device=head.device)
 

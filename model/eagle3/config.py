@@ -24,6 +24,7 @@ FIELDS = (
     *(IDS, "num_aux_hidden_states", "eagle_config", "speculators_model_type"),
     *("draft_vocab_size", "truncated_vocab_size", "target_hidden_size", "embed_requires_grad"),
 )
+MASK_IDS = ("mask_token_id", "pard_token", "ptd_token_id")  # of P-EAGLE's, as vLLM reads them
 SWITCHES = {  # of eagle_config, and now and then at the root
     "use_aux_hidden_state": (True,),
     "use_last_layernorm": (True,),
@@ -63,10 +64,13 @@ class Wiring(NamedTuple):
 PLAIN = Wiring()
 
 
-def flat_fields(checkpoint: Checkpoint) -> dict:
-    """All fields of a head's config in one dict, checked; other kinds of heads are refused."""
+def flat_fields(checkpoint: Checkpoint, kind: str = "eagle3", more: tuple[str, ...] = ()) -> dict:
+    """All fields of a head's config in one dict, checked; other kinds of heads are refused.
+
+    kind: speculators' name of this one; more: fields that it has beside FIELDS
+    """
     fields, place = dict(checkpoint.config), f"{checkpoint.path}/config.json"
-    _check_kind(fields, place, "mask_hidden" in checkpoint.tensors)
+    _check_kind(fields, place, kind)
     layer = fields.pop("transformer_layer_config", None)
     if layer is not None:
         if not isinstance(layer, dict) or layer.get("model_type", "llama") != "llama":
@@ -75,22 +79,32 @@ def flat_fields(checkpoint: Checkpoint) -> dict:
         fields = LAYER_DEFAULTS | fields | layer
         if not isinstance(fields.get("norm_before_residual"), bool):
             raise BadInput(f"{place}: no norm_before_residual, for which readers differ")
-    check_fields(fields, place, FIELDS, LIMITS)
+    check_fields(fields, place, (*FIELDS, *more), LIMITS)
     check_fields(_nested(fields, place), f"{place}: eagle_config", (IDS, *NORMS), SWITCHES)
     return fields
 
 
-def _check_kind(fields: dict, place: str, has_mask: bool) -> None:
-    """Refuse what stands in the same folders and is no EAGLE-3 head of one Llama layer."""
+def refuse_parallel(checkpoint: Checkpoint) -> None:
+    """Refuse a P-EAGLE head, which stands in the same folders and is another method's."""
+    fields = checkpoint.config
+    names = [fields.get("speculators_model_type"), *(fields.get("architectures") or ())]
+    said = any(fields.get(name) for name in ("parallel_drafting", *MASK_IDS))
+    named = any("peagle" in str(name).lower() for name in names)
+    if said or named or "mask_hidden" in checkpoint.tensors:
+        raise BadInput(
+            f"{checkpoint.path}/config.json: a P-EAGLE head (parallel drafting), which is the "
+            "method peagle's"
+        )
+
+
+def _check_kind(fields: dict, place: str, wanted: str) -> None:
+    """Refuse other heads of speculators', and other layers than Llama's."""
     kind = fields.get("speculators_model_type")
-    names = [kind, *(fields.get("architectures") or ())]
-    parallel = any(fields.get(name) for name in ("parallel_drafting", "mask_token_id"))
-    if has_mask or parallel or any("peagle" in str(name).lower() for name in names):
-        raise BadInput(f"{place}: a P-EAGLE head (parallel drafting) is not supported")
-    if kind not in (None, "eagle3"):
-        raise BadInput(f"{place}: speculators_model_type {kind}, eagle3 is needed")
-    if latent := [name for name in names if "Deepseek" in str(name)]:
-        raise BadInput(f"{place}: {latent[0]} has latent attention, which is not supported")
+    if kind not in (None, wanted):
+        raise BadInput(f"{place}: speculators_model_type {kind}, {wanted} is needed")
+    names = [name for name in fields.get("architectures") or () if "Deepseek" in str(name)]
+    if names:
+        raise BadInput(f"{place}: {names[0]} has latent attention, which is not supported")
 
 
 def _nested(fields: dict, place: str) -> dict:

@@ -17,7 +17,15 @@ from model.common.heads.head import RowAttention
 from model.common.heads.vocabulary import DraftIds
 from model.common.target.twin.corner import FAR
 from model.eagle.head import FILES, KINDS, EagleHead, borrowed, layer_config
-from model.eagle3.config import NORMS, PLAIN, Wiring, flat_fields, read_layers, read_wiring
+from model.eagle3.config import (
+    NORMS,
+    PLAIN,
+    Wiring,
+    flat_fields,
+    read_layers,
+    read_wiring,
+    refuse_parallel,
+)
 
 UNUSED = ("verifier_norm.weight", "verifier_lm_head.weight")  # copies of the target's
 
@@ -61,6 +69,8 @@ class Eagle3Module(nn.Module):
     draft_vocab  V_d; None = all of the target's ids, with the target's lm_head
     borrowed     (embedding, lm_head or None) that rows go through
     """
+
+    kinds = {**KINDS, r"fc_norm\.\d+": "norm"}  # how its parts grow with a twin
 
     def __init__(
         self,
@@ -146,6 +156,16 @@ class Eagle3Head(EagleHead):
         return super().target_ids(ids) if self.offsets is None else ids + self.offsets[ids]
 
 
+def open_eagle3(path: str) -> Checkpoint:
+    """EAGLE-3's published files; layers.0.* (speculators, NVIDIA) reads as midlayer.*."""
+    checkpoint = Checkpoint(path, FILES)
+    checkpoint.strip("model.")
+    for name in list(checkpoint.tensors):
+        checkpoint.rename(name, name.replace("layers.0.", "midlayer."))
+    checkpoint.drop(*UNUSED)
+    return checkpoint
+
+
 def load_eagle3(
     path: str,
     target,
@@ -153,20 +173,34 @@ def load_eagle3(
     norm_output: str = "config",
     ids: Tensor | None = None,
 ) -> Eagle3Head:
-    """EAGLE-3's published files; layers.0.* (speculators, NVIDIA) reads as midlayer.*.
+    """The head in a directory or hub id.
 
     layer_ids, norm_output: what the config's mean, see config.py. ids: of the target's that are
     drafted by a head that borrows its lm_head, None = all.
     """
-    origin, checkpoint = target.origin, Checkpoint(path, FILES)
-    checkpoint.strip("model.")
-    for name in list(checkpoint.tensors):
-        checkpoint.rename(name, name.replace("layers.0.", "midlayer."))
-    checkpoint.drop(*UNUSED)
+    checkpoint = open_eagle3(path)
+    refuse_parallel(checkpoint)
     fields, place = flat_fields(checkpoint), f"{path}/config.json"
-    layers = read_layers(fields, place, origin.config.num_hidden_layers, layer_ids)
+    layers = read_layers(fields, place, target.origin.config.num_hidden_layers, layer_ids)
     wiring = read_wiring(fields, place, len(layers), norm_output)
-    config = _config(checkpoint, fields, origin, len(layers))
+    module, config = load_module(checkpoint, fields, target, wiring, ids=ids)
+    return Eagle3Head(module, config, target, layers, DraftIds(ids))
+
+
+def load_module(
+    checkpoint: Checkpoint,
+    fields: dict,
+    target,
+    wiring: Wiring,
+    kind=Eagle3Module,
+    ids: Tensor | None = None,
+) -> tuple[Eagle3Module, object]:
+    """(module, its layers' config) of an open checkpoint, checked, on the target's device.
+
+    fields: as flat_fields() gives them; kind: called as Eagle3Module is
+    """
+    path, origin = checkpoint.path, target.origin
+    config = _config(checkpoint, fields, origin, wiring.num_states)
     own_width = config.hidden_size != origin.config.hidden_size
     owns = own_width or fields.get("embed_requires_grad") is True
     draft_vocab = fields.get("draft_vocab_size") or fields.get("truncated_vocab_size")
@@ -182,7 +216,7 @@ def load_eagle3(
 
     def make(config, draft_vocab, width):
         embedding = nn.Embedding(config.vocab_size, config.hidden_size) if owns else None
-        return Eagle3Module(config, draft_vocab, width, embedding, owns, wiring)
+        return kind(config, draft_vocab, width, embedding, owns, wiring)
 
     with torch.device("meta"):
         module = make(config, draft_vocab, origin.config.hidden_size)
@@ -191,7 +225,7 @@ def load_eagle3(
     module, config = _grown(module, config, target, make)
     embedding = module.embed_tokens if owns else borrowed(target, "input")
     module.borrowed = (embedding, None if draft_vocab else borrowed(target, "output", ids))
-    return Eagle3Head(module.eval(), config, target, layers, DraftIds(ids))
+    return module.eval(), config
 
 
 def _grown(module: Eagle3Module, config, target, make):
@@ -211,7 +245,7 @@ def _grown(module: Eagle3Module, config, target, make):
     def make_whole(config):
         return make(config, config.vocab_size if has_output else None, config.hidden_size)
 
-    return target.grown(module, config, make_whole, {**KINDS, r"fc_norm\.\d+": "norm"})
+    return target.grown(module, config, make_whole, module.kinds)
 
 
 def _config(checkpoint: Checkpoint, fields: dict, target, num_states: int):

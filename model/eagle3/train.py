@@ -32,6 +32,12 @@ def add_args(parser):
     add = parser.add_argument
     add("--unroll", type=at_least(1), default=7, help="steps of training-time test")
     add("--step-decay", type=between(0, 1), default=0.8, help="weight of step s is this to the s")
+    add_vocabulary(parser)
+
+
+def add_vocabulary(parser):
+    """Flags of the head's output."""
+    add = parser.add_argument
     add("--draft-vocab-size", type=at_least(1), help="most frequent answer ids; none: all")
     add(
         "--lm-head-init",
@@ -48,7 +54,6 @@ class Eagle3Training(HeadTraining):
         from model.common.heads.head import CausalRows, head_fields, llama_config
         from model.common.training.vocabulary import DraftVocabulary
         from model.eagle3.config import fused_layers
-        from model.eagle3.head import Eagle3Module
 
         self.args, self.target = args, target
         self.layers = fused_layers(target.config.num_hidden_layers)
@@ -60,14 +65,20 @@ class Eagle3Training(HeadTraining):
         self.fields = {**head_fields(target.config), "vocab_size": vocab}
         self.fields["draft_vocab_size"] = len(self.ids)
         config = llama_config(self.fields)
-        width = target.config.hidden_size
-        self.module = Eagle3Module(config, len(self.ids), width, target.embedding)
+        self.module = self.make_module(config)
         if hasattr(self.module, "d2t"):
             self.module.d2t.copy_(self.ids - self.ids.new_tensor(range(len(self.ids))))
             self.module.t2d[self.ids] = True
         if args.lm_head_init == "target":
             self.module.lm_head.weight.data.copy_(target.lm_head.weight[self.ids])
         self.rows = CausalRows(config, target.device)
+
+    def make_module(self, config):
+        """The head that is trained, of a LlamaConfig."""
+        from model.eagle3.head import Eagle3Module
+
+        width = self.target.config.hidden_size
+        return Eagle3Module(config, len(self.ids), width, self.target.embedding)
 
     def loss(self, batch):
         """Decayed sum of the steps' cross-entropies; loss and accuracy of each step."""
@@ -78,7 +89,7 @@ class Eagle3Training(HeadTraining):
         depth = self.args.unroll
         places = Places(torch.stack([batch.labelled(2 + s) for s in range(depth)]).any(0))
         query = places.spread(torch.arange(places.index.shape[1]).expand(places.index.shape), 0)
-        sequence, place, goal, best = self._wanted(batch)
+        sequence, place, goal, best = self.wanted(batch)
         total, metrics = 0.0, {}
         for step, rows in enumerate(self.states(batch, places, depth)):
             row = place - 1 - step  # which predicts what follows `place`
@@ -92,7 +103,7 @@ class Eagle3Training(HeadTraining):
             metrics[f"accuracy_{step + 1}"] = (logits.argmax(-1) == best[valid]).sum() / count
         return total, metrics
 
-    def _wanted(self, batch):
+    def wanted(self, batch):
         """(sequence, place [N], distributions [N, V_d], their best [N]) of the target where it
         predicts an answer's token and its best one is in the draft vocabulary."""
         import torch

@@ -166,13 +166,16 @@ def auxiliary(name: str, args, target) -> Drafter | None:
     """The drafter for short matches, by the name on the command line."""
     if name != "eagle2" and (args.draft_vocab or args.token_counts_path):
         raise BadInput(f"--draft-vocab says nothing to --auxiliary {name}")
+    if name != "recycling" and args.prompt_seeds:
+        raise BadInput(f"--prompt-seeds says nothing to --auxiliary {name}")
     if name == "none":
         return None
     if name == "recycling":
         from model.recycling.drafter import RecyclingDrafter, read_tree
 
         tree = read_tree(str(Path(__file__).with_name("recycling_tree.json")), target.vocab_size)
-        return RecyclingDrafter(tree, target.vocab_size, target.device, is_warm(args))
+        settings = is_warm(args), args.prompt_seeds
+        return RecyclingDrafter(tree, target.vocab_size, target.device, *settings)
     if name == "eagle2":
         from model.eagle2.inference_eagle2 import build
 

@@ -21,6 +21,11 @@ def add_args(parser):
         default="none",
         help="drafter for short matches; --state is recycling's",
     )
+    add(
+        "--prompt-seeds",
+        action="store_true",
+        help="the prompt's logits fill recycling's matrix before the first step (published)",
+    )
     add("--eagle-path", help="head of --auxiliary eagle2: directory or hub id")
     add_tree_args(parser, total_token=63, draft_top_k=8, fits=False)
     add_draft_vocab(parser)

@@ -16,6 +16,7 @@ from pathlib import Path
 import conftest
 import torch
 from conftest import FAMILIES, make_model
+from dflash_dirs import dflash2_dir, dflash_dir, dspark_dir
 from eagle_dirs import eagle_dir
 from slow_penalties import penalised
 from tiny_methods import METHODS, TINY_FLAGS, TINY_LAYERS, random_eagle
@@ -56,6 +57,23 @@ VARIANTS = {
         "eagle2": lambda paths: [
             *["--auxiliary", "eagle2", "--eagle-path", random_eagle(eagle_dir, paths["target"])],
             *["--static-path", own_automaton(paths["target"]), "--len-bias", "0"],
+        ],
+    },
+    "dflash": {
+        "tree": lambda paths: [
+            *["--dflash-path", dflash_dir(paths["target"]), "--draft", "tree"],
+            *["--total-token", "12"],
+        ],
+        "dflash2": lambda paths: ["--dflash-path", dflash2_dir(paths["target"])],
+    },
+    "dspark": {
+        "gated": lambda paths: ["--dspark-path", dspark_dir(paths["target"], "gated")],
+        "rnn": lambda paths: [
+            *["--dspark-path", dspark_dir(paths["target"], "rnn")],
+            *["--confidence", "0.2", "--cut", "host"],
+        ],
+        "confidence": lambda paths: [
+            *["--dspark-path", dspark_dir(paths["target"]), "--confidence", "0.2"],
         ],
     },
     "suffix": {
@@ -146,6 +164,7 @@ class World:
         self.plain = make_lively(family, **shape)
         self.plain.set_attn_implementation("eager")
         self.paths = {"target": model_dir(layers), "draft": model_dir(layers, 0.1)}
+        self.paths["config"] = self.plain.config  # of the family, for heads that are of its class
         self.tokenizer = make_tokenizer()
         self._answers: dict = {}
 

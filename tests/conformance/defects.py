@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 
 import torch
+from dflash_checks import check_cache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from conformance import greedy, law, runs
@@ -25,6 +26,8 @@ from model.common.prompts.prompter import Prompter
 from model.common.target.attention import additive
 from model.common.target.cache import KVCache
 from model.common.target.model import Target
+from model.dflash.head import BlockHead
+from model.dspark.drafter import DSparkDrafter
 from model.nasd.drafter import NASDSequence, NGramStore
 from model.sps.drafter import SpSDrafter
 
@@ -334,6 +337,25 @@ def seeds_by_order(patch):
     patch.setattr(Conversation, "seed", lambda self, seed, turn: next(calls))
 
 
+def kept_blocks(patch):
+    """A block drafter keeps its block's own keys and values for the tokens that were accepted."""
+    patch.setattr(BlockHead, "read", lambda self, states, count, longest: self.cache.advance(count))
+
+
+def uncorrected_laws(patch):
+    """DSpark says that its tokens were drawn from the backbone's laws, without the transition."""
+    propose = DSparkDrafter.propose
+
+    def uncorrected(self):
+        draft = propose(self)
+        if draft.probs is not None:
+            logits = self.head.module.logits(self.head.draft(self.root, self.longest))
+            draft.probs = self.sampler.warp(logits)[:, : draft.tokens.shape[1]]
+        return draft
+
+    patch.setattr(DSparkDrafter, "propose", uncorrected)
+
+
 # --- what has to turn red ---
 
 EXPECTED = [  # (defect, check, method, variant)
@@ -382,6 +404,8 @@ EXPECTED = [  # (defect, check, method, variant)
     (leaking_drafter, greedy.check_memory, "nasd", ""),
     (leaking_drafter, runs.check_order, "nasd", ""),
     (forgotten_answer, runs.check_two_turns, "vanilla", ""),
+    (kept_blocks, check_cache, "dflash", ""),
+    (uncorrected_laws, law.check_law, "dspark", ""),
     (seeds_by_order, runs.check_order, "vanilla", ""),
     (seeds_by_order, runs.check_resume, "vanilla", ""),
 ]

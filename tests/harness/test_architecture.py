@@ -46,8 +46,10 @@ BUILT_ON = {
     "sd2": ("sps",),
     "eagle2": ("eagle",),
     "eagle3": ("eagle", "eagle2"),
+    "peagle": ("eagle", "eagle3"),
     "dflash": ("eagle", "eagle3"),
     "dspark": ("dflash",),
+    "mtp": ("eagle",),
 }
 MAX_LINES, MAX_FUNCTION, MAX_SCRIPT, MAX_HELP_S = 400, 50, 60, 2.0
 CACHE_WRITTEN = re.compile(r"cache\.length(\[[^\]]*\])?\s*[-+*]?=(?!=)|cache\.length\.\w+_\(")

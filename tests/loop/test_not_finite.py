@@ -45,9 +45,12 @@ WEIGHTS = {
     ("specexec", "--gen-type specinfer --draws best"): lambda d: d.reader.draft.model.model,
     ("sd2", ""): lambda drafter: drafter.model.decoder,
     ("sd2", "--draft chain"): lambda drafter: drafter.model.decoder,
+    ("dflash", ""): lambda drafter: drafter.head.module,
+    ("dspark", ""): lambda drafter: drafter.head.module,
     ("eagle", ""): lambda drafter: drafter.head.module,
     ("eagle2", ""): lambda drafter: drafter.head.module,
     ("eagle3", ""): lambda drafter: drafter.head.module,
+    ("peagle", ""): lambda drafter: drafter.head.module,
     ("medusa", ""): lambda drafter: drafter.heads,
     ("hydra", ""): lambda drafter: drafter.heads,
 }

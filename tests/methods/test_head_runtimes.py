@@ -11,7 +11,11 @@ from model.common.target.model import Target
 
 WARM = ["--state", "warm"]
 METHODS = {  # (method, variant of the conformance tests, more flags)
-    **{name: (name, "", []) for name in ("medusa", "hydra", "eagle", "eagle2", "eagle3")},
+    **{name: (name, "", []) for name in ("medusa", "hydra", "eagle", "eagle2", "eagle3", "peagle")},
+    "dflash": ("dflash", "", []),
+    "dflash-tree": ("dflash", "tree", []),
+    "dflash2": ("dflash", "dflash2", []),
+    "dspark": ("dspark", "confidence", []),
     "recycling": ("recycling", "", []),
     "samd-corpus": ("samd", "corpus", []),
     "samd-recycling": ("samd", "recycling", ["--len-threshold", "3"]),

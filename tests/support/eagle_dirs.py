@@ -68,6 +68,17 @@ def eagle3_shapes(config: dict, states: int = 3) -> dict:
     return shapes
 
 
+def peagle_shapes(config: dict, states: int = 3, layers: int = 2) -> dict:
+    """P-EAGLE: EAGLE-3's with further layers, an embedding and the mask state."""
+    width, vocab = config["hidden_size"], config["vocab_size"]
+    shapes = eagle3_shapes(config, states)
+    for layer in range(1, layers):
+        name = f"layers.{layer}"
+        shapes |= layer_shapes(name, config, width) | {f"{name}.input_layernorm.weight": (width,)}
+    read = config.get("target_hidden_size") or width
+    return shapes | {"embed_tokens.weight": (vocab, width), "mask_hidden": (1, 1, states * read)}
+
+
 def random_tensors(shapes: dict, seed: int, scale: float) -> dict:
     """Normal weights, norms around 1, offsets to random ids."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,6 +113,41 @@ def eagle3_dir(
     return str(folder)
 
 
+def peagle_dir(
+    folder, model_path: str, draft_vocab=None, seed=0, scale=0.15, states=3, layers=2, **changes
+):
+    """A head of P-EAGLE over draft_vocab ids, None = all."""
+    fields = {"mask_token_id": 3, "num_hidden_layers": layers, **changes}
+    config = head_config(model_path, **fields)
+    config["draft_vocab_size"] = draft_vocab or config["vocab_size"]
+    tensors = random_tensors(peagle_shapes(config, states, layers), seed, scale)
+    save_checkpoint(folder, config, FILE, tensors)
+    return str(folder)
+
+
+def copying_peagle_dir(folder, model_path: str):
+    """A head of P-EAGLE that mostly says again what the six rows in its window read, which tiny
+    targets do too; the embedding of its mask token is zero."""
+    window = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 6}
+    path = peagle_dir(folder, model_path, **window)
+
+    def edit(tensors):
+        attention, width = "midlayer.self_attn", tensors["norm.weight"].shape[0]
+        value, out = (tensors[f"{attention}.{name}_proj.weight"] for name in "vo")
+        value[:, width:] = 0  # of the embedding alone
+        out *= 6
+        table = tensors["embed_tokens.weight"]
+        table[read_config(path)["mask_token_id"]] = 0
+        size = table.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-9)
+        normed = table / size * tensors["midlayer.input_layernorm.weight"]
+        heads = (normed @ value[:, :width].T).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
+        said = heads.flatten(1) @ out.T  # what the attention makes of every token
+        tensors["lm_head.weight"].copy_(torch.nn.functional.normalize(said))
+
+    change(path, edit)
+    return path
+
+
 def change(path, edit=None, rename=None, **config):
     """Rewrite a head with edited tensors, other names and fields of its config."""
     tensors = {name: one.clone() for name, one in read_tensors(f"{path}/{FILE}").items()}
@@ -117,9 +163,10 @@ def nest(path, **config):
     fields = read_config(path) | config
     own = ("draft_vocab_size", "norm_before_fc", "norm_output", "fc_norm", "target_hidden_size")
     own += ("eagle_aux_hidden_state_layer_ids", "embed_requires_grad", "architectures")
+    own += ("mask_token_id", "speculators_model_type")
     layer = {name: value for name, value in fields.items() if name not in own}
     root = {name: fields[name] for name in own if name in fields}
     root |= {"norm_before_residual": layer.pop("norm_before_residual", False)}
-    root |= {"speculators_model_type": "eagle3", "speculators_version": "0.8.0.dev0"}
+    root = {"speculators_model_type": "eagle3", **root, "speculators_version": "0.8.0.dev0"}
     root["transformer_layer_config"] = {"model_type": "llama", **layer}
     Path(path, "config.json").write_text(json.dumps(root))

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_model
-from eagle_dirs import eagle3_dir, eagle_dir
+from dflash_dirs import dflash_dir, dspark_dir
+from eagle_dirs import copying_peagle_dir, eagle3_dir, eagle_dir
 from head_dirs import hydra_dir, medusa_dir
+from mtp_dirs import family_head
 from specdecpp_dirs import specdecpp_dir
 
 from model.common import args as arguments
@@ -33,13 +35,17 @@ TINY_FLAGS = {
     "rest": lambda paths: ["--datastore-path", datastore(paths["target"], 40)],
     "medusa": lambda paths: ["--medusa-path", medusa_dir(paths["target"])],
     "hydra": lambda paths: ["--hydra-path", hydra_dir(paths["target"])],
+    "dflash": lambda paths: ["--dflash-path", dflash_dir(paths["target"])],
+    "dspark": lambda paths: ["--dspark-path", dspark_dir(paths["target"])],
     "eagle": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle2": lambda paths: ["--eagle-path", random_eagle(eagle_dir, paths["target"])],
     "eagle3": lambda paths: ["--eagle-path", random_eagle(eagle3_dir, paths["target"])],
+    "peagle": lambda paths: ["--eagle-path", random_eagle(copying_peagle_dir, paths["target"])],
+    "mtp": lambda paths: ["--mtp-path", random_mtp(paths["target"], paths.get("config"))],
     "space": lambda paths: ["--mask-id", "5"],
     "sd2": lambda paths: ["--drafter-path", sorted_draft(), "--exits", "1,2,3", "--depth", "2"],
 }
-TINY_LAYERS = {"eagle3": 8}  # of the tiny target, where three are too few for a method
+TINY_LAYERS = {"eagle3": 8, "peagle": 8}  # of the tiny target, where three are too few for a method
 
 
 @functools.cache
@@ -59,6 +65,15 @@ def datastore(model_path: str, num_conversations: int) -> str:
 def random_eagle(make, model_path: str) -> str:
     """A random head that `make` of eagle_dirs writes."""
     return make(tempfile.mkdtemp(), model_path)
+
+
+def random_mtp(model_path: str, config=None) -> str:
+    """A random MTP head for a target in a directory, or for one of another config."""
+    from transformers import AutoConfig
+
+    config = config or AutoConfig.from_pretrained(model_path)
+    seed = 5 if config.model_type == "qwen3" else 3  # whose head is right now and then
+    return family_head(tempfile.mkdtemp(), config, seed)
 
 
 @functools.cache
@@ -86,6 +101,8 @@ def mini_flags(method: str) -> list[str]:
     """What a method is given on the mini models, whose weights its command knows."""
     if method == "space":
         pytest.skip("its mini model is a target of its own: test_space_mini.py")
+    if method in ("dflash", "dspark") and not (MINI / method).is_dir():
+        pytest.skip("no mini head of it has been trained")
     if method == "rest":
         return ["--datastore-path", datastore(str(MINI / "target"), 4000)]
     return ["--max-budget", "32"] if method == "specexec" else []

@@ -25,10 +25,23 @@ FLAGS = {
 SMALL = {"hidden-size": 24, "intermediate-size": 32, "num-heads": 2}
 MODEL = {"generation_config.json", "model.safetensors", "chat_template.jinja"}
 MODEL |= {"tokenizer.json", "tokenizer_config.json"}
+BLOCKS = {"mask-token-id": 1, "block-size": 5, "num-layers": 2, "anchors": 24}
 METHODS = {  # flags of its own, weights that it leaves, flags that draft with these
     "medusa": ({"num-heads": 4}, {"medusa_lm_head.safetensors"}, ["--medusa-path"]),
     "eagle": ({}, {"model.safetensors"}, ["--eagle-path"]),
     "eagle3": ({"draft-vocab-size": 200}, {"model.safetensors"}, ["--eagle-path"]),
+    "mtp": ({}, {"model.safetensors"}, ["--mtp-path"]),
+    "dflash": (
+        {**BLOCKS, "conv-kernel-size": 2, "selector-rank": 8},
+        {"model.safetensors"},
+        ["--dflash-path"],
+    ),
+    "dspark": ({**BLOCKS, "markov-rank": 8}, {"model.safetensors"}, ["--dspark-path"]),
+    "peagle": (
+        {"draft-vocab-size": 200, "num-layers": 2, "num-depths": 4, "mask-id": 3},
+        {"model.safetensors"},
+        ["--eagle-path"],
+    ),
     "hydra": ({"num-layers": 2}, {"hydra_lm_head.pt"}, ["--hydra-path"]),
     "specdecpp": ({"mismatch-weight": 1}, {"model.safetensors"}, ["--head-path"]),
     "sd2": ({"num-layers": 3, "exits": "1,3", **SMALL}, MODEL, ["--depth=2", "--drafter-path"]),

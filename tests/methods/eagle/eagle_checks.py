@@ -3,16 +3,19 @@
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from conftest import SHAPE, make_model, make_prompts
-from eagle_dirs import eagle3_dir, eagle_dir
+from eagle_dirs import eagle3_dir, eagle_dir, peagle_dir
 from eagle_slow import SlowHead, differing, dynamic_paths, static_paths
 
 from model.common import args as arguments
 from model.common.contract.static_tree import StaticTree, read_tree
+from model.common.heads.checkpoint import Checkpoint
 from model.common.target.model import Target
+from model.common.target.runtime import make_runtime
 from model.eagle import inference_eagle
 from model.eagle.drafter import StaticEagleDrafter
 from model.eagle.head import load_eagle
@@ -100,3 +103,53 @@ KINDS = {
 def target_of(name, dtype=torch.float64):
     """A tiny target for a kind; in float64 near-ties do not reorder candidates."""
     return Target(tiny_model(**KINDS[name].shape, dtype=dtype))
+
+
+def new_peagle(folder, **changes):
+    """A random P-EAGLE head for tiny_model(**DEEP), over 11 of its 17 tokens."""
+    path = config_dir(Path(folder) / "target")
+    return peagle_dir(Path(folder) / "head", path, **{"draft_vocab": SMALL_VOCAB, **changes})
+
+
+# --- published files, on the meta device ---
+
+
+def published_tensors(shapes, fields, dtype):
+    """Tensors of a file without their numbers; the maps cover the first ids."""
+    tensors = {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()}
+    if "d2t" in shapes:
+        covered = torch.arange(fields["vocab_size"]) < fields["draft_vocab_size"]
+        tensors |= {"d2t": torch.zeros(shapes["d2t"], dtype=torch.long), "t2d": covered}
+    return tensors
+
+
+def open_published(patch, config, tensors):
+    """Have every checkpoint be this one."""
+
+    def opened(self, path, names, prefix=""):
+        self.path, self.file = path, f"{path}/pytorch_model.bin"
+        self.config, self.tensors = config, tensors
+
+    patch.setattr(Checkpoint, "__init__", opened)
+
+
+def meta_target(fields, num_layers):
+    """What a loader of heads asks of a target whose widths are a head's."""
+    width, vocab = fields["hidden_size"], fields["vocab_size"]
+    device = torch.device("meta")
+    with device:
+        embedding, lm_head = torch.nn.Embedding(vocab, width), torch.nn.Linear(width, vocab, False)
+    target = SimpleNamespace(
+        config=SimpleNamespace(hidden_size=width, num_hidden_layers=num_layers),
+        vocab_size=vocab,
+        dtype=torch.float16,
+        device=device,
+        model=SimpleNamespace(
+            get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: lm_head
+        ),
+        runtime=make_runtime("eager", device),
+        twin=None,
+        grown=lambda *head: Target.grown(target, *head),
+    )
+    target.origin = target
+    return target

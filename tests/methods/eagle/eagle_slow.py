@@ -40,6 +40,8 @@ class SlowHead:
     layers: of the target whose inputs EAGLE-3 reads, None = the usual three
     """
 
+    layer = 0  # whose tensors attention() and mlp() read
+
     def __init__(self, folder, model, version=1, fault=None, layers=None):
         config = read_config(folder)
         self.config = config | (config.get("transformer_layer_config") or {})
@@ -68,16 +70,19 @@ class SlowHead:
         logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
         if self.version == 3:
             shift = int(self.fault == "features")
-            states = [self.seen[layer + shift] for layer in self.layers]
-            if self.config.get("fc_norm"):
-                norms = [self.t[f"fc_norm.{place}.weight"] for place in range(len(states))]
-                states = [rms_norm(one, weight) for one, weight in zip(states, norms)]
-            fused = torch.cat(states, -1)
-            if self.config.get("norm_before_fc"):
-                fused = rms_norm(fused, self.t["input_norm.weight"])
-            return fused @ self.t["fc.weight"].T
+            return self.fused([self.seen[layer + shift] for layer in self.layers])
         assert torch.equal(self.model.lm_head(self.seen["last"]), logits)
         return self.seen["before norm" if self.fault == "features" else "last"]
+
+    def fused(self, states):
+        """EAGLE-3's features [n, H] of the target's states, a list of [n, H_t]."""
+        if self.config.get("fc_norm"):
+            norms = [self.t[f"fc_norm.{place}.weight"] for place in range(len(states))]
+            states = [rms_norm(one, weight) for one, weight in zip(states, norms)]
+        fused = torch.cat(states, -1)
+        if self.config.get("norm_before_fc"):
+            fused = rms_norm(fused, self.t["input_norm.weight"])
+        return fused @ self.t["fc.weight"].T
 
     def begin(self, ids):
         """Committed ids, the root last."""
@@ -138,7 +143,7 @@ class SlowHead:
         place = torch.arange(len(rows))
         distance = place.unsqueeze(1) - place
         hidden = distance < 0
-        if self.config.get("layer_types") == ["sliding_attention"]:
+        if "sliding_attention" in (self.config.get("layer_types") or ()):
             hidden |= distance >= self.config["sliding_window"]
         weight = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         out = torch.einsum("hij,jhd->ihd", weight, value).flatten(1)
@@ -146,11 +151,12 @@ class SlowHead:
 
     def linear(self, rows, name):
         """A layer's matrix, with its bias where the file has one."""
-        out = rows @ self.t[f"layers.0.{name}.weight"].T
-        return out + self.t.get(f"layers.0.{name}.bias", 0)
+        out = rows @ self.t[f"layers.{self.layer}.{name}.weight"].T
+        return out + self.t.get(f"layers.{self.layer}.{name}.bias", 0)
 
     def mlp(self, rows):
-        normed = rms_norm(rows, self.t["layers.0.post_attention_layernorm.weight"])
+        norm = self.t[f"layers.{self.layer}.post_attention_layernorm.weight"]
+        normed = rms_norm(rows, norm)
         hidden = self.linear(normed, "mlp.gate_proj")
         hidden = hidden * hidden.sigmoid() * self.linear(normed, "mlp.up_proj")
         return rows + self.linear(hidden, "mlp.down_proj")

@@ -1,16 +1,11 @@
 """The files of EAGLE heads as they are published: every tensor and field finds its place."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from eagle_checks import KINDS
+from eagle_checks import KINDS, meta_target, open_published, published_tensors
 from eagle_dirs import eagle3_shapes, eagle_shapes
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from model.common.heads.checkpoint import Checkpoint
-from model.common.target.model import Target
-from model.common.target.runtime import make_runtime
 from model.eagle3.config import IDS, fused_layers
 
 COMMON = {  # fields that published heads have and that change nothing
@@ -105,43 +100,19 @@ def test_published_formats(name, monkeypatch, capsys):
     told, gigabytes = sized or (None, None)
     shapes, wanted, config = as_stored(name, version, fields)
     kept = torch.float32 if version == 1 and "Vicuna" in name else torch.float16
-    tensors = {n: torch.empty(s, dtype=kept, device="meta") for n, s in shapes.items()}
-    if "d2t" in shapes:
-        covered = torch.arange(fields["vocab_size"]) < fields["draft_vocab_size"]
-        tensors |= {"d2t": torch.zeros(shapes["d2t"], dtype=torch.long), "t2d": covered}
+    tensors = published_tensors(shapes, fields, kept)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert gigabytes is None or abs(size / 1e9 - gigabytes) < 0.001
-
-    def open_published(self, path, names, prefix=""):
-        self.path, self.file = path, f"{path}/pytorch_model.bin"
-        self.config, self.tensors = config, tensors
-
-    monkeypatch.setattr(Checkpoint, "__init__", open_published)
-    width, vocab = fields["hidden_size"], fields["vocab_size"]
-    with torch.device("meta"):
-        embedding, lm_head = torch.nn.Embedding(vocab, width), torch.nn.Linear(width, vocab, False)
-    device = torch.device("meta")
-    target = SimpleNamespace(
-        config=SimpleNamespace(hidden_size=width, num_hidden_layers=layers),
-        vocab_size=vocab,
-        dtype=torch.float16,
-        device=device,
-        model=SimpleNamespace(
-            get_input_embeddings=lambda: embedding, get_output_embeddings=lambda: lm_head
-        ),
-        runtime=make_runtime("eager", device),
-        twin=None,
-        grown=lambda *head: Target.grown(target, *head),
-    )
-    target.origin = target
+    open_published(monkeypatch, config, tensors)
+    width, target = fields["hidden_size"], meta_target(fields, layers)
     head = KINDS["eagle" if version == 1 else "eagle3"].load("published", target)
     held = head.module.state_dict()
     assert {n: tuple(tensor.shape) for n, tensor in held.items()} == wanted
     assert {t.dtype for n, t in held.items() if n not in ("d2t", "t2d")} == {torch.float16}
     parameters = sum(tensor.numel() for tensor in head.module.parameters())
     assert told is None or abs(parameters - told) < (1 if isinstance(told, int) else 5e4)
-    output = None if "lm_head.weight" in wanted else lm_head
-    assert head.module.borrowed == (embedding, output)
+    output = None if "lm_head.weight" in wanted else target.model.get_output_embeddings()
+    assert head.module.borrowed == (target.model.get_input_embeddings(), output)
     if version == 3:
         usual = tuple(fields.get(IDS) or fused_layers(layers))
         assert head.needs == (fused_layers(layers) if "NVIDIA" in name else usual)

@@ -202,7 +202,7 @@ def test_layer_ids(num_layers, fields, flag, wanted):
 REFUSED = [  # (fields of the config, or in transformer_layer_config, words of the line)
     (
         {"architectures": ["PEagleDraftModel"]},
-        "a P-EAGLE head (parallel drafting) is not supported",
+        "a P-EAGLE head (parallel drafting), which is the method peagle's",
     ),
     ({"speculators_model_type": "peagle"}, "a P-EAGLE head"),
     ({"parallel_drafting": True}, "a P-EAGLE head"),

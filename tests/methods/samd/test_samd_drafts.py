@@ -300,6 +300,34 @@ def test_the_heads_cache_is_what_it_would_be_alone(paths, num_slots):
     assert drafter.auxiliary.head.cache.length.tolist() == [0] * num_slots
 
 
+def test_published_sizes_of_eagle2(paths):
+    """62 nodes behind the root, five passes beyond the first, eight candidates, by default."""
+    target = load_target(paths[0], "float32", "cpu", "eager")
+    own = ["--auxiliary", "eagle2", "--eagle-path", paths[1]]
+    head = build("samd", paths[0], target, own).auxiliary
+    assert (head.max_nodes, head.depth, head.top_k, head.max_depth) == (62, 5, 8, 6)
+
+
+# --- beside recycling ---
+
+
+def test_prompt_seeds_fill_recyclings_matrix(target):
+    """The lines of a prompt's tokens are known before the first draft where asked for; ids stay."""
+    prompts, ids = make_prompts(3), []
+    for flags in ((), ("--prompt-seeds",)):
+        drafter, known = make(target, "--auxiliary", "recycling", *flags), {}
+        assert drafter.needs.prompt_topk == (7 if flags else 0)  # the tree's ranks
+
+        def watch(combined, one, known=known):
+            lines = combined.auxiliary.matrix[1:].any(1).nonzero().flatten()
+            known.setdefault(len(known), set(lines.tolist()))
+
+        turns = decode(target, Recording(drafter, watch), prompts, 12, num_slots=1)
+        ids.append([turn.output_ids for turn in turns])
+        assert known[0] == (set(prompts[0]) if flags else set())
+    assert ids[0] == ids[1]
+
+
 # --- bad input ---
 
 
@@ -321,6 +349,11 @@ def test_flags_out_of_range(flags, capsys):
         (["--state", "warm"], "--state warm needs an --auxiliary"),
         (["--auxiliary", "eagle2"], "needs --eagle-path"),
         (["--auxiliary", "eagle2", "--eagle-path", "x", "--state", "warm"], "keeps no state"),
+        (["--prompt-seeds"], "--prompt-seeds says nothing to --auxiliary none"),
+        (
+            ["--auxiliary", "eagle2", "--eagle-path", "x", "--prompt-seeds"],
+            "--prompt-seeds says nothing to --auxiliary eagle2",
+        ),
     ],
 )
 def test_flags_that_exclude_each_other(target, flags, words):
