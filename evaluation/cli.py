@@ -148,13 +148,12 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except ModuleNotFoundError as error:
-        from model.common.errors import is_own, not_installed
-
-        if is_own(error):
+        if (error.name or "").split(".")[0] in ("model", "evaluation"):
             traceback.print_exc()
             status = CRASHED
         else:
-            print(f"{Path(sys.argv[0]).name}: error: {not_installed(error)}", file=sys.stderr)
+            where = f"no package {error.name} in {sys.executable}; ./eval.sh --setup prepares one"
+            print(f"{Path(sys.argv[0]).name}: error: {where}", file=sys.stderr)
             status = 2
     except Exception:
         traceback.print_exc()
