@@ -38,6 +38,16 @@ class Parser(argparse.ArgumentParser):
             help="write the report there as one JSON document (-: to stdout, the text to stderr)",
         )
 
+    def add_bootstrap(self):
+        """Declare --resamples and --seed of a bootstrap; check_bootstrap() refuses bad ones."""
+        self.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
+        self.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+
+    def check_bootstrap(self, args):
+        """Refuse numbers that make no sense."""
+        if args.resamples < 1 or args.seed < 0:
+            self.error("--resamples must be 1 or more and --seed 0 or more")
+
 
 STDOUT = "-"  # as the PATH of --json
 
