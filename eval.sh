@@ -133,27 +133,33 @@ written_by() {  # written_by ROW: its answer files; under a load one a rate, tho
     fi
 }
 
-run() {  # run NAME FLAG...: one method (NAME up to its dash) with the flags that all share
-    local name=$1 method=${1%%-*} own=FLAGS_${1//-/_} code=0 products=$PRODUCTS
-    [ "$name" != vanilla-hf ] || products=
-    shift
+answer() {  # answer ROW MODULE FLAG...: a command with the flags that all share, and those of the row
+    local row=$1 module=$2 own=FLAGS_${1//-/_} code=0
+    shift 2
     touch "$REPORT/begin"
-    "$PYTHON" -m "model.$method.inference_$method" \
-        --model-path "$TARGET" --model-id "$(id_of "$name")" \
-        --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" \
-        --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" --device "${DEVICE:-auto}" \
-        --runtime "${RUNTIME:-eager}" --batch-size "${BATCH_SIZE:-1}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
-        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${OVERWRITE:+--overwrite} ${products:+--turned-rows "$products"} \
-        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") $LOAD ${ARGS:-} "$@" ${!own:-} || code=$?
-    checked $code "$name"
-}
-
-checked() {  # checked CODE ROW: its exit status, as a run means it
-    local code=$1
-    if [ $code -eq 1 ] && [ -z "$(find $(written_by "$2") /dev/null -maxdepth 0 -newer "$REPORT/begin")" ]; then
+    "$PYTHON" -m "$module" --model-path "$TARGET" --model-id "$(id_of "$row")" --bench-name "$BENCH" \
+        --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" --seed "$SEED" \
+        --max-new-tokens "$MAX_NEW_TOKENS" --batch-size "${BATCH_SIZE:-1}" ${OVERWRITE:+--overwrite} "$@" ${!own:-} || code=$?
+    if [ $code -eq 1 ] && [ -z "$(find $(written_by "$row") /dev/null -maxdepth 0 -newer "$REPORT/begin")" ]; then
         code=70  # 1 says that questions failed, and of Python that it did not come to answer any
     fi
     return $code
+}
+
+run() {  # run NAME FLAG...: one method (NAME up to its dash) on this machine
+    local name=$1 method=${1%%-*} products=$PRODUCTS
+    [ "$name" != vanilla-hf ] || products=
+    shift
+    answer "$name" "model.$method.inference_$method" \
+        --device "${DEVICE:-auto}" --runtime "${RUNTIME:-eager}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
+        ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${products:+--turned-rows "$products"} \
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") $LOAD ${ARGS:-} "$@"
+}
+
+serve_engine() {  # serve_engine ROW COMMAND FLAG...: a server, started by COMMAND if there is one
+    local row=$1 command=$2
+    shift 2
+    answer "$row" model.engine.inference_engine --url "$ENGINE_URL" ${command:+--engine-cmd "$command"} $LOAD ${ARGS:-} "$@"
 }
 
 index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
@@ -166,17 +172,6 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
     fi
     "$PYTHON" -m "model.$1" --model-path "$TARGET" --input "$CORPUS" --output "$2" ||
         return $(($? > 1 ? $? : 70))
-}
-
-serve_engine() {  # serve_engine ROW COMMAND FLAG...: answers of a server
-    local row=$1 command=$2 own=FLAGS_${1//-/_} code=0
-    shift 2
-    touch "$REPORT/begin"
-    "$PYTHON" -m model.engine.inference_engine --url "$ENGINE_URL" ${command:+--engine-cmd "$command"} \
-        --model-path "$TARGET" --model-id "$(id_of "$row")" --bench-name "$BENCH" --dtype "$DTYPE" \
-        --temperature "$TEMPERATURE" --top-p "$TOP_P" --seed "$SEED" --max-new-tokens "$MAX_NEW_TOKENS" \
-        --batch-size "${BATCH_SIZE:-1}" ${OVERWRITE:+--overwrite} $LOAD ${ARGS:-} "$@" ${!own:-} || code=$?
-    checked $code "$row"
 }
 
 run_method() {  # run_method ROW: its method is its name up to the dash
@@ -304,8 +299,18 @@ judged() {  # judged SUFFIX TOOL FLAG...: its text goes into details.txt, its re
     [ $code -le 3 ] || code=2
     return $code
 }
+same() {  # same SUFFIX TARGET BASE FILE...: verdicts; fails where answers differ that should not
+    local suffix=$1 target=$2 code=0
+    shift 2
+    judged "$suffix" equal "$@" ${JUDGE:+--model-path "$target" "${JUDGING[@]}"} || code=$?
+    if [ -z "${JUDGE:-}" ] && [ $code -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
+        code=0  # half precision flips near-ties (JUDGE=1 tells), sampling draws other tokens
+    fi
+    note_status $code
+    [ $code -eq 0 ]
+}
 compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step costs, verdicts
-    local suffix=$1 target=$2 base=$3 code=0
+    local suffix=$1 target=$2 base=$3
     shift 3
     [ $# -gt 0 ] || set -- "$base"
     if [ "${PAIRED:-}" = 1 ] && [ "$*" != "$base" ]; then
@@ -314,32 +319,26 @@ compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step c
         judged "$suffix" speed --profile --file-path "$@" --base-path "$base" \
             ${RUNGS[@]:+--ladder "${RUNGS[@]}"} || note_status $?
     fi
-    judged "$suffix" equal "$base" "$@" ${JUDGE:+--model-path "$target" "${JUDGING[@]}"} || code=$?
-    if [ -z "${JUDGE:-}" ] && [ $code -eq 1 ] && { [ "$DTYPE" != float32 ] || [ "$TEMPERATURE" != 0 ]; }; then
-        code=0  # half precision flips near-ties (JUDGE=1 tells), sampling draws other tokens
-    fi
-    note_status $code
+    same "$suffix" "$target" "$base" "$@" || true
     [ "$TEMPERATURE" = 0 ] || judged "$suffix" audit_sampling "$base" "$@" || note_status $?
 }
 compare_loads() {  # serving figures; verdicts of each rate's files
-    local base bases=() others=() file same number=0 code=0
+    local base bases=() others=() file alike number=0 stem= differ=
+    [ -z "$BASELINE" ] || stem=$ANSWERS/$(id_of "$BASELINE")
     for file in "${FILES[@]}"; do
-        if [ -n "$BASELINE" ] && [[ $file == "$ANSWERS/$(id_of "$BASELINE")"-* ]]; then bases+=("$file"); else others+=("$file"); fi
+        if [ -n "$stem" ] && [[ $file == "$stem"-* ]]; then bases+=("$file"); else others+=("$file"); fi
     done
     for base in ${bases[@]:+"${bases[@]}"}; do
-        same=()
+        alike=()
         for file in ${others[@]:+"${others[@]}"}; do
-            [[ $file != *"${base#"$ANSWERS/$(id_of "$BASELINE")"}" ]] || same+=("$file")
+            [[ $file != *"${base#"$stem"}" ]] || alike+=("$file")
         done
-        [ ${#same[@]} -eq 0 ] || judged "$((number += 1))" equal "$base" "${same[@]}" \
-            ${JUDGE:+--model-path "$TARGET" "${JUDGING[@]}"} || code=$?
+        [ ${#alike[@]} -eq 0 ] || same "$((number += 1))" "$TARGET" "$base" "${alike[@]}" || differ=1
     done
-    [ $code -ne 1 ] || [ -n "${JUDGE:-}" ] || [ "$DTYPE$TEMPERATURE" = float320 ] || code=0  # as in compare
-    note_status $code
     "$PYTHON" evaluation/serving.py ${others[@]:+"${others[@]}"} ${bases[@]:+--base-path "${bases[@]}"} ${SLO:+--slo "$SLO"} \
         --json "$REPORT/serving.json" --details "$REPORT/details.txt" || note_status 2
     echo "details: $REPORT/ (details.txt, serving.json, *.log)"
-    [ $code -eq 0 ] || echo "answers differ from the baseline's: $REPORT/details.txt"
+    [ -z "$differ" ] || echo "answers differ from the baseline's: $REPORT/details.txt"
     [ "$MODE" != serve ] || suite_files "${others[0]:-}" "${bases[0]:-}" ${others[1]:-${bases[1]:-}} || note_status 2
 }
 suite_files() {  # suite_files SPECULATIVE BASE MORE: the published suite's four files, of runs at one rate

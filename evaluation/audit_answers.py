@@ -56,8 +56,7 @@ def parse_args(argv=None):
         help="the target's tokenizer: print the speedup as published, and recount by the texts",
     )
     parser.add_argument("--places", type=int, default=3, help="first places shown of each finding")
-    parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_bootstrap()
     parser.add_json()
     args = parser.parse_args(argv)
     if args.resamples < 1 or args.places < 0 or args.seed < 0:

@@ -38,6 +38,16 @@ class Parser(argparse.ArgumentParser):
             help="write the report there as one JSON document (-: to stdout, the text to stderr)",
         )
 
+    def add_bootstrap(self):
+        """Declare --resamples and --seed of a bootstrap; check_bootstrap() refuses bad ones."""
+        self.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
+        self.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+
+    def check_bootstrap(self, args):
+        """Refuse numbers that make no sense."""
+        if args.resamples < 1 or args.seed < 0:
+            self.error("--resamples must be 1 or more and --seed 0 or more")
+
 
 STDOUT = "-"  # as the PATH of --json
 
@@ -148,13 +158,12 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except ModuleNotFoundError as error:
-        from model.common.errors import is_own, not_installed
-
-        if is_own(error):
+        if (error.name or "").split(".")[0] in ("model", "evaluation"):
             traceback.print_exc()
             status = CRASHED
         else:
-            print(f"{Path(sys.argv[0]).name}: error: {not_installed(error)}", file=sys.stderr)
+            where = f"no package {error.name} in {sys.executable}; ./eval.sh --setup prepares one"
+            print(f"{Path(sys.argv[0]).name}: error: {where}", file=sys.stderr)
             status = 2
     except Exception:
         traceback.print_exc()

@@ -80,14 +80,12 @@ def add_sources(parser):
         metavar="ttft=S,tpot=S,e2e=S",
         help="bounds in seconds that a request of a load run has to meet: goodput and its knee",
     )
-    parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_bootstrap()
 
 
 def check(parser, args):
     """Refuse numbers that make no sense."""
-    if args.resamples < 1 or args.seed < 0:
-        parser.error("--resamples must be 1 or more and --seed 0 or more")
+    parser.check_bootstrap(args)
     if getattr(args, "max_bytes", 1) < 1:
         parser.error("--max-bytes must be 1 or more")
 

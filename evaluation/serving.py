@@ -72,8 +72,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.files and not args.definitions:
         parser.error("no FILE")
-    if args.resamples < 1 or args.seed < 0:
-        parser.error("--resamples must be 1 or more and --seed 0 or more")
+    parser.check_bootstrap(args)
     if args.write_as:
         if args.write_as[0] not in FORMATS:
             parser.error(f"--as {args.write_as[0]}: not one of {', '.join(FORMATS)}")
@@ -84,8 +83,7 @@ def parse_args(argv=None):
 
 def add_output(parser):
     """Flags that say how, and where to."""
-    parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_bootstrap()
     parser.add_argument(
         "--details", metavar="FILE", help="append the tables there and print a compact one here"
     )

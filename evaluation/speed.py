@@ -43,8 +43,7 @@ def parse_args(argv=None):
     add_report(parser)
     parser.add_json()
     args = parser.parse_args(argv)
-    if args.resamples < 1 or args.seed < 0:
-        parser.error("--resamples must be 1 or more and --seed 0 or more")
+    parser.check_bootstrap(args)
     if args.format != "table":
         asked = ("mean_report", "ladder", "profile", "detail", "spec_bench_compat")
         for name in (name for name in asked if getattr(args, name)):
@@ -121,8 +120,7 @@ def add_report(parser):
         help="what is printed: tables for people; a row a method of a markdown table; a row a task"
         " of each method as csv, or as JSON objects",
     )
-    parser.add_argument("--resamples", type=int, default=10000, help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_bootstrap()
 
 
 def compare_files(file_paths, base_path, args, first_base=None, not_compared=None):

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+import setuptools  # noqa: F401  Inductor imports it, which fails behind an import of distutils
 import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

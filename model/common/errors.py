@@ -32,27 +32,29 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if is_own(error):
+        if (error.name or "").split(".")[0] in ("model", "evaluation"):  # no environment has it
             traceback.print_exc()
             sys.exit(CRASHED)
-        print(f"{prog}: {not_installed(error)}", file=sys.stderr)
+        print(
+            f"{prog}: no package {error.name} in {sys.executable}; ./eval.sh --setup prepares an"
+            " environment and prints its python (source .venv/bin/activate)",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except Exception:
         traceback.print_exc()
         sys.exit(CRASHED)
 
 
-def is_own(error: ModuleNotFoundError) -> bool:
-    """Whether a module of the project itself is missing, which no environment has."""
-    return (error.name or "").split(".")[0] in ("model", "evaluation")
-
-
-def not_installed(error: ModuleNotFoundError) -> str:
-    """What to do where Python lacks a package of requirements.txt."""
-    return (
-        f"no package {error.name} in {sys.executable}; ./eval.sh --setup prepares an environment"
-        " and prints its python (source .venv/bin/activate)"
-    )
+def exit_answered(prog: str, failed: int) -> None:
+    """End a run that has come to all its questions: exit code 0, or 1 if some have failed."""
+    if failed:
+        plural = "s" if failed > 1 else ""
+        print(
+            f"{prog}: {failed} question{plural} failed, see `error` in the answers",
+            file=sys.stderr,
+        )
+    sys.exit(1 if failed else 0)
 
 
 def first_line(error: Exception) -> str:

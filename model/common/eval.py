@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common import pairs
-from model.common.errors import BadInput, ends_in_one_line, one_line
+from model.common.errors import BadInput, ends_in_one_line, exit_answered, one_line
 from model.common.load.flags import is_load
 from model.common.prompts.conversation import first_prompt, read_history
 from model.common.records.energy import INTERVAL_S
@@ -35,13 +35,7 @@ def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None
     with ends_in_one_line(parser.prog, "needs --overwrite" if load else "resumes"):
         arguments.check(args)
         failed = _run(method, args, build, engine)
-    if failed:
-        plural = "s" if failed > 1 else ""
-        print(
-            f"{parser.prog}: {failed} question{plural} failed, see `error` in the answers",
-            file=sys.stderr,
-        )
-    sys.exit(1 if failed else 0)
+    exit_answered(parser.prog, failed)
 
 
 def _run(method, args, build, engine) -> int:

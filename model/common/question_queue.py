@@ -7,7 +7,7 @@ from collections import deque
 from model.common.errors import BadInput, one_line
 from model.common.loop.source import Request, Source
 from model.common.prompts.conversation import Conversation, render
-from model.common.records.energy.log import EnergyLog
+from model.common.records.energy.log import EnergyLog, union
 from model.common.records.writer import answer_record, choice_record
 
 
@@ -88,11 +88,7 @@ class QuestionQueue(Source):
 
     def seconds(self) -> dict[str, float]:
         """decode: in which at least one turn was being answered."""
-        total, until = 0.0, 0.0
-        for begin, end in sorted(self.spans):
-            total += max(end - max(begin, until), 0.0)
-            until = max(until, end)
-        return {"decode": total}
+        return {"decode": sum(end - begin for begin, end in union(self.spans))}
 
     def fail(self, reason: str) -> None:
         """The loop has broken: an error for every question in its slots, or for the next one."""

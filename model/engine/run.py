@@ -11,7 +11,7 @@ import uuid
 from urllib.parse import urlsplit
 
 from model.common import args as arguments
-from model.common.errors import BadInput, ends_in_one_line, one_line
+from model.common.errors import BadInput, ends_in_one_line, exit_answered, one_line
 from model.common.load.flags import is_load
 
 AA_SUFFIX = "-aa"
@@ -31,11 +31,7 @@ def main(doc: str, add_args, argv=None) -> None:
     with ends_in_one_line(parser.prog, "needs --overwrite" if is_load(args) else "resumes"):
         check(args)
         failed = run(args)
-    if failed:
-        plural = "s" if failed > 1 else ""
-        line = f"{parser.prog}: {failed} question{plural} failed, see `error` in the answers"
-        print(line, file=sys.stderr)
-    sys.exit(1 if failed else 0)
+    exit_answered(parser.prog, failed)
 
 
 def check(args) -> None:

@@ -122,7 +122,8 @@ def test_an_interruption_ends_the_server(number, command, tmp_path):
     argv = [sys.executable, "-m", "model.engine.inference_engine", "--url", url]
     argv += ["--model-path", MINI, "--dtype", "float32", "--engine-cmd", text]
     argv += ["--answer-file", str(tmp_path / "a.jsonl")]
-    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, **heard)
     log = tmp_path / "a-server.log"
     until = time.monotonic() + 60
     while time.monotonic() < until and not (log.is_file() and "loading" in log.read_text()):

@@ -31,7 +31,10 @@ def test_reading_files_needs_no_model_code(tmp_path):
     code = (
         "import importlib, sys; [importlib.import_module(name) for name in sys.argv[3].split()];"
         "from evaluation import equal; status = equal.main(sys.argv[1:3]);"
-        "sys.exit(9 if {'torch', 'model', 'transformers'} & set(sys.modules) else status)"
+        "schema = 'model.common.records.schema'.split('.');"  # it imports nothing
+        "own = {'.'.join(schema[:n]) for n in range(1, 5)};"
+        "heavy = {m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'model')};"
+        "sys.exit(9 if heavy - own else status)"
     )
     command = [sys.executable, "-c", code, *map(str, write_pair(tmp_path)), " ".join(parts)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -311,5 +311,5 @@ def test_recorded_arguments_make_the_same_command():
     given = ["--model-path", "t", "--prompt-ngrams", "--batch-size", "2", "--temperature", "0"]
     recorded = vars(parser.parse_args(given))
     flags = proof.recorded_flags(parser, recorded)
-    assert flags == ["--prompt-ngrams", "--batch-size=2"]
+    assert flags == ["--prompt-ngrams", "--num-gpus-per-model=1", "--batch-size=2"]
     assert vars(parser.parse_args(["--model-path", "t", *flags])) == recorded

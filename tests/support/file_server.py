@@ -35,6 +35,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def answering(server):
+    """A server answers in a thread of its own, and has a .url."""
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
 def serving(content, files=()):
     """A server of `content` under every path but those of files {path: bytes}; None is not there.
 
@@ -42,12 +56,5 @@ def serving(content, files=()):
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.files, server.ranges, server.paths = content, dict(files), [], []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with answering(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from file_server import answering
+
 EXCHANGES = Path(__file__).resolve().parents[1] / "engine" / "exchanges"
 LONGEST_S = 30.0  # of a stall
 CONTROLS = {"wait_s", "stall", "drop", "leave", "split"}
@@ -132,12 +134,5 @@ def replaying(exchange, **changed):
     server.daemon_threads = True
     server.exchange = {**exchange, **changed}
     server.asked, server.number, server.done, server.lock = [], 0, 0, threading.Lock()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with answering(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

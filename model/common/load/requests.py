@@ -107,19 +107,21 @@ def short_enough(args):
 
 def draw(prompts: list[dict], num: int, seed: int, fits=lambda question: True) -> list[dict]:
     """`num` of the prompts that fit, in a seeded order; a second pass has ids that say so."""
-    chance, drawn = random.Random(f"{seed}/prompts"), []
-    order = prompts.copy()
-    chance.shuffle(order)
-    drawn = list(itertools.islice(filter(fits, order), num))
+    chance = random.Random(f"{seed}/prompts")
+
+    def shuffled():
+        order = prompts.copy()
+        chance.shuffle(order)
+        return order
+
+    drawn = list(itertools.islice(filter(fits, shuffled()), num))
     if not drawn:
         raise BadInput("--prompt-max-tokens: every prompt is longer")
     passes, fitting = 1, {id(prompt) for prompt in drawn}
     prompts = [prompt for prompt in prompts if id(prompt) in fitting]
     while len(drawn) < num:
         passes += 1
-        order = prompts.copy()
-        chance.shuffle(order)
-        drawn += [p | {"question_id": f"{p['question_id']}@{passes}"} for p in order]
+        drawn += [p | {"question_id": f"{p['question_id']}@{passes}"} for p in shuffled()]
     names = [str(prompt["question_id"]) for prompt in drawn[:num]]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

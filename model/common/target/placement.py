@@ -219,7 +219,8 @@ def check_placed(path: str, model: nn.Module, wanted: dict[str, torch.device]) -
         if part is None:
             raise BadInput(f"{path}: tensor {name} is in no part of the device map")
         device = wanted[part]
-        if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
+        numbers = {tensor.device.index, device.index} - {None}  # a processor has none
+        if tensor.device.type != device.type or len(numbers) > 1:
             raise BadInput(f"{path}: tensor {name} is on {tensor.device}, {device} was asked for")
 
 
