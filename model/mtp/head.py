@@ -164,7 +164,7 @@ def final_gain(target) -> Tensor:
     with torch.inference_mode():
         gain = copy.deepcopy(norm).to(target.device, torch.float64)(ones)
     if (gain == 0).any():
-        raise BadInput("--target-state plain: the target's final norm has weights of 0")
+        raise BadInput("target state plain (--target-state): the target's final norm has weights of 0")
     return gain.to(target.dtype)
 
 
@@ -172,13 +172,14 @@ def load_mtp(
     path: str,
     target,
     ids: Tensor | None = None,
-    target_state: str = "normed",
+    target_state: str | None = None,
     chained_state: str = "normed",
 ) -> MtpHead:
     """A published head, of the target's own checkpoint or of a folder of its own.
 
     ids: of the target's that it drafts, None = all. target_state, chained_state: whether what it
-    reads is normed (behind the final norm; behind its own) or plain (before).
+    reads is normed (behind the final norm; behind its own) or plain (before); None: as the layout
+    has it.
     """
     origin = target.origin
     if target.rope is not None:
@@ -197,5 +198,6 @@ def load_mtp(
     fill(file, module, origin.dtype, origin.device)
     module, config = target.grown(module, config, make, KINDS)
     module.borrowed = (borrowed(target, "input"), borrowed(target, "output", ids))
-    gain = final_gain(target) if target_state == "plain" else None
+    plain = (target_state or file.layout.target_state) == "plain"
+    gain = final_gain(target) if plain else None
     return MtpHead(module.eval(), config, target, DraftIds(ids), gain)

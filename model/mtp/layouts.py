@@ -5,7 +5,8 @@ own. Layouts differ in names and in the order of the two inputs:
 
 deepseek     DeepSeek-V3, GLM-4.5: model.layers.L.*, one layer behind the target's L
 qwen         Qwen3-Next, Qwen3.5: mtp.*
-mimo         MiMo, FastMTP: model.mtp_layers.0.*, the state before the embedding
+mimo         MiMo, FastMTP: model.mtp_layers.0.*, the state before the embedding; MiMo's authors
+             hand it over before the target's final norm (their vLLM fork at 3a353c0, mimo.py)
 speculators  mimo's names without "model.", the embedding before the state
 """
 
@@ -31,12 +32,14 @@ class Layout(NamedTuple):
                   all of the head's tensors, and a second one the number of the head's layer
     parts         {our submodule: its name behind the prefix}; what is in none is the layer
     hidden_first  the linear layer reads [state; embedding]
+    target_state  of STATES: which state of the target the head was trained to read
     """
 
     name: str
     marker: str
     parts: dict[str, str]
     hidden_first: bool = False
+    target_state: str = "normed"
 
     def published(self, name: str) -> str:
         """Name behind the prefix of a tensor of MtpModule."""
@@ -74,7 +77,7 @@ LAYOUTS = (
             "layer": "layers.0.",
         },
     ),
-    Layout("mimo", r"(model\.mtp_layers\.(\d+)\.)input_proj\.weight", _PLAIN, True),
+    Layout("mimo", r"(model\.mtp_layers\.(\d+)\.)input_proj\.weight", _PLAIN, True, "plain"),
     Layout("speculators", r"(mtp_layers\.(\d+)\.)input_proj\.weight", _PLAIN),
 )
 COPIES = {"embed_tokens.weight": "input", "shared_head.head.weight": "output"}  # of the target's

@@ -38,6 +38,7 @@ class SlowMtp:
             "qwen": ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm", "fc"),
         }.get(layout, ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj"))
         self.state_first = (layout == "mimo") != (fault == "order")
+        self.before = (layout == "mimo") != (fault == "target")
         stored = load_file(f"{folder}/model.safetensors")
         self.t = {
             name[len(prefix) :]: tensor.to(model.dtype)
@@ -88,7 +89,7 @@ class SlowMtp:
         self.ids, self.known = list(ids), {}
         logits = self.model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0]
         assert torch.equal(self.model.lm_head(self.seen["behind"]), logits)
-        self.real = self.seen["before" if self.fault == "target" else "behind"]
+        self.real = self.seen["before" if self.before else "behind"]
 
     @torch.inference_mode()
     def after(self, path=()):

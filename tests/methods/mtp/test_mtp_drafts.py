@@ -123,6 +123,14 @@ def test_states_before_the_norms(family, states, fault):
     assert wrong_drafts(family, drafts)
 
 
+def test_mimo_reads_the_state_before_the_final_norm():
+    """As MiMo's authors hand it over; behind the norm, as all others want it, drafts differ."""
+    for states, fault in (({}, None), ({"target_state": "normed"}, "target")):
+        _, drafts = recorded("qwen2", **states)
+        assert not wrong_drafts("qwen2", drafts, fault)
+    assert wrong_drafts("qwen2", drafts)
+
+
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
 def test_laws_of_transformers_own_heads(family, monkeypatch):
     """MtpModel of transformers 5.23 reads the same checkpoint and gives the same law."""
