@@ -252,6 +252,10 @@ restore() {
     [ ! -e "$REPORT.old" ] || mv "$REPORT.old" "$REPORT"
 }
 mkdir -p "$ANSWERS"
+if command -v flock > /dev/null; then  # held by what is started here, too: it dies with the last of them
+    exec 9> "$ANSWERS/.$(basename "$REPORT").lock"
+    flock -n 9 || { echo "eval.sh: $REPORT: another eval.sh is writing it" >&2; exit 2; }
+fi
 rm -rf "$REPORT.old"
 [ ! -e "$REPORT" ] || mv "$REPORT" "$REPORT.old"
 mkdir "$REPORT"
