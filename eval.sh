@@ -181,14 +181,14 @@ run_method() {  # run_method ROW: its method is its name up to the dash
         vanilla-compile) RUNTIME=compile run "$1" ;;
         vanilla-cudagraph) RUNTIME=cudagraph run "$1" ;;
         vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run "$1" --engine hf ;;
-        recycling | nasd | suffix) run "$1" --state "${STATE:-cold}" ;;
         recycling-warm) run "$1" --state warm --prompt-seeds ;;
-        rest)
+        recycling | recycling-* | nasd | nasd-* | suffix | suffix-*) run "$1" --state "${STATE:-cold}" ;;
+        rest | rest-*)
             index rest.build_datastore "$REST" || return
-            run rest --datastore-path "$REST" ;;
-        samd)
+            run "$1" --datastore-path "$REST" ;;
+        samd | samd-*)
             index samd.build_sam "$SAM" || return
-            run samd --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
+            run "$1" --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
         space)  # its target is fine-tuned, and its baseline is vanilla on that model
             [ -n "$SPACE" ] || { echo "eval.sh: SPACE names no target that is fine-tuned for it" >&2; return 2; }
             local status=0
@@ -252,6 +252,10 @@ restore() {
     [ ! -e "$REPORT.old" ] || mv "$REPORT.old" "$REPORT"
 }
 mkdir -p "$ANSWERS"
+if command -v flock > /dev/null; then  # held by what is started here, too: it dies with the last of them
+    exec 9> "$ANSWERS/.$(basename "$REPORT").lock"
+    flock -n 9 || { echo "eval.sh: $REPORT: another eval.sh is writing it" >&2; exit 2; }
+fi
 rm -rf "$REPORT.old"
 [ ! -e "$REPORT" ] || mv "$REPORT" "$REPORT.old"
 mkdir "$REPORT"

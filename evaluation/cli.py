@@ -11,8 +11,9 @@ import traceback
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
+from model.common.errors import CRASHED, DISK
+from model.common.visible import Visible
 
-CRASHED = 70  # exit status of an error that no tool expects; 1 is a result
 PROGRESS = re.compile(r"\d+ of \d+ questions, ")  # how a method's progress lines begin
 
 
@@ -143,8 +144,15 @@ def field_list(text):
     return names
 
 
-def run(main):
-    """Call `main()`, turn what it refuses into one line on stderr, and exit with its status."""
+def run(main, coloured=False):
+    """Call `main()`, turn what it refuses into one line on stderr, and exit with its status.
+
+    Control characters from files reach the terminal as escapes; of a tool whose stdout is
+    `coloured`, it sees to that itself.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stderr = Visible(sys.stderr, kept="\n\t\r")  # bars begin their line anew
+    sys.stdout = sys.stdout if coloured else Visible(sys.stdout)
     try:
         status = main()
         sys.stdout.flush()
@@ -157,6 +165,14 @@ def run(main):
     except BrokenPipeError:  # the reader of our stdout has left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        if error.errno not in DISK:
+            traceback.print_exc()
+            status = CRASHED
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror}", file=sys.stderr)
+            status = 2
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("model", "evaluation"):
             traceback.print_exc()
@@ -168,6 +184,8 @@ def run(main):
     except Exception:
         traceback.print_exc()
         status = CRASHED
+    finally:
+        sys.stdout, sys.stderr = streams
     sys.exit(status)
 
 

@@ -114,15 +114,17 @@ def gaps(parts):
 def merge(parts, output, overwrite=False):
     """Write the merged file; returns what is missing in it, a line each."""
     from model.common.errors import BadInput
+    from model.common.records.lock import written_alone
     from model.common.records.writer import AnswerFile, all_lines
 
     meta = merged_meta(parts)
     try:
-        file = AnswerFile(output, meta, overwrite)
-        for path, _ in parts:
-            for record in all_lines(path).values():
-                file.add(record)
-        file.finish([record["question_id"] for record in file.records.values()])
+        with written_alone(output):
+            file = AnswerFile(output, meta, overwrite)
+            for path, _ in parts:
+                for record in all_lines(path).values():
+                    file.add(record)
+            file.finish([record["question_id"] for record in file.records.values()])
     except BadInput as error:
         raise AnswerError(str(error)) from error
     answered = {str(question_id) for question_id in file.records}

@@ -21,8 +21,9 @@ from evaluation.answers.differences import first_difference  # noqa: E402
 from evaluation.answers.meta import AnswerError  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, load_tokenizer, run, warn  # noqa: E402
-from evaluation.pictures.pieces import Pieces, visible  # noqa: E402
+from evaluation.pictures.pieces import Pieces  # noqa: E402
 from evaluation.pictures.steps import turns_of  # noqa: E402
+from model.common.visible import visible  # noqa: E402
 
 SHADES = (236, 24, 25, 31, 32, 38)  # of the 256 colours: behind 1, 2, ... 6 and more tokens
 PLAIN, DIFFERS = "\x1b[0m", "\x1b[1;97;41m"
@@ -180,4 +181,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, coloured=True)

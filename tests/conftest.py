@@ -113,11 +113,11 @@ def fresh_process(request):
 
     Beyond the limit torch.compile runs eager code, and a test would see no graph at all.
     """
-    from model.common.target.products import Chosen
+    from model.common.target.products import Chosen, Turned
     from model.common.target.runtime import told
 
     told.clear()
-    Chosen.turned_rows = (1, 4)  # both forms, whatever this machine would choose
+    Chosen.turned_rows = Turned(1, 4, 3)  # all forms, whatever this machine would choose
     if request.node.get_closest_marker("compiled"):
         torch.compiler.reset()
 

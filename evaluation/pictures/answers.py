@@ -10,8 +10,8 @@ import base64
 import json
 import zlib
 
-from evaluation.pictures.pieces import visible
 from evaluation.pictures.steps import turns_of
+from model.common.visible import visible
 
 BESIDE = 60  # bytes of a question's id and category beside its packed content
 MOST_ASKED = 1200  # characters of a question's words that are kept

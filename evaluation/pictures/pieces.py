@@ -1,30 +1,9 @@
-"""Text of answers as it can be shown: token by token, control characters made visible."""
+"""Text of answers token by token, as it can be shown."""
 
 import functools
-import unicodedata
 
 PARTIAL = "\ufffd"  # what a tokenizer gives for bytes that are no whole character
 LONGEST = 8  # tokens that are waited for until they make a character
-KEPT = "\n\t"
-UNSEEN = frozenset(("Cc", "Cf", "Co", "Cs", "Zl", "Zp"))  # categories that draw nothing, or act
-
-
-def visible(text):
-    """A text whose control, format and surrogate characters are escapes; newline and tab stay.
-
-    >>> visible("a\\x1b[31m\\u202eb\\n")
-    'a\\\\x1b[31m\\\\u202eb\\n'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        escape(c) if c not in KEPT and unicodedata.category(c) in UNSEEN else c for c in text
-    )
-
-
-def escape(character):
-    """'\\x1b' of an escape character, as Python writes it."""
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 class Pieces:

@@ -177,9 +177,9 @@ def _add_device(group):
     group.add_argument(
         "--turned-rows",
         type=row_range,
-        metavar="auto|none|N-M",
-        help="on a CPU in float32: products of so many rows are turned, see target/products.py"
-        " (default: what is timed to be faster, when the target is loaded)",
+        metavar="auto|none|N-M[/K]",
+        help="on a CPU in float32: products of N to M rows are turned, from K on padded, see"
+        " target/products.py (default: what is timed to be faster, when the target is loaded)",
     )
     group.add_argument(
         "--gpu-strategy",

@@ -40,14 +40,14 @@ def temperature(text: str) -> float:
     return _number(float, 1e-4, 100, "0 or a number from 0.0001 to 100 is needed")(text)
 
 
-def row_range(text: str) -> tuple[int, int] | None:
-    """Argument type: auto (None), none, or a range of row counts."""
+def row_range(text: str) -> tuple | None:
+    """Argument type: auto (None), none, or row counts as products.rows_text() writes them."""
     from model.common.target.products import read_rows
 
     try:
         return None if text == "auto" else read_rows(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: auto, none or a range as 1-64") from None
+        raise argparse.ArgumentTypeError(f"{text}: auto, none, or as 1-64 or 1-32/11") from None
 
 
 def json_object(text: str) -> dict:

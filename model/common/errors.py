@@ -1,8 +1,11 @@
 """Bad input: a line that names the file, flag or tensor, exit code 2."""
 
+import errno
 import sys
 import traceback
 from contextlib import contextmanager
+
+from model.common.visible import visible
 
 CRASHED = 70  # exit code of an error that no code expects; 1 is a result: questions failed
 
@@ -13,6 +16,18 @@ class BadInput(Exception):
 
 class Unsupported(BadInput):
     """A model that our cache and attention cannot serve; it may run on its own."""
+
+
+class Unwritable(BadInput):
+    """A file that takes nothing more: no question's fault, the run ends."""
+
+    def __init__(self, path, error: Exception):
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        super().__init__(f"{path}: cannot be written: {reason}")
+
+
+# of an OSError that says what the disk or the rights to it do not allow: no fault of the code
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
@@ -26,11 +41,18 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     try:
         yield
     except BadInput as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(visible(f"{prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in DISK:
+            traceback.print_exc()
+            sys.exit(CRASHED)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{prog}: {where}{error.strerror}; the same command {verb}", file=sys.stderr)
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("model", "evaluation"):  # no environment has it
             traceback.print_exc()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common import pairs
-from model.common.errors import BadInput, ends_in_one_line, exit_answered, one_line
+from model.common.errors import BadInput, Unwritable, ends_in_one_line, exit_answered, one_line
 from model.common.load.flags import is_load
 from model.common.prompts.conversation import first_prompt, read_history
 from model.common.records.energy import INTERVAL_S
+from model.common.records.lock import written_alone
 
 
 def main(method: str, doc: str, add_args, build, engine=None, argv=None) -> None:
@@ -52,7 +53,8 @@ def _run(method, args, build, engine) -> int:
     numbers = range(1, args.num_runs + 1) if args.num_runs else [None]
     runs = [(number, load) for number in numbers for load in loads]
     paths = [arguments.answer_path(args_of(args, load), number) for number, load in runs]
-    return Bench(method, args, build, engine, paths, [load for _, load in runs]).run()
+    with written_alone(*paths):
+        return Bench(method, args, build, engine, paths, [load for _, load in runs]).run()
 
 
 def args_of(args, schedule):
@@ -367,6 +369,8 @@ class Bench:
             while queue.unfinished:
                 try:
                     self._decode(drafter, queue)
+                except Unwritable:
+                    raise
                 except Exception as error:  # it must not lose the other questions
                     queue.fail(one_line(error))
         finally:

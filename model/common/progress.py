@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from model.common.visible import visible
+
 EVERY_S = 60.0  # seconds between two lines where there is no bar
 
 
@@ -66,7 +68,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line beside the bar."""
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(visible(line), file=sys.stderr)
 
 
 def _minutes(seconds: float) -> str:

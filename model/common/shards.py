@@ -15,7 +15,10 @@ from model.common import args as arguments
 from model.common import pairs
 from model.common.draft_flags import check_workers
 from model.common.errors import BadInput
+from model.common.records.lock import drop_lock, written_alone
 from model.common.remote_code import trust
+
+ORPHANS_S = 60.0  # that Ray's workers may outlive the process which has started them
 
 
 def run_sharded(method: str, args, build, engine) -> int:
@@ -25,16 +28,20 @@ def run_sharded(method: str, args, build, engine) -> int:
     trust(args.trust_remote_code)
     num_workers = args.num_gpus_total // args.num_gpus_per_model
     runs = range(1, args.num_runs + 1) if args.num_runs else [None]
-    return sum(_run_once(ray, method, args, build, engine, run, num_workers) for run in runs)
+    failed = 0
+    for run in runs:
+        path = arguments.answer_path(args, run)
+        with written_alone(path):
+            failed += _run_once(ray, method, args, build, engine, path, num_workers)
+    return failed
 
 
-def _run_once(ray, method, args, build, engine, run, num_workers: int) -> int:
+def _run_once(ray, method, args, build, engine, path: Path, num_workers: int) -> int:
     """One run (of --num-runs) on all workers; returns the failed questions."""
     from model.common.eval import choose_questions
     from model.common.records.files import open_answers
     from model.common.records.writer import beside
 
-    path = arguments.answer_path(args, run)
     questions = choose_questions(args)
     files = open_answers(method, args, questions, path)
     for file in files:
@@ -87,8 +94,10 @@ def run_shard(method: str, args, build, engine) -> int | str:
     """In a worker: failed questions, or the one line of bad input."""
     from model.common.eval import Bench
 
+    path = Path(args.answer_file)
     try:
-        return Bench(method, args, build, engine, [Path(args.answer_file)]).run()
+        with written_alone(path):
+            return Bench(method, args, build, engine, [path]).run()
     except BadInput as error:
         return str(error)
 
@@ -108,13 +117,15 @@ def absorb(file, path: Path, overwrite: bool = False) -> None:
         old = writer.read_meta(part) if names.fullmatch(part.name) else None
         if old is None or writer.first_difference(*map(writer.identity, (old, file.meta))):
             continue  # of another run: its worker refuses it by name
-        records = {} if overwrite else writer.whole_lines(part)
-        writer.check_questions(part, records, old, file.meta)
-        for record in records.values():
-            if not file.is_done(record["question_id"]):
-                file.add(record | {"model_id": file.meta["model_id"]})
-        part.unlink()
-        writer.meta_path(part).unlink()
+        with written_alone(part, wait_s=ORPHANS_S):
+            records = {} if overwrite else writer.whole_lines(part)
+            writer.check_questions(part, records, old, file.meta)
+            for record in records.values():
+                if not file.is_done(record["question_id"]):
+                    file.add(record | {"model_id": file.meta["model_id"]})
+            part.unlink()
+            writer.meta_path(part).unlink()
+        drop_lock(part)
 
 
 def take_over(file, part: Path) -> None:
@@ -127,3 +138,4 @@ def take_over(file, part: Path) -> None:
     file.note({})
     part.unlink()
     meta_path(part).unlink()
+    drop_lock(part)

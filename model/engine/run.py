@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from model.common import args as arguments
 from model.common.errors import BadInput, ends_in_one_line, exit_answered, one_line
 from model.common.load.flags import is_load
+from model.common.records.lock import written_alone
 
 AA_SUFFIX = "-aa"
 PROBED = 8  # tokens that a server is asked for to see what its answers look like
@@ -150,7 +151,8 @@ class EngineBench:
             asked = self.questions[: schedule.num_requests if schedule else None]
             own = args_of(self.args, schedule)
             path = arguments.answer_path(own, number)
-            yield open_served(self, own, asked, path, schedule), schedule, asked
+            with written_alone(path):
+                yield open_served(self, own, asked, path, schedule), schedule, asked
 
     async def _probe(self):
         """The first interface by which the server answers. Raises BadInput where none does."""

@@ -11,9 +11,11 @@ Memory: 10 bytes a token of a chunk (20 for vocabularies from 65536), and about 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from model.common.args import Parser, at_least
 from model.common.errors import BadInput, ends_in_one_line
+from model.common.records.lock import written_alone
 
 SHOWN_BAD = 10
 BATCH = 1 << 20  # characters tokenised at a time
@@ -128,7 +130,7 @@ def main(argv=None) -> None:
         if len(bad) <= SHOWN_BAD:
             print(f"{parser.prog}: {line}", file=sys.stderr)
 
-    with ends_in_one_line(parser.prog):
+    with ends_in_one_line(parser.prog), written_alone(Path(args.output)):
         try:
             manifest = build(args, say)
         except OSError as error:

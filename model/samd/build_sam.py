@@ -17,6 +17,7 @@ from pathlib import Path
 
 from model.common.args import Parser
 from model.common.errors import BadInput, ends_in_one_line
+from model.common.records.lock import written_alone
 
 LIMIT = 2**31 // 3  # tokens: an automaton has fewer than 3 edges a token
 
@@ -158,7 +159,7 @@ def run(args) -> None:
 def main(argv=None) -> None:
     """Build, or exit with 2 and one line."""
     args = parse(argv)
-    with ends_in_one_line("build_sam", "starts anew"):
+    with ends_in_one_line("build_sam", "starts anew"), written_alone(Path(args.output)):
         run(args)
 
 

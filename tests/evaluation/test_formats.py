@@ -14,8 +14,9 @@ from answer_samples import ROOT, assert_refused, report_of, run_tool, write, wri
 from conftest import make_tokenizer
 from page_files import make_run, own_meta, record
 
-from evaluation.pictures.pieces import Pieces, visible
+from evaluation.pictures.pieces import Pieces
 from evaluation.speedup.report import markdown_lines
+from model.common.visible import visible
 
 SPEED, SHOW, PLOT = "evaluation/speed.py", "evaluation/show.py", "evaluation/plot.py"
 STAGES = {"draft_s": 0.2, "verify_s": 0.6, "commit_s": 0.1}

@@ -21,8 +21,8 @@ FAMILIES = {"llama": {}, "gemma3_text": {"layer_types": ["sliding_attention", "f
 @pytest.mark.parametrize(
     "family, rows, num_slots, most",
     [
-        ("llama", [1], 1, 3),  # one row, few rows, more rows
-        ("gemma3_text", [1], 1, 3),
+        ("llama", [1], 1, 4),  # one row, few rows, few that are padded, more rows
+        ("gemma3_text", [1], 1, 4),
         ("llama", [0, 1, 2, 3], 3, 4),  # and prompts that enter one of the slots
     ],
 )

@@ -178,6 +178,8 @@ def _read_shards(path: str, index: str, prefix: str) -> dict[str, Tensor]:
         places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{index}: no weight_map: {error}") from error
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise BadInput(f"{index}: weight_map does not say a file for every tensor")
     tensors = {}
     for shard in sorted({file for name, file in places.items() if name.startswith(prefix)}):
         file = _resolve(path, shard)

@@ -26,7 +26,7 @@ import shortuuid
 
 from model.common import pairs
 from model.common.args import ROOT
-from model.common.errors import BadInput
+from model.common.errors import BadInput, Unwritable
 
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
@@ -149,7 +149,7 @@ class AnswerFile:
             _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
             self._rewrite()
         except OSError as error:
-            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise Unwritable(path, error) from error
 
     def _check_same_run(self) -> dict:
         old = read_meta(self.path)
@@ -199,10 +199,20 @@ class AnswerFile:
     def add(self, record: dict) -> None:
         """Append one line, which the system has before this returns, and the disk soon."""
         self.records[record["question_id"]] = record
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            self._append(json.dumps(record, ensure_ascii=False) + "\n")
+        except FileNotFoundError:  # removed under the run, with the answers before this one
+            self._rewrite()
+        except OSError as error:  # a half-written line is the last one, which resuming drops
+            raise Unwritable(self.path, error) from error
         if "load" not in self.meta and time.monotonic() - self.synced >= SYNC_S:
             self._sync()  # of a load run, whose requests would wait for the disk, at the end
+
+    def _append(self, line: str) -> None:
+        """Write a line behind the others of a file that is there."""
+        where = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        with open(where, "w", encoding="utf-8") as out:
+            out.write(line)
 
     def _sync(self) -> None:
         """Wait until the disk has what was written."""
@@ -219,8 +229,9 @@ class AnswerFile:
         """Put the lines into the questions' order; note the method's facts in the meta."""
         if facts:
             self.note({"method_facts": facts})
-        if list(self.records) != [i for i in order if i in self.records]:
-            self.records = {i: self.records[i] for i in order if i in self.records}
+        ordered = [i for i in order if i in self.records]
+        if list(self.records) != ordered or not self.path.exists():
+            self.records = {i: self.records[i] for i in ordered}
             self._rewrite()
         elif self.records:
             self._sync()
@@ -265,11 +276,15 @@ def check_questions(path: Path, answered, old: dict, new: dict) -> None:
 
 def _write_atomic(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Unwritable(path, error) from error
 
 
 def identity(meta: dict) -> dict:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import torch
 
@@ -220,7 +222,20 @@ def check_directory(path: str) -> None:
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")):
             raise BadInput(f"{path}: not a model directory (no config.json)")
+        check_shards(path)
     elif os.path.exists(path):
         raise BadInput(f"{path}: not a directory")
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise BadInput(f"{path}: no such model directory")
+
+
+def check_shards(path: str) -> None:
+    """Refuse a directory whose index names shards elsewhere; a broken index is its reader's."""
+    for index in sorted(Path(path).glob("*.index.json")):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for shard in map(Path, filter(lambda name: isinstance(name, str), shards)):
+            if shard.is_absolute() or ".." in shard.parts:
+                raise BadInput(f"{index}: {shard} lies outside its folder")

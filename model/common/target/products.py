@@ -5,27 +5,45 @@ path for each form, and for few rows one of them may run at a fraction of the me
 an AVX2 machine took 53 ms for two rows of a 135 M model in the first form and 19 ms in the second,
 44 and 19 ms for one row, which goes turned as two. So a model's own products are timed in both
 forms when it is loaded, one row (all that a baseline reads) by itself, and a range of row counts
-says where they are turned. Both forms round differently (3e-5 of a product's size in float32), as
-products of one row and of several do.
+says where they are turned. Within it, rows that fill no block of the library's may cost more than
+the block: MKL's 11 rows of that model took 74 ms, 16 rows 59. From a count on, which is timed too,
+turned rows are padded to a multiple of BLOCK. The forms round differently (3e-5 of a product's size
+in float32), as products of one row and of several do.
 """
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)  # that are timed
+ROWS = (1, 2, 4, 8, 12, 16, 32, 64)  # that are timed
+BLOCK, BETWEEN = 8, 12  # rows of a block of the libraries', and some between one and two of them
 SAMPLE_BYTES = 256 << 20  # of weights: beyond a processor's caches, where a model is
 LONGEST_S = 2.0  # of timing
 REPETITIONS = 5
 LEAST_GAIN = 0.97  # of the plain form's time: what turns products takes less
-NEVER = (1, 0)  # a range of row counts that is empty
+
+
+class Turned(NamedTuple):
+    """Row counts, from fewest to most, of which products are turned.
+
+    padded_from: the count from which on they are padded to a multiple of BLOCK; 0 = never.
+    """
+
+    fewest: int
+    most: int
+    padded_from: int = 0
+
+
+NEVER = Turned(1, 0)
 
 
 class Product(nn.Linear):
-    """A Linear that is turned for inputs whose number of rows is in a range (fewest, most).
+    """A Linear that is turned for inputs of some numbers of rows.
 
     An existing Linear becomes one by its class alone, so that tied weights stay tied.
     """
@@ -33,18 +51,27 @@ class Product(nn.Linear):
     turned_rows = NEVER
 
     def forward(self, input: Tensor) -> Tensor:
-        fewest, most = self.turned_rows
-        if fewest <= input.numel() // self.in_features <= most:
-            return turned(input, self.weight, self.bias)
+        fewest, most, padded_from = self.turned_rows
+        num_rows = input.numel() // self.in_features
+        if fewest <= num_rows <= most:
+            padded = padded_from and num_rows >= padded_from
+            return turned(input, self.weight, self.bias, padded)
         return super().forward(input)
 
 
-def turned(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows [.., in] times weight [out, in], transposed, plus bias: [.., out]."""
+def turned(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, padded: bool = False
+) -> Tensor:
+    """rows [.., in] times weight [out, in], transposed, plus bias: [.., out].
+
+    padded: to a multiple of BLOCK rows, whose products are dropped.
+    """
     flat = rows.reshape(-1, rows.shape[-1])
     num_rows = len(flat)
     if num_rows == 1:  # two columns take less time than one
         flat = torch.cat([flat, flat])
+    elif padded:
+        flat = pad(flat, (0, 0, 0, -num_rows % BLOCK))
     columns = flat.T
     out = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
     out = out[:, :num_rows].T.contiguous()  # models view what a Linear gives them
@@ -54,32 +81,37 @@ def turned(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Chosen:
     """What this process has found; the first model that is loaded, the target, decides for all."""
 
-    turned_rows: tuple[int, int] | None = None
+    turned_rows: Turned | None = None
 
 
-def rows_text(turned_rows: tuple[int, int] | None) -> str | None:
-    """How a range is recorded, and read by read_rows().
+def rows_text(turned_rows: Turned | None) -> str | None:
+    """How it is recorded, and read by read_rows().
 
-    >>> rows_text((1, 64)), rows_text(NEVER), rows_text(None)
-    ('1-64', 'none', None)
+    >>> rows_text(Turned(1, 64)), rows_text(Turned(1, 32, 11)), rows_text(NEVER), rows_text(None)
+    ('1-64', '1-32/11', 'none', None)
     """
     if turned_rows is None:
         return None
-    return "none" if turned_rows[0] > turned_rows[1] else f"{turned_rows[0]}-{turned_rows[1]}"
+    fewest, most, padded_from = turned_rows
+    if fewest > most:
+        return "none"
+    return f"{fewest}-{most}" + (f"/{padded_from}" if padded_from else "")
 
 
-def read_rows(text: str) -> tuple[int, int]:
-    """The range of a text. Raises ValueError.
+def read_rows(text: str) -> Turned:
+    """What a text says. Raises ValueError.
 
-    >>> read_rows("2-8"), read_rows("none")
-    ((2, 8), (1, 0))
+    >>> read_rows("2-8"), read_rows("1-32/11")
+    (Turned(fewest=2, most=8, padded_from=0), Turned(fewest=1, most=32, padded_from=11))
     """
     if text == "none":
         return NEVER
-    fewest, most = (int(part) for part in text.split("-"))
-    if not 1 <= fewest <= most:
+    counts, slash, padded_from = text.partition("/")
+    fewest, most = (int(part) for part in counts.split("-"))
+    found = Turned(fewest, most, int(padded_from) if slash else 0)
+    if not 1 <= fewest <= most or (slash and not 1 <= found.padded_from <= most):
         raise ValueError(text)
-    return fewest, most
+    return found
 
 
 def choose_products(module: nn.Module, device: torch.device) -> None:
@@ -91,7 +123,7 @@ def choose_products(module: nn.Module, device: torch.device) -> None:
     linears = [part for part in module.modules() if device.type == "cpu" and _is_plain(part)]
     if linears and Chosen.turned_rows is None:
         with torch.inference_mode():
-            Chosen.turned_rows = range_turned(*_times(_sample(linears)))
+            Chosen.turned_rows = choose_turned(*_times(_sample(linears)))
     for linear in linears:
         linear.__class__ = Product
         linear.turned_rows = Chosen.turned_rows
@@ -135,13 +167,14 @@ def _times(weights: list[Tensor]) -> tuple[list[float], list[float]]:
     return tuple([best[form, num] for num in ROWS] for form in forms)
 
 
-def range_turned(plain: list[float], turned: list[float]) -> tuple[int, int]:
-    """The row counts (fewest, most) that should be turned, of both forms' times for each of ROWS.
+def choose_turned(plain: list[float], turned: list[float]) -> Turned:
+    """What should be turned, of both forms' times for each of ROWS.
 
     One row is decided by its own times, since it is all that a baseline reads. Of more rows: two up
     to the count with the least sum of times, each in units of the faster form's.
     """
     one = turned[0] < LEAST_GAIN * plain[0]
+    padded_from, turned = padding(turned)
     more = list(zip(ROWS, plain, turned))[1:]
     costs = {
         most: sum((b if num <= most else a) / min(a, b) for num, a, b in more)
@@ -150,4 +183,21 @@ def range_turned(plain: list[float], turned: list[float]) -> tuple[int, int]:
     most = min(costs, key=costs.get)
     if costs[most] >= LEAST_GAIN * costs[1]:
         most = 1
-    return (1 if one else 2, most) if one or most > 1 else NEVER
+    if not one and most == 1:
+        return NEVER
+    return Turned(1 if one else 2, most, padded_from if padded_from < most else 0)
+
+
+def padding(times: list[float]) -> tuple[int, list[float]]:
+    """(the count from which on rows are padded, 0 = never; times of ROWS with that).
+
+    Between BLOCK and twice that many rows times are taken to lie on lines through the measured
+    ones: padded is what would take longer than the full block.
+    """
+    below, between, full = map(ROWS.index, (BLOCK, BETWEEN, 2 * BLOCK))
+    if LEAST_GAIN * times[between] <= times[full]:
+        return 0, times
+    rise = (times[between] - times[below]) / (BETWEEN - BLOCK)
+    counts = range(BLOCK + 1, BETWEEN + 1)
+    first = next(n for n in counts if times[below] + rise * (n - BLOCK) > times[full])
+    return first, [*times[:between], times[full], *times[full:]]

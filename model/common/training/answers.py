@@ -20,6 +20,7 @@ from pathlib import Path
 
 from model.common import args as arguments
 from model.common.errors import BadInput, ends_in_one_line
+from model.common.records.lock import written_alone
 
 UNCARRIED = ("history", "template_args", "num_runs")  # flags that a trainer could not follow
 
@@ -61,9 +62,10 @@ def run(args) -> None:
     answers = Path(args.answer_file)
     if answers.resolve() == output.resolve():
         raise BadInput(f"--output {output}: it is the --answer-file of this run")
-    if not only_write:
-        _answer(args, answers)
-    write(args, answers, output)
+    with written_alone(answers, output):
+        if not only_write:
+            _answer(args, answers)
+        write(args, answers, output)
 
 
 def _answer(args, path: Path) -> None:

@@ -16,7 +16,8 @@ import shutil
 import time
 from pathlib import Path
 
-from model.common.errors import BadInput, ends_in_one_line
+from model.common.errors import BadInput, Unwritable, ends_in_one_line
+from model.common.records.lock import written_alone
 from model.common.training import flags as training_args
 from model.common.training.log import LOG, Log, Mean, card
 
@@ -123,17 +124,25 @@ def train(args, make_method, command: str = "", load=None) -> dict:
     import torch
     from accelerate import Accelerator
 
-    from model.common.prompts.prompter import Prompter, load_tokenizer
-    from model.common.prompts.templates import load_data
-    from model.common.target.loading import load_model
-    from model.common.training.features import FrozenTarget
-
     training_args.check(args)
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     if (Path(args.output) / CARD).exists() and not args.fresh:
         raise BadInput(f"{args.output}: holds a trained head; add --fresh to train anew")
     accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=args.mixed_precision)
+    with written_alone(*[Path(args.output)] * accelerator.is_main_process):
+        return _train(args, make_method, command, load, accelerator)
+
+
+def _train(args, make_method, command: str, load, accelerator) -> dict:
+    """See train()."""
+    import torch
+
+    from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.prompts.templates import load_data
+    from model.common.target.loading import load_model
+    from model.common.training.features import FrozenTarget
+
     model = load_model(args.model_path, args.dtype, str(accelerator.device))
     prompter = Prompter(load_tokenizer(args.model_path), args.template)
     data = (load or load_data)(args, prompter, prompter.stop_rules(model.generation_config).eos_ids)
@@ -211,9 +220,13 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
         }
-        part = self.folder / (CHECKPOINT + ".part")
-        torch.save(state, part)
-        os.replace(part, self.folder / CHECKPOINT)
+        file, part = self.folder / CHECKPOINT, self.folder / (CHECKPOINT + ".part")
+        try:
+            torch.save(state, part)
+            os.replace(part, file)
+        except (OSError, RuntimeError) as error:  # the one before it stays
+            part.unlink(missing_ok=True)
+            raise Unwritable(file, error) from error
 
     def resume(self) -> None:
         """Load the checkpoint; one of other settings is refused."""

@@ -1,0 +1,165 @@
+"""What a run loses to its disk, and to a second process: nothing but the answers in flight."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+from harness_runs import COMMON, ROOT, answer, read, refusal, run, timeless, write
+
+from model.common.contract.sequence import EmptyDrafter
+from model.common.errors import BadInput
+from model.common.records.lock import lock_path, written_alone
+from model.common.records.writer import whole_lines
+
+
+@pytest.fixture
+def ask(model_dir, question_file):
+    """ask(path, ...): the records of a run of pld into that file."""
+
+    def asked(path, *flags, **more):
+        return answer("pld", model_dir, question_file, path, *flags, **more)
+
+    return asked
+
+
+@pytest.fixture
+def refused(model_dir, question_file, capfd):
+    """refused(path, ...): the one line that the same command ends with."""
+
+    def run_again(path, *flags, build=None):
+        where = ["--model-path", model_dir, "--question-file", question_file, "--answer-file", path]
+        code = run("pld", *where, *COMMON, "--max-new-tokens", 24, *flags, build=build)
+        return refusal(capfd, code)
+
+    return run_again
+
+
+def empty(args, target):
+    """A drafter that does nothing else."""
+    return EmptyDrafter()
+
+
+class Meddling(EmptyDrafter):
+    """Calls `meddle` when `path` holds as many answers as are given."""
+
+    def __init__(self, path, answers, meddle):
+        super().__init__()
+        self.path, self.answers, self.meddle = path, answers, meddle
+
+    def start(self, *arguments):
+        if self.path.exists() and len(read(self.path)) == self.answers:
+            self.meddle()
+            self.answers = None
+        super().start(*arguments)
+
+
+@pytest.mark.parametrize("paired", [[], ["--paired", 1]])
+def test_a_full_disk_ends_the_run_in_one_line(ask, refused, tmp_path, paired):
+    """A file may grow no further: the line is half there, and the same command goes on."""
+    whole = ask(tmp_path / "whole.jsonl", *paired, build=empty)
+    out = tmp_path / "a.jsonl"
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 100, usual[1]))
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        line = refused(out, *paired, build=lambda args, target: Meddling(out, 3, fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert f"{out}: cannot be written: File too large" in line
+    assert len(out.read_bytes().split(b"\n")[-1]) == 100  # of the fourth
+    assert timeless(whole_lines(out).values()) == timeless(whole[:3])
+    assert timeless(ask(out, *paired, build=empty)) == timeless(whole)
+
+
+def test_a_file_removed_under_the_run_is_written_anew(ask, tmp_path):
+    """With the answers that it held, be it at once or with the last of them."""
+    whole = ask(tmp_path / "whole.jsonl", build=empty)
+    for answers in (1, 5):
+        out = tmp_path / f"{answers}.jsonl"
+        build = Meddling(out, answers, out.unlink)
+        assert timeless(ask(out, build=lambda args, target, made=build: made)) == timeless(whole)
+
+
+def test_a_folder_that_takes_no_files(refused, tmp_path):
+    """A file in its place, which root cannot pass either."""
+    (tmp_path / "folder").write_text("a file")
+    path = tmp_path / "folder" / "a.jsonl"
+    assert f"{path}: cannot be written" in refused(path)
+
+
+def test_a_line_torn_anywhere(ask, tmp_path):
+    """At every byte of the last two lines: whole lines before it stay, nothing else is read."""
+    out = tmp_path / "a.jsonl"
+    records, content = ask(out), out.read_bytes()
+    lines = content.split(b"\n")[:-1]
+    begin = len(content) - len(lines[-1]) - len(lines[-2]) - 2
+    for cut in range(begin, len(content) + 1):
+        out.write_bytes(content[:cut])
+        kept = list(whole_lines(out).values())
+        count = content[: cut + 1].count(b"\n")  # a line that lacks its end alone is whole
+        assert kept == records[:count], cut
+    for zeros in (1, 4096):  # blocks that were never written
+        out.write_bytes(content[:begin] + bytes(zeros))
+        assert list(whole_lines(out).values()) == records[:-2]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from model.common.records.lock import written_alone
+with written_alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_answer_into_one_file(ask, refused, tmp_path):
+    """The second is refused; when the first is killed, its lock is gone with it."""
+    out = tmp_path / "a.jsonl"
+    before = ask(out, "--question-end", 2)
+    command = [sys.executable, "-c", HOLD, str(out)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        for flags in ([], ["--overwrite"]):
+            assert f"{out}: another process is writing it" in refused(out, *flags)
+        assert read(out) == before
+        ask(tmp_path / "b.jsonl", "--question-end", 1)  # another file of the folder
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert len(ask(out)) == 6
+
+
+def test_the_lock_of_a_folder(tmp_path, monkeypatch):
+    """Under any of its names; a block that has ended, in an error too, holds it no longer."""
+    monkeypatch.chdir(tmp_path)
+    for one, other in ((tmp_path / "a", "a/"), (tmp_path, ".")):
+        with written_alone(one):
+            with pytest.raises(BadInput, match="another process"), written_alone(other):
+                pass
+        with pytest.raises(KeyError), written_alone(one):
+            raise KeyError
+        with written_alone(other):
+            assert lock_path(tmp_path / "a").exists()
+
+
+BUILDERS = {"rest.build_datastore": "input", "samd.build_sam": "input", "medusa.train": "data"}
+
+
+@pytest.mark.parametrize("module, flag", BUILDERS.items())
+def test_trainers_and_builders_hold_their_folders(model_dir, tmp_path, module, flag):
+    corpus = write(tmp_path / "corpus.jsonl", [{"text": "one"}])
+    out = str(tmp_path / "out")
+    command = [sys.executable, "-m", f"model.{module}", "--model-path", model_dir]
+    command += ["--output", out, f"--{flag}", corpus]
+    with written_alone(out):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{out}: another process is writing it" in done.stderr
