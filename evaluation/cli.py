@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
-from model.common.errors import CRASHED, DISK
+from model.common.errors import CRASHED, DISK, parse_json
 from model.common.visible import Visible
 
 PROGRESS = re.compile(r"\d+ of \d+ questions, ")  # how a method's progress lines begin
@@ -68,8 +68,8 @@ def report_path(text):
 def read_report(path):
     """The document that a tool's --json wrote, None where a file holds something else."""
     try:
-        document = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and "tool" in document else None
 
@@ -125,8 +125,8 @@ def write_object(path, document, marks):
 def has_marks(path, marks):
     """Whether a file is a JSON object with one of the keys."""
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        found = parse_json(path.read_bytes())
+    except ValueError:
         return False
     return isinstance(found, dict) and not marks.isdisjoint(found)
 

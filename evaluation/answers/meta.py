@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+from model.common.errors import parse_json
+
 SCHEMA = 1
 ABSENT = "(absent)"
 # Words in a field's name that say how the target was run, not what it was asked; these may change
@@ -22,6 +24,12 @@ class AnswerError(Exception):
     """Input that cannot be used. The message is one line that names the file, line or flag."""
 
 
+# parts that a meta need not have, or has as null: objects, and some of its environment
+OPTIONAL = ("environment", "method_args", "arguments", "run_s", "method_facts", "fitted_tree")
+OPTIONAL += ("questions", "selection", "placement", "load", "step_reads")
+MACHINE = {"bandwidth": dict, "turned_rows": str}
+
+
 def meta_path(answer_path):
     """NAME.meta.json for NAME.jsonl."""
     answer_path = Path(answer_path)
@@ -32,12 +40,12 @@ def read_meta(answer_path):
     """The meta of an answer file as a dict, or None where there is none beside it."""
     path = meta_path(answer_path)
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise AnswerError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AnswerError(f"{path}: broken JSON: {error}") from None
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
@@ -46,6 +54,14 @@ def read_meta(answer_path):
     for name, kind in kinds.items():
         if not isinstance(meta.get(name), kind):
             raise AnswerError(f"{path}: {name} is missing or no {kind.__name__}")
+    own = meta.get("environment")
+    found = [(name, meta.get(name), dict) for name in OPTIONAL]
+    found += [
+        (name, own.get(name), kind) for name, kind in MACHINE.items() if isinstance(own, dict)
+    ]
+    for name, value, kind in found:
+        if value is not None and not isinstance(value, kind):
+            raise AnswerError(f"{path}: {name} is no {kind.__name__}")
     return meta
 
 

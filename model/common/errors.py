@@ -1,6 +1,7 @@
 """Bad input: a line that names the file, flag or tensor, exit code 2."""
 
 import errno
+import json
 import sys
 import traceback
 from contextlib import contextmanager
@@ -8,6 +9,14 @@ from contextlib import contextmanager
 from model.common.visible import visible
 
 CRASHED = 70  # exit code of an error that no code expects; 1 is a result: questions failed
+
+
+def parse_json(text: str | bytes):
+    """What it says. Raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 class BadInput(Exception):

@@ -1,11 +1,13 @@
 """What a run loses to its disk, and to a second process: nothing but the answers in flight."""
 
+import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
 
+import eval_sh
 import pytest
 from harness_runs import COMMON, ROOT, answer, read, refusal, run, timeless, write
 
@@ -163,3 +165,18 @@ def test_trainers_and_builders_hold_their_folders(model_dir, tmp_path, module, f
     with written_alone(out):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and f"{out}: another process is writing it" in done.stderr
+
+
+def test_two_runs_of_eval_sh_do_not_write_one_report(tmp_path):
+    """The second is refused before it touches the first's report."""
+    folder = eval_sh.make(tmp_path / "project")
+    assert eval_sh.run(folder, "pld").returncode == 0
+    answers = folder / "data" / "mini_bench" / "model_answer"
+    (report,) = answers.glob("*-report")
+    before = sorted(path.name for path in report.iterdir())
+    with (answers / f".{report.name}.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = eval_sh.run(folder, "pld")
+        assert done.returncode == 2 and "another eval.sh is writing it" in done.stderr
+        assert sorted(path.name for path in report.iterdir()) == before
+    assert eval_sh.run(folder, "pld").returncode == 0
