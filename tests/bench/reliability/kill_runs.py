@@ -210,7 +210,8 @@ class Runner:
             try:
                 code = process.wait(self.chance.uniform(0, seconds))
             except subprocess.TimeoutExpired:
-                kept = self.killed(process) if not refused else {}
+                there = self.killed(process)
+                kept = {} if refused else there  # else it begins anew, with --overwrite
                 refused = bool(self.job.again) and bool(stamps(self.folder)) and self.refuses()
                 continue
             if code and not self.is_done(code):
