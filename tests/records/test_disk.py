@@ -6,6 +6,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import eval_sh
 import pytest
@@ -150,7 +152,28 @@ def test_the_lock_of_a_folder(tmp_path, monkeypatch):
         with pytest.raises(KeyError), written_alone(one):
             raise KeyError
         with written_alone(other):
-            assert lock_path(tmp_path / "a").exists()
+            assert lock_path(one).exists()
+        assert not lock_path(one).exists()
+
+
+def test_a_lock_that_is_waited_for(tmp_path):
+    """It is had when the holder goes, and by one of those who wait at a time."""
+    told, inside = [], []
+
+    def work(number):
+        with written_alone(tmp_path / "a", wait_s=60):
+            inside.append(number)
+            told.append(list(inside))
+            time.sleep(0.01)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == [[number] for number in range(8)]
+    assert not list(tmp_path.iterdir())
 
 
 BUILDERS = {"rest.build_datastore": "input", "samd.build_sam": "input", "medusa.train": "data"}
