@@ -54,15 +54,16 @@ def read_meta(answer_path):
     for name, kind in kinds.items():
         if not isinstance(meta.get(name), kind):
             raise AnswerError(f"{path}: {name} is missing or no {kind.__name__}")
-    own = meta.get("environment")
-    found = [(name, meta.get(name), dict) for name in OPTIONAL]
-    found += [
-        (name, own.get(name), kind) for name, kind in MACHINE.items() if isinstance(own, dict)
-    ]
-    for name, value, kind in found:
-        if value is not None and not isinstance(value, kind):
-            raise AnswerError(f"{path}: {name} is no {kind.__name__}")
+    check_kinds(path, meta, dict.fromkeys(OPTIONAL, dict))
+    check_kinds(path, meta.get("environment") or {}, MACHINE)
     return meta
+
+
+def check_kinds(path, fields, kinds):
+    """Refuse fields of another type than that of `kinds`; they may be missing, or null."""
+    for name, kind in kinds.items():
+        if not isinstance(fields.get(name), kind | None):
+            raise AnswerError(f"{path}: {name} is no {kind.__name__}")
 
 
 def flatten(nested, prefix=""):

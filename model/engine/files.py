@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from model.common.errors import parse_json
 from model.common.records.files import run_meta
 from model.common.records.writer import AnswerFile, beside, sha256_file, sha256_text
 from model.engine.run import AA_SUFFIX
@@ -41,7 +40,7 @@ def open_served(bench, args, questions: list[dict], path: Path, schedule) -> lis
     text = json.dumps(meta)
     files = [AnswerFile(path, meta, args.overwrite)]
     if args.aa:
-        again = parse_json(text)
+        again = json.loads(text)
         again |= {"model_id": args.model_id + AA_SUFFIX, "repeat_of": args.model_id}
         anew = args.overwrite or not files[0].records
         files.append(AnswerFile(beside(path, AA_SUFFIX), again, anew))

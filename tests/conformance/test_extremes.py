@@ -1,7 +1,5 @@
 """Every method at the edges of numbers and sizes: logits, precisions, vocabularies, contexts."""
 
-import contextlib
-
 import pytest
 import torch
 from oracle import outputs
@@ -17,7 +15,7 @@ from conformance.cases import (
     make_lively,
     world_of,
 )
-from conformance.greedy import check_counts, drafts_of
+from conformance.greedy import changed_logits, check_counts, drafts_of
 from model.common.errors import BadInput
 from model.common.loop.sampling import Sampler
 from model.common.target.model import Target
@@ -88,22 +86,10 @@ def test_one_token_left_beside_a_thousand(method):
     assert [len(turn.output_ids) for turn in turns] == [1, 1000]
 
 
-@contextlib.contextmanager
 def closed(world: World, ids):
-    """Logits of some tokens are minus infinity, in the target and in what it is compared with."""
-
-    def close(module, given, out):
-        return out.index_fill(-1, torch.tensor(ids), float("-inf"))
-
-    models = world.target.model, world.plain
-    hooks = [model.get_output_embeddings().register_forward_hook(close) for model in models]
-    world.forget()
-    try:
-        yield
-    finally:
-        world.forget()
-        for hook in hooks:
-            hook.remove()
+    """Logits of some tokens are minus infinity."""
+    ids = torch.tensor(ids)
+    return changed_logits(world, lambda logits: logits.index_fill(-1, ids, float("-inf")))
 
 
 @every_method

@@ -53,10 +53,23 @@ class Ended(NamedTuple):
 
     def said(self) -> list[str]:
         """Lines on stderr that are neither progress nor notices."""
-        from evaluation.cli import PROGRESS
+        return said(self.stderr)
 
-        lines = [line for line in re.split(r"[\r\n]+", self.stderr) if line.strip()]
-        return [s for s in lines if not PROGRESS.match(s) and not NOTICE.search(s)]
+
+def said(stderr: str) -> list[str]:
+    """Lines of a command that are neither progress nor notices."""
+    from evaluation.cli import PROGRESS
+
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()]
+    return [s for s in lines if not PROGRESS.match(s) and not NOTICE.search(s)]
+
+
+def wanted(flag: str, text: str | None, known: dict) -> list[str]:
+    """Names of a comma list, or all; ends the script where one is not known."""
+    names = text.split(",") if text else list(known)
+    if other := [name for name in names if name not in known]:
+        sys.exit(f"{Path(sys.argv[0]).name}: {flag}: no {other[0]}; there are: {', '.join(known)}")
+    return names
 
 
 def ended(call, folder: Path, most_s: float = 10.0) -> Ended:

@@ -77,6 +77,7 @@ def main(argv=None) -> None:
     """Fuzz all subjects, print a table; exit 1 where a fault was found."""
     args = parse_args(argv)
     import torch
+    from child import wanted
     from subjects import all_subjects, make_folders, preload
 
     warnings.simplefilter("ignore")
@@ -86,9 +87,7 @@ def main(argv=None) -> None:
         home = Path(folder) / "home"
         make_folders(home)
         known = all_subjects(home)
-        names = args.subjects.split(",") if args.subjects else list(known)
-        if other := [name for name in names if name not in known]:
-            sys.exit(f"fuzz_files.py: --subjects: no {other[0]}; there are: {', '.join(known)}")
+        names = wanted("--subjects", args.subjects, known)
         all_faults = defaultdict(Counter)
         print(f"{'subject':30}{'files':>7}{'faults':>8}{'s':>7}  exit statuses", flush=True)
         for name in names:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -174,13 +173,9 @@ class Runner:
 
     def lines(self) -> list[str]:
         """Of stderr, without progress and warnings."""
-        from child import NOTICE
+        from child import said
 
-        from evaluation.cli import PROGRESS
-
-        text = self.said.read_text(errors="replace")
-        lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-        return [s for s in lines if not PROGRESS.match(s) and not NOTICE.search(s)]
+        return said(self.said.read_text(errors="replace"))
 
     def empty(self) -> None:
         """Begin anew."""
@@ -319,15 +314,15 @@ def parse_args(argv=None):
 
 def main(argv=None) -> None:
     """Kill every job, print a table; exit 1 where something was lost."""
+    from child import wanted
+
     args = parse_args(argv)
     chance, faults = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         prepare(home)
         known = jobs(home)
-        names = args.jobs.split(",") if args.jobs else list(known)
-        if other := [name for name in names if name not in known]:
-            sys.exit(f"kill_runs.py: --jobs: no {other[0]}; there are: {', '.join(known)}")
+        names = wanted("--jobs", args.jobs, known)
         if "shards" in names:
             start_ray()
         print(f"{'job':18}{'kills':>6}{'whole, s':>10}{'faults':>8}  signals", flush=True)
