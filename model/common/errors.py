@@ -39,6 +39,13 @@ class Unwritable(BadInput):
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
+def disk_fault(error: Exception) -> str | None:
+    """What the disk, or the rights to it, refused: "FILE: reason"; None: it is another error."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
 @contextmanager
 def ends_in_one_line(prog: str, verb: str = "goes on"):
     """Turn BadInput into its line and exit code 2, an interruption into a hint and 130.
@@ -55,13 +62,6 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in DISK:
-            traceback.print_exc()
-            sys.exit(CRASHED)
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{prog}: {where}{error.strerror}; the same command {verb}", file=sys.stderr)
-        sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("model", "evaluation"):  # no environment has it
             traceback.print_exc()
@@ -72,9 +72,13 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
             file=sys.stderr,
         )
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(CRASHED)
+    except Exception as error:
+        fault = disk_fault(error)
+        if fault is None:
+            traceback.print_exc()
+            sys.exit(CRASHED)
+        print(f"{prog}: {fault}; the same command {verb}", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_answered(prog: str, failed: int) -> None:

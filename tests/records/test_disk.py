@@ -1,5 +1,6 @@
 """What a run loses to its disk, and to a second process: nothing but the answers in flight."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -14,7 +15,7 @@ import pytest
 from harness_runs import COMMON, ROOT, answer, read, refusal, run, timeless, write
 
 from model.common.contract.sequence import EmptyDrafter
-from model.common.errors import BadInput
+from model.common.errors import CRASHED, BadInput, ends_in_one_line
 from model.common.records.lock import lock_path, written_alone
 from model.common.records.writer import whole_lines
 
@@ -203,3 +204,22 @@ def test_two_runs_of_eval_sh_do_not_write_one_report(tmp_path):
         assert done.returncode == 2 and "another eval.sh is writing it" in done.stderr
         assert sorted(path.name for path in report.iterdir()) == before
     assert eval_sh.run(folder, "pld").returncode == 0
+
+
+@pytest.mark.parametrize("name, said", [("x.bin", "x.bin: No space left"), (None, "t: No space")])
+def test_what_the_disk_refuses_is_a_line_in_every_command(capfd, name, said):
+    """Of a command of model/ and of a tool; another error of the system is a crash."""
+    from evaluation import cli
+
+    def fails(code):
+        raise OSError(code, os.strerror(code), name)
+
+    for code, status in ((errno.ENOSPC, 2), (errno.ENOTTY, CRASHED)):
+        with pytest.raises(SystemExit) as end, ends_in_one_line("t"):
+            fails(code)
+        with pytest.raises(SystemExit) as tool:
+            cli.run(lambda code=code: fails(code))
+        lines = capfd.readouterr().err.splitlines()
+        assert end.value.code == tool.value.code == status
+        if status == 2:
+            assert len(lines) == 2 and said in lines[0] and "No space left" in lines[1]
