@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
-from model.common.errors import CRASHED, DISK
+from model.common.errors import CRASHED, disk_fault, parse_json
 from model.common.visible import Visible
 
 PROGRESS = re.compile(r"\d+ of \d+ questions, ")  # how a method's progress lines begin
@@ -68,8 +68,8 @@ def report_path(text):
 def read_report(path):
     """The document that a tool's --json wrote, None where a file holds something else."""
     try:
-        document = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and "tool" in document else None
 
@@ -125,8 +125,8 @@ def write_object(path, document, marks):
 def has_marks(path, marks):
     """Whether a file is a JSON object with one of the keys."""
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        found = parse_json(path.read_bytes())
+    except ValueError:
         return False
     return isinstance(found, dict) and not marks.isdisjoint(found)
 
@@ -165,14 +165,6 @@ def run(main, coloured=False):
     except BrokenPipeError:  # the reader of our stdout has left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except OSError as error:
-        if error.errno not in DISK:
-            traceback.print_exc()
-            status = CRASHED
-        else:
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror}", file=sys.stderr)
-            status = 2
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("model", "evaluation"):
             traceback.print_exc()
@@ -181,9 +173,13 @@ def run(main, coloured=False):
             where = f"no package {error.name} in {sys.executable}; ./eval.sh --setup prepares one"
             print(f"{Path(sys.argv[0]).name}: error: {where}", file=sys.stderr)
             status = 2
-    except Exception:
-        traceback.print_exc()
-        status = CRASHED
+    except Exception as error:
+        fault, status = disk_fault(error), 2
+        if fault is None:
+            traceback.print_exc()
+            status = CRASHED
+        else:
+            print(f"{Path(sys.argv[0]).name}: error: {fault}", file=sys.stderr)
     finally:
         sys.stdout, sys.stderr = streams
     sys.exit(status)

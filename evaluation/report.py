@@ -12,7 +12,6 @@ Run:  python evaluation/report.py ANSWERS/*.jsonl --base-path ANSWERS/vanilla.js
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from evaluation.pictures.views import Settings  # noqa: E402
 from evaluation.serving import bounds  # noqa: E402
 from evaluation.speedup.drift import is_pairs  # noqa: E402
 from evaluation.summary.rows import verdicts_of  # noqa: E402
+from model.common.errors import parse_json  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -149,7 +149,7 @@ def read_questions(path):
         raise AnswerError(f"--question-file {path}: {reason}") from None
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError:
             raise AnswerError(f"--question-file {path}:{number}: not JSON") from None
         turns = record.get("turns") if isinstance(record, dict) else None

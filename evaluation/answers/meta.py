@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+from model.common.errors import parse_json
+
 SCHEMA = 1
 ABSENT = "(absent)"
 # Words in a field's name that say how the target was run, not what it was asked; these may change
@@ -22,6 +24,12 @@ class AnswerError(Exception):
     """Input that cannot be used. The message is one line that names the file, line or flag."""
 
 
+# parts that a meta need not have, or has as null: objects, and some of its environment
+OPTIONAL = ("environment", "method_args", "arguments", "run_s", "method_facts", "fitted_tree")
+OPTIONAL += ("questions", "selection", "placement", "load", "step_reads")
+MACHINE = {"bandwidth": dict, "turned_rows": str}
+
+
 def meta_path(answer_path):
     """NAME.meta.json for NAME.jsonl."""
     answer_path = Path(answer_path)
@@ -32,12 +40,12 @@ def read_meta(answer_path):
     """The meta of an answer file as a dict, or None where there is none beside it."""
     path = meta_path(answer_path)
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise AnswerError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AnswerError(f"{path}: broken JSON: {error}") from None
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
@@ -46,7 +54,16 @@ def read_meta(answer_path):
     for name, kind in kinds.items():
         if not isinstance(meta.get(name), kind):
             raise AnswerError(f"{path}: {name} is missing or no {kind.__name__}")
+    check_kinds(path, meta, dict.fromkeys(OPTIONAL, dict))
+    check_kinds(path, meta.get("environment") or {}, MACHINE)
     return meta
+
+
+def check_kinds(path, fields, kinds):
+    """Refuse fields of another type than that of `kinds`; they may be missing, or null."""
+    for name, kind in kinds.items():
+        if not isinstance(fields.get(name), kind | None):
+            raise AnswerError(f"{path}: {name} is no {kind.__name__}")
 
 
 def flatten(nested, prefix=""):

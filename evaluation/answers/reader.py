@@ -24,6 +24,7 @@ from evaluation.answers.checks import (
 )
 from evaluation.answers.fields import Fields
 from evaluation.answers.meta import AnswerError, find_field, read_meta
+from model.common.errors import parse_json
 
 UNCATEGORIZED = "uncategorized"  # the name of no category in this project's files
 HALF = "its half-written last line is ignored (the run was cut off)"
@@ -195,7 +196,10 @@ def check_ids(ours, theirs):
 
 def one_model_id(path, model_ids, meta):
     """The model_id that all lines and the meta share; the file's stem where no line has one."""
-    names = {name for name in model_ids if name is not None}
+    model_ids = [name for name in model_ids if name is not None]
+    if not all(isinstance(name, str) for name in model_ids):
+        raise AnswerError(f"{path}: a line's model_id is no text")
+    names = set(model_ids)
     if meta is not None:
         names.add(meta["model_id"])
     if len(names) > 1:
@@ -249,8 +253,8 @@ def parse_line(line, where, is_last):
     One with a number that is not finite gets an `error`, where it has none.
     """
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         if is_last:  # it has no newline: the run was cut off
             return None
         raise AnswerError(f"{where}: broken JSON: {error}") from None

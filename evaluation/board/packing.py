@@ -18,6 +18,7 @@ import zipfile
 from itertools import accumulate
 
 from evaluation.answers.meta import AnswerError
+from model.common.errors import parse_json
 
 COUNTS = ("output_ids", "accept_lengths", "drafted", "depth", "chunk_tokens")
 PHASES = ("draft_s", "verify_s", "commit_s")
@@ -58,11 +59,11 @@ def pack_part(lines):
     columns, kept = {}, []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             choices = record.get("choices") or []
             for choice in choices:
                 take_out(choice, columns)
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise AnswerError(f"a line is no answer: {error}") from None
         kept.append(json.dumps(record, ensure_ascii=False))
     buffer = io.BytesIO()
@@ -153,7 +154,7 @@ def unpack_part(archive):
             )
             for name, planes in members.items()
         }
-        records = [json.loads(line) for line in lines if line]
+        records = [parse_json(line) for line in lines if line]
         for record in records:
             for choice in record.get("choices") or []:
                 put_back(choice, columns)

@@ -8,10 +8,10 @@ data/BENCH/question.jsonl; where that file is there, it is held to the set again
 """
 
 import argparse
-import json
 
 from evaluation.answers.meta import AnswerError, find_field
 from evaluation.board import store
+from model.common.errors import parse_json
 
 NAMED = 3  # questions named in a line
 
@@ -50,7 +50,7 @@ def read_set(meta, root):
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
         return found | {"questions": {i: parsed(q) for i, q in found["questions"].items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AnswerError(f"{path}: no set of questions: {error!r}") from None
@@ -66,7 +66,7 @@ def set_problems(root):
     """Sets that are none, or not those of the question files that are there, a line each."""
     for path in sorted(root.glob("*/questions.json")):
         try:
-            kept = json.loads(path.read_bytes())
+            kept = parse_json(path.read_bytes())
             bench = kept["bench"]
         except (ValueError, KeyError, TypeError) as error:
             yield f"{path}: no set of questions: {error!r}"

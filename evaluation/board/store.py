@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evaluation.answers.meta import AnswerError, find_field, meta_path
 from evaluation.board import packing
+from model.common.errors import parse_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "leaderboard"
 SCHEMA = 1
@@ -93,8 +94,8 @@ def take(entry, folder, path):
 def read_row(path):
     """A row's document; raises AnswerError where it is none."""
     try:
-        row = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
+        row = parse_json(read_bytes(path))
+    except ValueError as error:
         raise AnswerError(f"broken JSON: {error}") from None
     if not isinstance(row, dict) or row.get("schema") != SCHEMA:
         raise AnswerError(f"no row of schema {SCHEMA}")

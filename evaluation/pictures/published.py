@@ -3,10 +3,10 @@
 They are facts about other machines, and nothing here can recompute them; the page draws them grey.
 """
 
-import json
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
+from model.common.errors import parse_json
 
 ASKED = ("target", "device", "bench", "settings")  # what figures of one source share
 
@@ -45,7 +45,7 @@ def records(path):
     for number, line in enumerate(lines, 1):
         where = f"--published {path}:{number}"
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError:
             raise AnswerError(f"{where}: not JSON") from None
         if record is not None and not isinstance(record, dict):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from model.common.errors import parse_json
 from model.common.target.twin.shapes import read_shape
 
 EXAMPLE_OF_JSON = '{"enable_thinking": false}'
@@ -53,7 +53,7 @@ def row_range(text: str) -> tuple | None:
 def json_object(text: str) -> dict:
     """Argument type: names and values as JSON."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -1,6 +1,7 @@
 """Bad input: a line that names the file, flag or tensor, exit code 2."""
 
 import errno
+import json
 import sys
 import traceback
 from contextlib import contextmanager
@@ -8,6 +9,14 @@ from contextlib import contextmanager
 from model.common.visible import visible
 
 CRASHED = 70  # exit code of an error that no code expects; 1 is a result: questions failed
+
+
+def parse_json(text: str | bytes):
+    """What it says. Raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 class BadInput(Exception):
@@ -30,6 +39,13 @@ class Unwritable(BadInput):
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
+def disk_fault(error: Exception) -> str | None:
+    """What the disk, or the rights to it, refused: "FILE: reason"; None: it is another error."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
 @contextmanager
 def ends_in_one_line(prog: str, verb: str = "goes on"):
     """Turn BadInput into its line and exit code 2, an interruption into a hint and 130.
@@ -46,13 +62,6 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command {verb}", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in DISK:
-            traceback.print_exc()
-            sys.exit(CRASHED)
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{prog}: {where}{error.strerror}; the same command {verb}", file=sys.stderr)
-        sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("model", "evaluation"):  # no environment has it
             traceback.print_exc()
@@ -63,9 +72,13 @@ def ends_in_one_line(prog: str, verb: str = "goes on"):
             file=sys.stderr,
         )
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(CRASHED)
+    except Exception as error:
+        fault = disk_fault(error)
+        if fault is None:
+            traceback.print_exc()
+            sys.exit(CRASHED)
+        print(f"{prog}: {fault}; the same command {verb}", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_answered(prog: str, failed: int) -> None:

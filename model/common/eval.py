@@ -121,6 +121,7 @@ class Bench:
 
     def _keep_products(self) -> None:
         """A resumed run goes on with the form of products that its answers are of."""
+        from model.common.records.writer import meta_path
         from model.common.target.products import read_rows, rows_text
 
         for file in (file for opened in self.runs for file in opened if file.records):
@@ -132,7 +133,10 @@ class Bench:
                     f"{file.path}: answers with --turned-rows {recorded}, not {rows_text(asked)}; "
                     "--overwrite replaces them"
                 )
-            self.args.turned_rows = read_rows(recorded)
+            try:
+                self.args.turned_rows = read_rows(recorded)
+            except (ValueError, AttributeError) as error:
+                raise BadInput(f"{meta_path(file.path)}: turned_rows {recorded!r}") from error
 
     def _load(self, build, engine) -> None:
         from model.common.contract.sequence import EmptyDrafter

@@ -15,7 +15,7 @@ from model.common import args as arguments
 from model.common import pairs
 from model.common.draft_flags import check_workers
 from model.common.errors import BadInput
-from model.common.records.lock import drop_lock, written_alone
+from model.common.records.lock import written_alone
 from model.common.remote_code import trust
 
 ORPHANS_S = 60.0  # that Ray's workers may outlive the process which has started them
@@ -125,7 +125,6 @@ def absorb(file, path: Path, overwrite: bool = False) -> None:
                     file.add(record | {"model_id": file.meta["model_id"]})
             part.unlink()
             writer.meta_path(part).unlink()
-        drop_lock(part)
 
 
 def take_over(file, part: Path) -> None:
@@ -138,4 +137,3 @@ def take_over(file, part: Path) -> None:
     file.note({})
     part.unlink()
     meta_path(part).unlink()
-    drop_lock(part)

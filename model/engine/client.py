@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass, field
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 from model.engine.dialects import Event, error_in, read_event
 
 RETRIED = (429, 502, 503, 504)  # "later", in HTTP
@@ -81,7 +81,7 @@ class Client:
                     return None
                 text = await response.text(errors="replace")
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             return text
 
@@ -140,7 +140,7 @@ async def server_events(content):
 def parsed(text: str) -> Event:
     """An event's data. Raises ServerError for an error in the stream, and for what is no event."""
     try:
-        event = read_event(json.loads(text))
+        event = read_event(parse_json(text))
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ServerError(f"an event that cannot be read ({error}): {text[:120]}") from error
     if event.error is not None:
@@ -151,7 +151,7 @@ def parsed(text: str) -> Event:
 def refusal(status: int, headers, text: str) -> ServerError:
     """What an HTTP status other than 200 says."""
     try:
-        message = error_in(json.loads(text)) or text
+        message = error_in(parse_json(text)) or text
     except (ValueError, AttributeError):
         message = text
     try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 BLOCK = 1 << 20  # characters of a JSON array read at a time
 PIECE = 1 << 14  # of a text tokenised at once: tokenizers keep memory of the longest, and slow down
@@ -103,7 +103,7 @@ class Corpus:
                 if not line.strip():
                     continue
                 try:
-                    yield f"{file}:{number}", json.loads(line)
+                    yield f"{file}:{number}", parse_json(line)
                 except ValueError:  # not JSON, or not UTF-8
                     self._bad(f"{file}:{number}", "not JSON")
 

@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 FORMAT, VERSION = "specgauge-rest", 1
 MANIFEST, TOKENS, SUFFIXES = "manifest.json", "tokens.bin", "suffixes.bin"
@@ -67,12 +67,22 @@ def write_json(path: Path, document: dict) -> None:
 def read_json(path: Path) -> dict:
     """A JSON object; what else stands there is bad input."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise BadInput(f"{path}: not a JSON object")
     return document
+
+
+FIELDS = {  # of a manifest, and their types
+    "tokenizer": str,
+    "tokenizer_sha256": str,
+    "token_bytes": int,
+    "chunks": list,
+    "num_tokens": int,
+    "build_s": int | float,
+}
 
 
 @dataclass
@@ -121,11 +131,14 @@ def open_datastore(path: str) -> Datastore:
         raise BadInput(
             f"{folder}: datastore version {manifest.get('version')}, this is for {VERSION}"
         )
-    try:
-        width = manifest["token_bytes"]
-        sizes = [chunk["places"] for chunk in manifest["chunks"]]
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"{folder / MANIFEST}: incomplete, no {error}") from error
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise BadInput(f"{folder / MANIFEST}: incomplete or damaged: {name}")
+    width = manifest["token_bytes"]
+    places = [chunk.get("places") for chunk in manifest["chunks"] if isinstance(chunk, dict)]
+    sizes = [size for size in places if isinstance(size, int) and size >= 0]
+    if len(sizes) < len(manifest["chunks"]):
+        raise BadInput(f"{folder / MANIFEST}: incomplete or damaged: places of the chunks")
     maps = []
     for name, kind, bytes_each in ((TOKENS, f"<u{width}", width), (SUFFIXES, "<u4", SUFFIX_BYTES)):
         expected, file = sum(sizes) * bytes_each, folder / name

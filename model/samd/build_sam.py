@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from model.common.args import Parser
-from model.common.errors import BadInput, ends_in_one_line
+from model.common.errors import BadInput, ends_in_one_line, parse_json
 from model.common.records.lock import written_alone
 
 LIMIT = 2**31 // 3  # tokens: an automaton has fewer than 3 edges a token
@@ -46,7 +46,7 @@ def documents(path: str, prompter):
 def _document(line: str, place: str, prompter) -> list[int]:
     """One line's ids: the text's, or the prompt's of the last turn and its answer's."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         if "text" in entry:
             return prompter.tokenizer(entry["text"]).input_ids
         said = [(message["from"], message["value"]) for message in entry["conversations"]]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 VERSION = 1
 HEAVY = 8  # successors that a tree may use, and nodes per depth (published)
@@ -135,7 +135,7 @@ class StaticAutomaton:
 def read_manifest(folder: Path) -> dict:
     """manifest.json of a directory, checked for its version."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
         version = manifest["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
@@ -157,8 +157,8 @@ def _map(folder: Path, name: str, sizes: dict) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{path}: missing or truncated: {error}") from error
+    except Exception as error:  # numpy reads a damaged header in many ways
+        raise BadInput(f"{path}: missing or damaged: {error}") from error
     if array.dtype != np.int32 or array.shape != (sizes.get(name),):
         raise BadInput(
             f"{path}: {array.dtype} {array.shape}, the manifest says int32 ({sizes.get(name)},)"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 from model.common.prompts.json_records import read_records
 from model.common.prompts.templates import Rejected, turns_of
 
@@ -103,7 +103,7 @@ def _lists(record) -> list[list]:
     for name, kind in LISTS.items():
         values = record.get(name)
         try:
-            values = json.loads(values) if isinstance(values, str) else values
+            values = parse_json(values) if isinstance(values, str) else values
         except ValueError as error:
             raise ValueError(f"{name} is no JSON list") from error
         allowed = (int,) if kind is int else (int, float)
@@ -143,7 +143,7 @@ class ExampleFile:
 
     def _resume(self, beside: Path, settings: dict) -> None:
         try:
-            found = json.loads(beside.read_text(encoding="utf-8"))
+            found = parse_json(beside.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict):
@@ -155,7 +155,7 @@ class ExampleFile:
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline is cut
         for line in lines:
             try:
-                self.done.add(json.loads(line)["id"])
+                self.done.add(parse_json(line)["id"])
             except (ValueError, KeyError, TypeError) as error:
                 place = f"{self.path}:{len(whole) + 1}"
                 raise BadInput(f"{place}: broken line; --overwrite starts anew") from error

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from model.common.args import Parser
-from model.common.errors import BadInput, ends_in_one_line
+from model.common.errors import BadInput, ends_in_one_line, parse_json
 from model.common.grid import totals
 from model.common.records.writer import whole_lines
 
@@ -108,7 +108,7 @@ def write_examples(args) -> None:
 def question_ids(path: str) -> list[int]:
     """Ids of all whole lines of an answer file, failed questions included."""
     lines = Path(path).read_bytes().split(b"\n")[:-1]
-    return [json.loads(line)["question_id"] for line in lines if line]
+    return [parse_json(line)["question_id"] for line in lines if line]
 
 
 if __name__ == "__main__":

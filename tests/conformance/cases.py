@@ -129,43 +129,47 @@ def make_lively(family="llama", noise=0.0, **shape):
     return model.requires_grad_(False)
 
 
-def make_tokenizer():
+def make_tokenizer(vocab_size: int = VOCAB):
     """A letter a token, everything else dropped; ids 14 and 15 of the model are no tokens of it."""
-    tokenizer = conftest.make_tokenizer(letters=LETTERS)
+    tokenizer = conftest.make_tokenizer(letters=LETTERS[: vocab_size - 2])
     tokenizer.chat_template += "{{ opening }}"  # nothing, where no --template-args say it
-    assert len(tokenizer) == KNOWN
+    assert len(tokenizer) == min(KNOWN, vocab_size)
     return tokenizer
 
 
 @functools.cache
-def model_dir(layers: int, noise: float = 0.0) -> str:
+def model_dir(layers: int, noise: float = 0.0, **shape) -> str:
     """A checkpoint directory of the tiny target, or of a noisy copy as its draft model."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = new_folder()
-    model = make_lively(noise=noise, num_hidden_layers=layers)
+    model = make_lively(noise=noise, num_hidden_layers=layers, **shape)
     model.set_attn_implementation("eager")
     model.generation_config.eos_token_id = EOS
     model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    make_tokenizer(shape.get("vocab_size", VOCAB)).save_pretrained(folder)
     return folder
 
 
 class World:
-    """A tiny target and what transformers' own class says about it, read without a cache."""
+    """A tiny target and what transformers' own class says about it, read without a cache.
 
-    def __init__(self, family: str, layers: int):
+    own: fields of the shape that are not those of SHAPE
+    """
+
+    def __init__(self, family: str, layers: int, **own):
         kinds = FAMILIES[family].get("layer_types", [])
-        shape = {"num_hidden_layers": layers}
+        shape = {"num_hidden_layers": layers, **own}
+        self.context = own.get("max_position_embeddings", CONTEXT)
         if kinds:
             shape["layer_types"] = (kinds * layers)[:layers]
         self.target = Target(make_lively(family, **shape))
         self.plain = make_lively(family, **shape)
         self.plain.set_attn_implementation("eager")
-        self.paths = {"target": model_dir(layers), "draft": model_dir(layers, 0.1)}
+        self.paths = {"target": model_dir(layers, **own), "draft": model_dir(layers, 0.1, **own)}
         self.paths["config"] = self.plain.config  # of the family, for heads that are of its class
-        self.tokenizer = make_tokenizer()
+        self.tokenizer = make_tokenizer(own.get("vocab_size", VOCAB))
         self._answers: dict = {}
 
     @torch.inference_mode()
@@ -178,7 +182,7 @@ class World:
 
     def answer(self, prompt, length: int = LENGTH, penalties=NO_PENALTIES) -> list[int]:
         """Greedy ids, the first of equals; at most to the end of the context."""
-        length = min(length, CONTEXT - len(prompt))
+        length = min(length, self.context - len(prompt))
         ids = self._answers.setdefault((tuple(prompt), penalties), [])
         while len(ids) < length:
             (scores,) = self.logits([prompt + ids])
@@ -193,9 +197,9 @@ class World:
 
 
 @functools.cache
-def world_of(family: str = "llama", layers: int = 3) -> World:
+def world_of(family: str = "llama", layers: int = 3, **own) -> World:
     """One of a family and depth, shared by all cases."""
-    return World(family, layers)
+    return World(family, layers, **own)
 
 
 @functools.cache

@@ -225,14 +225,10 @@ def check_ragged(case: Case) -> None:
 
 
 @contextlib.contextmanager
-def rounded(world):
-    """Logits rounded to integers, in the target and in what it is compared with: exact ties."""
-
-    def coarse(module, given, out):
-        return out.round()
-
+def changed_logits(world, change):
+    """Logits are change(logits), in the target and in what it is compared with."""
     hooks = [
-        model.get_output_embeddings().register_forward_hook(coarse)
+        model.get_output_embeddings().register_forward_hook(lambda module, given, out: change(out))
         for model in (world.target.model, world.plain)
     ]
     world.forget()
@@ -242,6 +238,11 @@ def rounded(world):
         world.forget()
         for hook in hooks:
             hook.remove()
+
+
+def rounded(world):
+    """Logits are integers: exact ties."""
+    return changed_logits(world, torch.round)
 
 
 def check_ties(case: Case) -> None:

@@ -221,14 +221,14 @@ def test_the_common_part_knows_no_method():
 
 
 def test_the_tools_need_no_model_code():
-    """But for what a file's fields mean (schema.py), for what asks the target itself (judging/,
-    forcing.py) and warps as it does, and for what writes files or reads questions as the harness
-    does."""
-    schema = "model.common.records.schema"
+    """But for what a file's fields mean (schema.py) and what messages are (errors.py, visible.py),
+    for what asks the target itself (judging/, forcing.py) and warps as it does, and for what writes
+    files or reads questions as the harness does."""
+    free = [f"model.common.{name}" for name in ("records.schema", "errors", "visible")]
 
     def needed(path):
         found = [module for module in imports(path) if module.split(".")[0] == "model"]
-        return [module for module in found if module != schema and f"{schema}." not in module]
+        return [one for one in found if not any(f"{one}.".startswith(f"{name}.") for name in free)]
 
     asking = {EVALUATION / "sampling" / "forcing.py", EVALUATION / "sampling" / "token_law.py"}
     asking |= {*(EVALUATION / "judging").glob("*.py"), EVALUATION / "merge.py"}

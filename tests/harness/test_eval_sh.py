@@ -153,7 +153,7 @@ def test_a_run_that_is_refused_leaves_the_last_report(folder):
     assert "report.html" in before and "details.txt" in before
     assert eval_sh.run(folder, "pld", PLAN=plan).returncode == 2
     assert {path.name: path.read_bytes() for path in report.iterdir()} == before
-    assert [path.name for path in report.parent.glob("*report*")] == [report.name]
+    assert [path.name for path in report.parent.glob("[!.]*report*")] == [report.name]
 
 
 def test_help(folder):

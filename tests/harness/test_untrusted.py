@@ -143,3 +143,77 @@ def test_templates_reach_for_nothing(capfd, paths, tmp_path, monkeypatch, name):
     assert code in (1, 2) and "Traceback" not in said
     assert any(word in said for word in ("unsafe", "Range too big", "immutable", "undefined")), said
     assert not (tmp_path / "MARK").exists()
+
+
+DEEP = '{"a":' * 5000 + "1" + "}" * 5000  # more than json's parser has room for
+
+
+def test_json_nested_too_deeply_is_bad_input(capfd, paths, tmp_path):
+    """Wherever a command reads it: refused by the file's name, never a RecursionError."""
+    (tmp_path / "deep.json").write_text(DEEP)
+    head = eagle_dir(tmp_path / "head", paths["model"])
+    (tmp_path / "head" / "config.json").write_text(DEEP)
+    answers = answer("pld", paths["model"], paths["questions"], tmp_path / "b.jsonl")
+    (tmp_path / "b.meta.json").write_text(DEEP)
+    messages(capfd)
+    deep = tmp_path / "deep.json"
+    for method, flags, name in (
+        ("recycling", ["--tree", deep], deep),
+        ("pld", ["--history", deep], deep),
+        ("pld", ["--question-file", deep], deep),
+        ("eagle2", ["--eagle-path", head], head),
+        ("pld", ["--answer-file", tmp_path / "b.jsonl"], "b.meta.json"),
+        ("pld", ["--template-args", DEEP], "--template-args"),
+    ):
+        assert str(name) in refused(capfd, paths, *flags, method=method)
+    assert len(answers) == 6
+
+
+def test_answers_of_half_a_surrogate_pair(paths, tmp_path):
+    """No tokenizer makes one; a file that holds one is resumed, and keeps it as an escape."""
+    out = tmp_path / "b.jsonl"
+    records = answer("pld", paths["model"], paths["questions"], out)
+    records[0]["choices"][0]["turns"][0] = "\ud800"
+    write(out, records[:3])
+    after = answer("pld", paths["model"], paths["questions"], out)
+    assert after[0] == records[0] and len(after) == 6 and b"\\ud800" in out.read_bytes()
+
+
+@pytest.mark.parametrize("value", [["1-8"], 3, "all", {}, "1-8/9"])
+def test_a_meta_of_other_products_is_named(capfd, paths, tmp_path, value):
+    out = tmp_path / "b.jsonl"
+    answer("pld", paths["model"], paths["questions"], out, "--question-end", 2)
+    meta = read_meta(out)
+    meta["environment"]["turned_rows"] = value
+    out.with_suffix(".meta.json").write_text(json.dumps(meta))
+    messages(capfd)
+    line = refused(capfd, paths, "--answer-file", out, "--max-new-tokens", 24)
+    assert "b.meta.json: turned_rows" in line
+
+
+@pytest.mark.parametrize("eos", [{}, [{}], "x", [1, None, "2"]])
+def test_ends_that_are_no_ids(capfd, paths, tmp_path, eos):
+    model = shutil.copytree(paths["model"], tmp_path / "model")
+    known = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(known | {"eos_token_id": eos}))
+    assert "eos_token_id" in refused(capfd, paths, "--model-path", model)
+
+
+def test_a_system_prompt_that_is_no_text(capfd, paths, tmp_path):
+    """Of a meta, which the tools read, too."""
+    out = tmp_path / "b.jsonl"
+    answer("pld", paths["model"], paths["questions"], out, "--temperature", 1)
+    meta = read_meta(out)
+    for part, value in (("run_s", 3), ("environment", []), ("method_args", "x")):
+        out.with_suffix(".meta.json").write_text(json.dumps(meta | {part: value}))
+        done = run_tool("evaluation/audit_sampling.py", out)
+        assert done.returncode == 2 and f"{part} is no dict" in done.stderr
+    meta["arguments"]["system_prompt"] = ["x"]
+    out.with_suffix(".meta.json").write_text(json.dumps(meta))
+    done = run_tool("evaluation/audit_sampling.py", out)
+    assert done.returncode == 2 and "--system-prompt: ['x'] is no text" in done.stderr
+    records = read(out)
+    records[1]["model_id"] = ["x"]
+    write(out, records)
+    done = run_tool("evaluation/audit_sampling.py", out)
+    assert done.returncode == 2 and "model_id is no text" in done.stderr

@@ -1,16 +1,21 @@
 """What a run loses to its disk, and to a second process: nothing but the answers in flight."""
 
+import errno
+import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 
+import eval_sh
 import pytest
 from harness_runs import COMMON, ROOT, answer, read, refusal, run, timeless, write
 
 from model.common.contract.sequence import EmptyDrafter
-from model.common.errors import BadInput
+from model.common.errors import CRASHED, BadInput, ends_in_one_line
 from model.common.records.lock import lock_path, written_alone
 from model.common.records.writer import whole_lines
 
@@ -148,7 +153,28 @@ def test_the_lock_of_a_folder(tmp_path, monkeypatch):
         with pytest.raises(KeyError), written_alone(one):
             raise KeyError
         with written_alone(other):
-            assert lock_path(tmp_path / "a").exists()
+            assert lock_path(one).exists()
+        assert not lock_path(one).exists()
+
+
+def test_a_lock_that_is_waited_for(tmp_path):
+    """It is had when the holder goes, and by one of those who wait at a time."""
+    told, inside = [], []
+
+    def work(number):
+        with written_alone(tmp_path / "a", wait_s=60):
+            inside.append(number)
+            told.append(list(inside))
+            time.sleep(0.01)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == [[number] for number in range(8)]
+    assert not list(tmp_path.iterdir())
 
 
 BUILDERS = {"rest.build_datastore": "input", "samd.build_sam": "input", "medusa.train": "data"}
@@ -163,3 +189,37 @@ def test_trainers_and_builders_hold_their_folders(model_dir, tmp_path, module, f
     with written_alone(out):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and f"{out}: another process is writing it" in done.stderr
+
+
+def test_two_runs_of_eval_sh_do_not_write_one_report(tmp_path):
+    """The second is refused before it touches the first's report."""
+    folder = eval_sh.make(tmp_path / "project")
+    assert eval_sh.run(folder, "pld").returncode == 0
+    answers = folder / "data" / "mini_bench" / "model_answer"
+    (report,) = answers.glob("*-report")
+    before = sorted(path.name for path in report.iterdir())
+    with (answers / f".{report.name}.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = eval_sh.run(folder, "pld")
+        assert done.returncode == 2 and "another eval.sh is writing it" in done.stderr
+        assert sorted(path.name for path in report.iterdir()) == before
+    assert eval_sh.run(folder, "pld").returncode == 0
+
+
+@pytest.mark.parametrize("name, said", [("x.bin", "x.bin: No space left"), (None, "t: No space")])
+def test_what_the_disk_refuses_is_a_line_in_every_command(capfd, name, said):
+    """Of a command of model/ and of a tool; another error of the system is a crash."""
+    from evaluation import cli
+
+    def fails(code):
+        raise OSError(code, os.strerror(code), name)
+
+    for code, status in ((errno.ENOSPC, 2), (errno.ENOTTY, CRASHED)):
+        with pytest.raises(SystemExit) as end, ends_in_one_line("t"):
+            fails(code)
+        with pytest.raises(SystemExit) as tool:
+            cli.run(lambda code=code: fails(code))
+        lines = capfd.readouterr().err.splitlines()
+        assert end.value.code == tool.value.code == status
+        if status == 2:
+            assert len(lines) == 2 and said in lines[0] and "No space left" in lines[1]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from model.common.contract.trees import Tree
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 
 def read_tree(name: str, folder: Path, num_ranks: int) -> list[tuple[int, ...]]:
@@ -21,7 +20,7 @@ def read_tree(name: str, folder: Path, num_ranks: int) -> list[tuple[int, ...]]:
     known = folder / f"{name}.json"
     path = known if known.is_file() else Path(name)
     try:
-        paths = json.loads(path.read_text(encoding="utf-8"))
+        paths = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
         raise BadInput(f"--tree {name}: neither a JSON file nor one of {names}") from error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 
 def render(prompter, question: dict, answers: list[str]) -> list[int]:
@@ -65,7 +64,7 @@ def read_history(path: str, questions: list[dict]) -> dict[int | str, list[str]]
     history = {}
     for number, line in enumerate(lines, 1):
         try:
-            answer = json.loads(line)
+            answer = parse_json(line)
             if answer["choices"]:
                 turns = answer["choices"][0]["turns"]
                 if not isinstance(turns, list) or not all(isinstance(t, str) for t in turns):

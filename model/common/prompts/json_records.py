@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, parse_json
 
 
 def read_records(path: Path, max_lines: int | None = None) -> Iterator[tuple[str, object]]:
@@ -37,7 +37,7 @@ def _lines(content: bytes, most: int | None) -> Iterator[tuple[int, object]]:
 
 def _parsed(line: bytes) -> object:
     try:
-        return json.loads(line.decode())
+        return parse_json(line.decode())
     except (ValueError, RecursionError) as error:
         return _reason(error)
 

@@ -130,6 +130,8 @@ class Prompter:
 
     def _check_system(self) -> None:
         """The message has to be seen in a prompt."""
+        if not isinstance(self.system, str):
+            raise BadInput(f"--system-prompt: {self.system!r} is no text")
         try:
             seen = self.system.strip() in self._text(PROBE[0][:1], [], self.system)
             reason = f"the template {self.name} has no place for it"
@@ -152,7 +154,12 @@ class Prompter:
         if self.ignore_eos:
             return StopRules(self.stop_ids, self.stop_strings, self.tokenizer.decode)
         eos = generation_config.eos_token_id if generation_config is not None else None
-        ids = {*(eos if isinstance(eos, (list, tuple)) else [eos]), *self.stop_ids}
+        ends = eos if isinstance(eos, (list, tuple)) else [eos]
+        if not all(end is None or isinstance(end, int) for end in ends):
+            raise BadInput(
+                f"generation config: eos_token_id {eos!r}, an id or a list of them wanted"
+            )
+        ids = {*ends, *self.stop_ids}
         ids.add(self.tokenizer.eos_token_id)
         strings = ()
         if self.conversation:

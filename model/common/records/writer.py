@@ -26,7 +26,7 @@ import shortuuid
 
 from model.common import pairs
 from model.common.args import ROOT
-from model.common.errors import BadInput, Unwritable
+from model.common.errors import BadInput, Unwritable, parse_json
 
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
@@ -102,7 +102,7 @@ def read_meta(path: Path) -> dict | None:
     """The meta beside an answer file, None where there is none."""
     where = meta_path(path)
     try:
-        meta = json.loads(where.read_text(encoding="utf-8"))
+        meta = parse_json(where.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:  # not JSON, or no UTF-8
@@ -190,8 +190,7 @@ class AnswerFile:
             raise BadInput(f"{self.path}: a {asked} run cannot be resumed; use --overwrite")
 
     def _rewrite(self) -> None:
-        lines = [json.dumps(record, ensure_ascii=False) for record in self.records.values()]
-        _write_atomic(self.path, "".join(line + "\n" for line in lines))
+        _write_atomic(self.path, "".join(map(line_of, self.records.values())))
 
     def is_done(self, question_id: int | str) -> bool:
         return question_id in self.records
@@ -200,7 +199,7 @@ class AnswerFile:
         """Append one line, which the system has before this returns, and the disk soon."""
         self.records[record["question_id"]] = record
         try:
-            self._append(json.dumps(record, ensure_ascii=False) + "\n")
+            self._append(line_of(record))
         except FileNotFoundError:  # removed under the run, with the answers before this one
             self._rewrite()
         except OSError as error:  # a half-written line is the last one, which resuming drops
@@ -237,6 +236,16 @@ class AnswerFile:
             self._sync()
 
 
+def line_of(record: dict) -> str:
+    """A record as a line in UTF-8; with escapes where it holds half a surrogate pair."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
+
+
 def whole_lines(path: Path) -> dict[int | str, dict]:
     """Answers by question id, without failed questions and a half-written last line."""
     return {i: record for i, record in all_lines(path).items() if "error" not in record}
@@ -250,7 +259,7 @@ def all_lines(path: Path) -> dict[int | str, dict]:
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             records[record["question_id"]] = record
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import torch
 
-from model.common.errors import BadInput, Unsupported
+from model.common.errors import BadInput, Unsupported, parse_json
 from model.common.remote_code import check_needed, trusted
 from model.common.target.attention import NAME, register
 from model.common.target.gguf_files import check_taken, complete_config, gguf_file, pretrained
@@ -233,7 +232,7 @@ def check_shards(path: str) -> None:
     """Refuse a directory whose index names shards elsewhere; a broken index is its reader's."""
     for index in sorted(Path(path).glob("*.index.json")):
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         for shard in map(Path, filter(lambda name: isinstance(name, str), shards)):

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from model.common.errors import parse_json
+
 LOG = "log.jsonl"
 
 
@@ -69,7 +71,7 @@ class Log:
 def _step(line: str) -> float:
     """The step of a log line; infinite where it was not written whole."""
     try:
-        return json.loads(line)["step"]
+        return parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import pickle
 import shutil
 import time
 from pathlib import Path
@@ -23,7 +22,6 @@ from model.common.training.log import LOG, Log, Mean, card
 
 CHAIN = 5  # tokens of the chains that held-out accept lengths are of
 CHECKPOINT, FEATURES, CARD = "checkpoint.pt", ".features", "README.md"
-UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
 
 class HeadTraining:
@@ -236,16 +234,18 @@ class Trainer:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
             found = state["settings"]
-        except UNREADABLE as error:
+            names = sorted(found.keys() | self.settings.keys())
+            if other := [name for name in names if found.get(name) != self.settings.get(name)]:
+                raise BadInput(f"{file}: of another {', '.join(other)}; add --fresh to train anew")
+            self.method.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.done, self.window = state["done"], Mean(state["window"])
+        except BadInput:
+            raise
+        except Exception as error:  # a damaged pickle fails in as many ways as it has bytes
             raise BadInput(f"{file}: no checkpoint; add --fresh to train anew") from error
-        names = sorted(found.keys() | self.settings.keys())
-        if other := [name for name in names if found.get(name) != self.settings.get(name)]:
-            raise BadInput(f"{file}: of another {', '.join(other)}; add --fresh to train anew")
-        self.method.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.done, self.window = state["done"], Mean(state["window"])
         self.accelerator.print(f"goes on after step {self.done['steps']}", flush=True)
 
     def run(self) -> None:

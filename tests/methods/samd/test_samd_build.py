@@ -218,7 +218,7 @@ def test_truncated_arrays_are_refused(built, tokenizer, name):
     content = path.read_bytes()
     for damaged in (content[:-4], content[:40], b""):
         path.write_bytes(damaged)
-        with pytest.raises(BadInput, match=f"{name}.npy: missing or truncated"):
+        with pytest.raises(BadInput, match=f"{name}.npy: missing or damaged"):
             StaticAutomaton.open(str(built), tokenizer)
     np.save(path, np.zeros(1, np.int32))
     with pytest.raises(BadInput, match=f"{name}.npy: .* the manifest says int32"):
