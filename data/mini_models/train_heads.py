@@ -1,7 +1,7 @@
 """Train the mini target's draft heads: the methods' own trainers on one corpus with one budget.
 
-Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 mtp dflash dspark specdecpp
-        python data/mini_models/train_heads.py space sd2 sd2_sft
+Run:    python data/mini_models/train_heads.py medusa hydra eagle eagle3 peagle mtp dflash dspark
+        python data/mini_models/train_heads.py specdecpp space sd2 sd2_sft
         python data/mini_models/train_heads.py --num-threads 1 eagle --fresh
 Every head sees the same 15,000 invented conversations once; SpecDec++'s, which judges the drafts of
 the mini draft model, sees 2,500 four times, answered by the target itself; SPACE's model, which is

@@ -7,6 +7,9 @@ Source: Chen et al., arXiv 2602.06036; weights by D-PACE: arXiv 2605.18810
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,64 +39,109 @@ def block_labels(ids: Tensor, mask: Tensor, anchors: Tensor, valid: Tensor, num:
     return labels, counted.cumprod(-1).bool()
 
 
-class BlockRows:
-    """Context and places of a batch's blocks; the attention of their layers.
+class Blocks(NamedTuple):
+    """Some blocks of S sequences; of their slots N count.
 
-    rotary_at  RoPE of rows and positions, as head.CausalRows gives it
-    anchors    [B, A]
+    states   [S, A, n, H] of slots 1 .. n
+    before   [S, A, n] the token before a slot's own, the root's first
+    labels   [S, A, n] a slot's own token
+    counted  [S, A, n] bool: slots that learn, see block_labels()
+    target   [N, H] states of the target that foretell the counted slots' tokens
     """
 
-    def __init__(self, module, rotary_at, states: Tensor, anchors: Tensor):
-        self.design, self.anchors = module.design, anchors
-        rows, size = module.context(states), module.design.block_size
-        every = torch.arange(states.shape[1], device=states.device)
-        self.known_rotary = rotary_at(rows, every.unsqueeze(0))
-        steps = torch.arange(size, device=states.device)
-        self.positions = (anchors.unsqueeze(-1) + steps).flatten(1)  # [B, A * b]
-        self.own_rotary, self.rows = rotary_at(rows, self.positions), rows
+    states: Tensor
+    before: Tensor
+    labels: Tensor
+    counted: Tensor
+    target: Tensor
 
-    def masks(self, window: int | None, causal: bool) -> tuple[Tensor, Tensor]:
-        """Which columns a block's rows read: of the context [B, A * b, T], of the block [b, b]."""
-        every = torch.arange(self.rows.shape[1], device=self.rows.device)
-        size = self.design.block_size
-        first = self.anchors.repeat_interleave(size, 1).unsqueeze(-1)
-        before = every < first
-        inside = torch.ones(size, size, dtype=torch.bool, device=every.device)
-        if window is not None:
-            before = before & (self.positions.unsqueeze(-1) - every < window)
-            inside = inside.triu(1 - window)
-        return before, inside.tril() if causal else inside
 
-    def attend(self, attention, rows: Tensor, masks: tuple[Tensor, Tensor]) -> Tensor:
-        """A layer's attention for normed rows [B, A, b, H] -> the same shape."""
-        before, inside = masks
-        key, value = attention.known(self.rows, self.known_rotary)  # [B, g, T, D]
-        query, own_key, own_value = attention.project(rows.flatten(1, 2), self.own_rotary)
-        batch, _, num, dim = query.shape
-        blocks = (batch, key.shape[1], 1, -1, rows.shape[2], dim)
-        query = query.view(batch, key.shape[1], -1, num, dim) * attention.scaling
-        far = torch.finfo(query.dtype).min
-        scores = query @ key.unsqueeze(2).transpose(-1, -2)  # [B, g, group, A * b, T]
-        scores = scores.masked_fill(~before[:, None, None], far)
-        split = query.unflatten(3, (-1, rows.shape[2]))  # [B, g, group, A, b, D]
-        near = split @ own_key.reshape(blocks).transpose(-1, -2)
-        near = near.masked_fill(~inside, far).flatten(3, 4)  # [B, g, group, A * b, b]
-        weights = torch.cat([scores, near], -1).float().softmax(-1).to(value.dtype)
-        out = weights[..., : key.shape[2]] @ value.unsqueeze(2)
-        near = weights[..., key.shape[2] :].unflatten(3, (-1, rows.shape[2]))
-        out = out + (near @ own_value.reshape(blocks)).flatten(3, 4)
-        out = out.flatten(1, 2).transpose(1, 2).flatten(2)  # [B, A * b, heads D]
-        return attention.o_proj(out).view(rows.shape)
+def pieces(num_sequences: int, num_anchors: int, most: int) -> list[tuple[slice, slice]]:
+    """(sequences, anchors) of at most `most` blocks each; whole sequences where they fit.
 
-    def states(self, module, roots: Tensor) -> Tensor:
-        """The module's states [B, A, n, H] of slots 1 .. n of blocks with these roots [B, A]."""
-        rows, design = module.embed(roots), self.design
-        kinds = {
-            kind: self.masks(*kind) for kind in dict.fromkeys(zip(design.windows, design.causal))
-        }
-        for layer, *kind in zip(module.layers, design.windows, design.causal):
-            rows = layer(rows, self.attend, kinds[tuple(kind)])
-        return module.norm(rows)[:, :, design.block_size - design.num_drafts :]
+    >>> pieces(3, 4, 8)
+    [(slice(0, 2, None), slice(0, 4, None)), (slice(2, 4, None), slice(0, 4, None))]
+    >>> pieces(1, 4, 3)
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(0, 1, None), slice(3, 6, None))]
+    """
+    height, width = max(most // num_anchors, 1), min(most, num_anchors)
+    return [
+        (slice(top, top + height), slice(left, left + width))
+        for top in range(0, num_sequences, height)
+        for left in range(0, num_anchors, width)
+    ]
+
+
+def positions_of(anchors: Tensor, size: int) -> Tensor:
+    """Positions [S, A * b] of the rows of blocks of b behind anchors [S, A]."""
+    steps = torch.arange(size, device=anchors.device)
+    return (anchors.unsqueeze(-1) + steps).flatten(1)
+
+
+def visible(anchors: Tensor, length: int, size: int, window: int | None, causal: bool):
+    """Which columns blocks' rows read: of a text of T tokens [S, A * b, T], of their block [b, b].
+
+    anchors [S, A]; window, causal: of a layer, as Design has them
+    """
+    every = torch.arange(length, device=anchors.device)
+    before = every < anchors.repeat_interleave(size, 1).unsqueeze(-1)
+    inside = torch.ones(size, size, dtype=torch.bool, device=anchors.device)
+    if window is not None:
+        before = before & (positions_of(anchors, size).unsqueeze(-1) - every < window)
+        inside = inside.triu(1 - window)
+    return before, inside.tril() if causal else inside
+
+
+class BlockRows:
+    """What blocks know of a batch's texts, and their rows.
+
+    rotary_at  RoPE of rows and positions, as head.CausalRows gives it
+    states     [B, T, K H_t] of the target
+    known      keys and values [B, g, T, D] of the texts in every layer
+    """
+
+    def __init__(self, module, rotary_at, states: Tensor):
+        self.module, self.rotary_at, self.length = module, rotary_at, states.shape[1]
+        rows, every = module.context(states), torch.arange(self.length, device=states.device)
+        rotary = rotary_at(rows, every.unsqueeze(0))
+        self.known = [layer.self_attn.known(rows, rotary) for layer in module.layers]
+
+    def states(self, anchors: Tensor, roots: Tensor, some: slice = slice(None)) -> Tensor:
+        """The module's states [S, A, n, H] of slots 1 .. n of blocks behind anchors [S, A] with
+        these roots, in some S of the sequences."""
+        module, design = self.module, self.module.design
+        size, rows = design.block_size, module.embed(roots)
+        rotary = self.rotary_at(rows, positions_of(anchors, size))
+        kinds = list(zip(design.windows, design.causal))
+        masks = {kind: visible(anchors, self.length, size, *kind) for kind in set(kinds)}
+        for layer, known, kind in zip(module.layers, self.known, kinds):
+            key, value = (part[some] for part in known)
+            rows = layer(rows, partial(attended, key, value, rotary), masks[kind])
+        return module.norm(rows)[:, :, size - design.num_drafts :]
+
+
+def attended(key: Tensor, value: Tensor, rotary, attention, rows: Tensor, masks: tuple) -> Tensor:
+    """A layer's attention for normed rows [S, A, b, H] -> the same shape.
+
+    key, value [S, g, T, D] of the texts; rotary: of the rows; masks: see visible()
+    """
+    before, inside = masks
+    query, own_key, own_value = attention.project(rows.flatten(1, 2), rotary)
+    batch, _, num, dim = query.shape
+    blocks = (batch, key.shape[1], 1, -1, rows.shape[2], dim)
+    query = query.view(batch, key.shape[1], -1, num, dim) * attention.scaling
+    far = torch.finfo(query.dtype).min
+    scores = query @ key.unsqueeze(2).transpose(-1, -2)  # [S, g, group, A * b, T]
+    scores = scores.masked_fill(~before[:, None, None], far)
+    split = query.unflatten(3, (-1, rows.shape[2]))  # [S, g, group, A, b, D]
+    near = split @ own_key.reshape(blocks).transpose(-1, -2)
+    near = near.masked_fill(~inside, far).flatten(3, 4)  # [S, g, group, A * b, b]
+    weights = torch.cat([scores, near], -1).float().softmax(-1).to(value.dtype)
+    out = weights[..., : key.shape[2]] @ value.unsqueeze(2)
+    near = weights[..., key.shape[2] :].unflatten(3, (-1, rows.shape[2]))
+    out = out + (near @ own_value.reshape(blocks)).flatten(3, 4)
+    out = out.flatten(1, 2).transpose(1, 2).flatten(2)  # [S, A * b, heads D]
+    return attention.o_proj(out).view(rows.shape)
 
 
 def usual_decay(block_size: int) -> float:

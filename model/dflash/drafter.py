@@ -52,27 +52,26 @@ class BlockDrafter(Drafter):
     def end(self, slots):
         self.head.cache.clear(slots)
 
-    def choose(self, scores: Tensor, slot: int) -> tuple[Tensor, Tensor | None]:
-        """(place of the choice [B], the law [B, N] that it is drawn from, greedy: None) among
-        scores [B, N] of a slot, from 0."""
+    def choose(self, scores: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """(places of the choices [B, n], laws [B, n, N] that they are drawn from, greedy: None)
+        among scores [B, n, N] of n slots from `first` on, counted from 0."""
         if self.sampler.greedy:
             return best_id(scores), None
-        law = self.sampler.warp(scores)
-        uniform = self.sampler.uniform(1, DRAFT, first=slot).squeeze(1)
-        return draw(law, uniform.to(law.device)), law
+        laws = self.sampler.warp(scores)
+        uniforms = self.sampler.uniform(scores.shape[1], DRAFT, first)
+        return draw(laws, uniforms.to(laws.device)), laws
 
-    def as_chain(self, tokens: list, laws: list, sound: Tensor) -> Draft:
-        """A chain of tokens [B] and laws over the head's ids [B, V_d] a slot, drawn from them."""
-        ids = self.head.draft_ids
+    def as_chain(self, tokens: Tensor, laws: Tensor | None, sound: Tensor) -> Draft:
+        """A chain of tokens [B, n]; laws [B, n, V_d]: of the head's ids, None = greedy."""
         probs = None
-        if not self.sampler.greedy:
-            probs = ids.laws(torch.stack(laws, 1), self.head.vocab_size)
-        return Draft(torch.stack(tokens, 1), probs=probs, sound=sound)
+        if laws is not None:
+            probs = self.head.draft_ids.laws(laws, self.head.vocab_size)
+        return Draft(tokens, probs=probs, sound=sound)
 
 
 class DFlashDrafter(BlockDrafter):
-    """Slots are independent of each other, so that each one's own law is what a token was drawn
-    from, and rejection exact; DFlash2's selector walks through candidates, each given the last.
+    """Slots are independent of each other: all are drawn at once, each from its own law, and
+    rejection is exact. DFlash2's selector walks through candidates, each given the last.
 
     num_nodes  None = a chain, else of DDTree, whose nodes are point guesses, of the slots' own laws
     """
@@ -93,9 +92,8 @@ class DFlashDrafter(BlockDrafter):
         sound = finite_rows(logits).all(1)
         if self.head.design.selector:
             return self._selected(states, logits, sound)
-        pairs = [self.choose(logits[:, slot], slot) for slot in range(logits.shape[1])]
-        tokens = [self.head.draft_ids.of_target(token) for token, _ in pairs]
-        return self.as_chain(tokens, [law for _, law in pairs], sound)
+        places, laws = self.choose(logits)
+        return self.as_chain(self.head.draft_ids.of_target(places), laws, sound)
 
     def _tree(self, logits: Tensor) -> Draft:
         """The likeliest prefixes, at temperature 1 whatever the sampling settings."""
@@ -108,15 +106,14 @@ class DFlashDrafter(BlockDrafter):
     def _selected(self, states: Tensor, logits: Tensor, sound: Tensor) -> Draft:
         """DFlash2's walk through the best candidates of each slot."""
         selector = self.head.module.candidate_selector
-        ids = top_ids(logits, min(selector.num_candidates, logits.shape[-1]))
-        own = logits.gather(-1, ids)
-        before, tokens, laws = self.root, [], []
-        for slot in range(logits.shape[1]):
-            given = states[:, slot], before, ids[:, slot], own[:, slot]
-            place, law = self.choose(selector(*given), slot)
-            before = ids[:, slot].gather(1, place.unsqueeze(1)).squeeze(1)
-            tokens.append(before)
-            if law is not None:
-                laws.append(torch.zeros_like(logits[:, slot], dtype=law.dtype))
-                laws[-1].scatter_(1, ids[:, slot], law)
-        return self.as_chain(tokens, laws, sound)
+        ids = top_ids(logits, min(selector.num_candidates, logits.shape[-1]))  # [B, n, k]
+        parts = (part.split(1, 1) for part in (states, ids, logits.gather(-1, ids)))
+        tokens, laws, whole = [self.root.unsqueeze(1)], [], None
+        for slot, (state, candidates, scores) in enumerate(zip(*parts)):
+            place, law = self.choose(selector(state, tokens[-1], candidates, scores), slot)
+            tokens.append(candidates.gather(2, place.unsqueeze(2)).squeeze(2))
+            laws.append(law)
+        if not self.sampler.greedy:
+            law = torch.cat(laws, 1)  # [B, n, k]
+            whole = law.new_zeros(logits.shape).scatter_(2, ids, law)
+        return self.as_chain(torch.cat(tokens[1:], 1), whole, sound)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.checkpoint import Checkpoint, is_copy
 from model.common.heads.head import PROMPT_CHUNK, llama_config
 from model.common.heads.vocabulary import DraftIds
 from model.common.target.attention import additive, rows_mask
@@ -207,11 +207,3 @@ def finish_head(checkpoint: Checkpoint, target, config, make, design) -> BlockHe
         None if "output" in owns else borrowed(target, "output"),
     )
     return BlockHead(module.eval(), config, target)
-
-
-def is_copy(weight: Tensor, module: nn.Module) -> bool:
-    """Whether a file's matrix is that of a module of the target, rounded as the file is."""
-    theirs = getattr(module, "weight", None)
-    if type(theirs) is not nn.Parameter or theirs.shape != weight.shape:
-        return False
-    return torch.equal(theirs.detach().to(weight.device, weight.dtype), weight)

@@ -2,8 +2,10 @@
 
 Source: Chen et al., arXiv 2602.06036; github.com/z-lab/dflash (and DFlash2); the tree: Ringel,
         Romano, arXiv 2604.12989
-Run:    python -m model.dflash.inference_dflash --model-path Qwen/Qwen3-4B
-        --dflash-path z-lab/Qwen3-4B-DFlash-b16      (a tree: --draft tree --total-token 64)
+Run:    python -m model.dflash.inference_dflash --model-path Qwen/Qwen3-4B --dtype bfloat16
+        --template-args '{"enable_thinking": false}' --dflash-path z-lab/Qwen3-4B-DFlash-b16
+        (a tree: --draft tree --total-token 64)
+By the open recipes heads of Qwen3 learn answers without thinking; its states may overflow float16.
 """
 
 from model.common.args import add_weights, at_least, mini_weights

@@ -2,10 +2,10 @@
 
 Source: Chen et al., arXiv 2602.06036, as github.com/NVIDIA-NeMo/Automodel restates its recipe
 Run:    python -m model.dflash.train --model-path Qwen/Qwen3-4B --data answers.jsonl
-        --output dflash-qwen3-4b --mask-token-id 151669
+        --template-args '{"enable_thinking": false}' --output dflash-qwen3-4b --mask-token-id 151669
         (DFlash2: --block-size 8 --conv-kernel-size 2 --selector-rank 256)
 A block that the answer's end cuts short learns what is left of it. Slots are weighed, and the loss
-is their weighted mean.
+is their weighted mean. The data are answers of the same --template-args.
 """
 
 from __future__ import annotations
@@ -69,45 +69,54 @@ class DFlashTraining(training.BlockTraining):
 
     def loss(self, batch):
         """Weighted mean over slots, plus the selector's; loss, and accuracy of each slot."""
+        sums = self.over_blocks(batch)
+        num = sums["slots"].sum().clamp(min=1)
+        loss = sums["taught"] / sums["weight"].clamp(min=1e-6)
+        metrics = {"cross_entropy": sums["cross_entropy"] / num}
+        if self.module.design.selector:
+            loss = loss + sums["chosen"] / sums["chosen_weight"].clamp(min=1e-6)
+            metrics["candidate_recall"] = sums["found"] / num
+        return loss, metrics | self.means_by_slot(sums, accuracy="right")
+
+    def sums(self, blocks):
+        """See BlockTraining: weighted losses and weights, plain losses, right tokens by slot."""
         import torch
         from torch.nn.functional import cross_entropy
 
         from model.dflash.blocks import paced
 
-        states, roots, labels, counted, anchors = self.read(batch, self.args.anchors)
-        logits = self.logits(states[counted])
-        goal = labels[counted]
+        counted, goal = blocks.counted, blocks.labels[blocks.counted]
+        logits = self.logits(blocks.states[counted])  # [N, V]
         losses = cross_entropy(logits, goal, reduction="none")
-        weights, slots = self.slot_weights(counted)
+        weights = self.slot_weights(counted)
         if self.args.weights == "d-pace":
             whole = torch.zeros(counted.shape, device=losses.device)
             whole[counted] = losses.detach()
             weights = paced(whole, counted)[counted]
         taught = losses
         if self.args.loss == "kl":
-            law = self.laws(batch, anchors, counted).log_softmax(-1)
+            law = self.target.logits(blocks.target).log_softmax(-1)
             taught = (law.exp() * (law - logits.log_softmax(-1))).sum(-1)
-        total = weights.sum().clamp(min=1e-6)
-        loss = (weights * taught).sum() / total
-        metrics = {"cross_entropy": losses.detach().sum() / max(len(losses), 1)}
+        sums = {"taught": (weights * taught).sum(), "weight": weights.sum()}
+        sums["cross_entropy"] = losses.detach().sum()
         if self.module.design.selector:
-            before = torch.cat([roots.unsqueeze(-1), labels[..., :-1]], -1)[counted]
-            more, recall = self.selector_loss(states[counted], logits, before, goal, weights)
-            loss, metrics["candidate_recall"] = loss + more, recall
-        return loss, metrics | self.accuracies(logits.argmax(-1) == goal, slots)
+            sums |= self.selector_sums(blocks, logits, weights)
+        return sums | self.by_slot(counted, right=logits.argmax(-1) == goal)
 
-    def selector_loss(self, states, logits, before, goal, weights):
-        """(weighted cross-entropy among candidates [N, k] that hold the goal [N], their share)."""
+    def selector_sums(self, blocks, logits, weights):
+        """Weighted cross-entropies among candidates of logits [N, V] that hold the slot's token,
+        their weights, and how many they are."""
         from torch.nn.functional import cross_entropy
 
-        selector = self.module.candidate_selector
+        selector, counted = self.module.candidate_selector, blocks.counted
         own, ids = logits.topk(min(selector.num_candidates, logits.shape[-1]), -1)
-        found = ids == goal.unsqueeze(-1)
+        found = ids == blocks.labels[counted].unsqueeze(-1)
         inside = found.any(-1)
-        scores = selector(states[inside], before[inside], ids[inside], own[inside]).float()
+        given = blocks.states[counted], blocks.before[counted], ids, own
+        scores = selector(*(part[inside] for part in given)).float()
         losses = cross_entropy(scores, found[inside].int().argmax(-1), reduction="none")
-        total = weights[inside].sum().clamp(min=1e-6)
-        return (weights[inside] * losses).sum() / total, inside.sum() / max(len(inside), 1)
+        sums = {"chosen": (weights[inside] * losses).sum(), "chosen_weight": weights[inside].sum()}
+        return sums | {"found": inside.sum()}
 
     def best(self, states, roots):
         """See BlockTraining; with the selector's walk."""

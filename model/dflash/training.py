@@ -5,7 +5,7 @@ from __future__ import annotations
 from model.common.args import at_least, between
 from model.common.training.trainer import HeadTraining
 
-DEPTH = 64  # anchors whose blocks are read at a time where nothing is learned
+PIECE = 1 << 27  # numbers of the largest tensor of a piece of a batch: 0.5 GB in float32
 
 
 def add_block_args(parser, block_size: int, num_anchors: int = 512) -> None:
@@ -41,8 +41,13 @@ def block_fields(args, config, vocab: int) -> dict:
     if args.mask_token_id >= vocab:
         raise BadInput(f"--mask-token-id {args.mask_token_id}: the target has {vocab} ids")
     fields = head_fields(config)
-    dim = fields["hidden_size"] // fields["num_attention_heads"]
-    fields |= {"model_type": "qwen3", "head_dim": dim, "vocab_size": vocab}
+    heads = fields["num_attention_heads"]
+    fields |= {
+        "model_type": "qwen3",
+        "head_dim": getattr(config, "head_dim", None) or fields["hidden_size"] // heads,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "vocab_size": vocab,
+    }
     fields |= {"num_hidden_layers": args.num_layers, "num_target_layers": num_layers}
     fields |= {"attention_bias": False, "layer_types": ["full_attention"] * args.num_layers}
     fields |= {"block_size": args.block_size, "tie_word_embeddings": False}
@@ -51,7 +56,11 @@ def block_fields(args, config, vocab: int) -> dict:
 
 
 class BlockTraining(HeadTraining):
-    """A head of blocks; make(config, design, H_t) gives its module, of flat fields."""
+    """A head of blocks; make(config, design, H_t) gives its module, of flat fields.
+
+    A batch's blocks are computed in pieces, each once more for its gradients, so that memory does
+    not grow with --anchors: a loss is made of sums over slots.
+    """
 
     def prepare(self, args, target, fields: dict, make) -> None:
         """Take an empty module and what its blocks are made from."""
@@ -76,66 +85,99 @@ class BlockTraining(HeadTraining):
         self.rotary = CausalRows(config, target.device).rotary_at
         self.needs = (*dict.fromkeys(design.states), "last")
 
-    def blocks(self, batch, anchors):
-        """BlockRows of a batch behind anchors [B, A]."""
+    def sums(self, blocks) -> dict:
+        """Sums over the slots that count of some Blocks, by name, of which loss() is made."""
+        raise NotImplementedError
+
+    def over_blocks(self, batch) -> dict:
+        """self.sums() over blocks behind a batch's anchors, drawn anew; where there are several
+        pieces only their sums are kept, and each is computed again for its gradients."""
+        from functools import partial
+
+        from torch.utils.checkpoint import checkpoint
+
+        from model.dflash.blocks import choose_anchors, pieces
+
+        anchors, valid = choose_anchors(batch.mask, self.args.anchors)
+        text = self.text(batch)
+
+        def sums(anchors, valid, some):
+            return self.sums(self.read(batch, text, anchors, valid, some))
+
+        parts, compute = pieces(*anchors.shape, self.most_blocks(batch)), sums
+        if len(parts) > 1:
+            compute = partial(checkpoint, sums, use_reentrant=False, preserve_rng_state=False)
+        found = [compute(anchors[part], valid[part], part[0]) for part in parts]
+        return {name: sum(one[name] for one in found) for name in found[0]}
+
+    def most_blocks(self, batch) -> int:
+        """Blocks of a piece: neither logits nor attention weights have more numbers than PIECE."""
+        fields, design = self.fields, self.module.design
+        columns = batch.ids.shape[1] + design.block_size
+        weights = fields["num_attention_heads"] * design.block_size * columns
+        return max(PIECE // max(weights, design.num_drafts * fields["vocab_size"]), 1)
+
+    def text(self, batch):
+        """BlockRows of a batch."""
         import torch
 
         from model.dflash.blocks import BlockRows
 
         states = [batch.hidden[layer] for layer in self.module.design.states]
-        return BlockRows(self.module, self.rotary, torch.cat(states, -1), anchors)
+        return BlockRows(self.module, self.rotary, torch.cat(states, -1))
 
-    def read(self, batch, num: int | None):
-        """(states [B, A, n, H], roots [B, A], labels, counted [B, A, n], anchors) of blocks."""
-        from model.dflash.blocks import block_labels, choose_anchors
-
-        anchors, valid = choose_anchors(batch.mask, num)
-        size = self.module.design.num_drafts
-        labels, counted = block_labels(batch.ids, batch.mask, anchors, valid, size)
-        roots = batch.ids.gather(1, anchors)
-        states = self.blocks(batch, anchors).states(self.module, roots)
-        return states, roots, labels, counted, anchors
-
-    def laws(self, batch, anchors, counted):
-        """The target's logits [N, V] where slots count."""
+    def read(self, batch, text, anchors, valid, some: slice):
+        """Blocks behind anchors [S, A], where they are valid, of some S of a batch's sequences."""
         import torch
 
-        steps = torch.arange(counted.shape[2], device=anchors.device)
-        places = anchors.unsqueeze(-1) + steps  # token s + k is foretold by row s + k - 1
+        from model.dflash.blocks import Blocks, block_labels
+
+        size, ids, last = self.module.design.num_drafts, batch.ids[some], batch.hidden["last"][some]
+        labels, counted = block_labels(ids, batch.mask[some], anchors, valid, size)
+        roots = ids.gather(1, anchors)
+        before = torch.cat([roots.unsqueeze(-1), labels[..., :-1]], -1)
         sequence, anchor, slot = counted.nonzero(as_tuple=True)
-        return batch.target.logits(batch.hidden["last"][sequence, places[sequence, anchor, slot]])
+        target = last[sequence, anchors[sequence, anchor] + slot]  # row s + k - 1, slot from 0
+        return Blocks(text.states(anchors, roots, some), before, labels, counted, target)
 
     def slot_weights(self, counted):
-        """Decaying weights [N] of the slots that count, and each one's slot [N]."""
+        """Decaying weights [N] of the slots that count."""
         from model.dflash.blocks import decayed, usual_decay
 
         decay = self.args.slot_decay or usual_decay(self.module.design.block_size)
         weights = decayed(counted.shape[2], decay).to(counted.device)
-        slots = counted.nonzero(as_tuple=True)[2]
-        return weights[slots], slots
+        return weights.expand(counted.shape)[counted]
 
-    def accuracies(self, right, slots) -> dict:
-        """{"accuracy_k": share} of slots 1 .. n, from right [N] bool and slots [N]."""
-        found = {}
-        for slot in range(self.module.design.num_drafts):
-            here = right[slots == slot]
-            found[f"accuracy_{slot + 1}"] = here.sum() / max(len(here), 1)
+    def by_slot(self, counted, **values) -> dict:
+        """Sums [n] of each slot, of values [N], by name, and `slots`: how many of each count."""
+        sums = {"slots": counted.sum((0, 1))}
+        for name, value in values.items():
+            whole = counted.float()
+            whole[counted] = value.detach().float()
+            sums[name] = whole.sum((0, 1))
+        return sums
+
+    def means_by_slot(self, sums: dict, **names) -> dict:
+        """Of by_slot()'s sums: {"NAME_k": mean} of slots 1 .. n; names: {NAME: of the sum}."""
+        counts, found = sums["slots"].clamp(min=1), {}
+        for name, own in names.items():
+            found |= {f"{name}_{k}": mean for k, mean in enumerate(sums[own] / counts, 1)}
         return found
 
     def drafts(self, batch, depth):
-        """See HeadTraining: blocks behind every token of the answers, DEPTH at a time."""
-        from model.dflash.blocks import choose_anchors
+        """See HeadTraining: blocks behind every token of the answers, in pieces."""
+        from model.dflash.blocks import choose_anchors, pieces
 
         anchors, valid = choose_anchors(batch.mask, None)
-        size = min(depth, self.module.design.num_drafts)
+        text, size = self.text(batch), min(depth, self.module.design.num_drafts)
         found = batch.ids.new_full((*batch.ids.shape, depth), -1)
-        for some, here in zip(anchors.split(DEPTH, 1), valid.split(DEPTH, 1)):
-            roots = batch.ids.gather(1, some)
-            states = self.blocks(batch, some).states(self.module, roots)
-            tokens = self.best(states[:, :, :size], roots)
-            sequence, place = (here & (some > 0)).nonzero(as_tuple=True)
-            rows = some[sequence, place] - 1
-            found[sequence, rows, :size] = tokens[sequence, place]
+        for part in pieces(*anchors.shape, self.most_blocks(batch)):
+            behind, some = anchors[part], part[0]
+            roots = batch.ids[some].gather(1, behind)
+            tokens = self.best(text.states(behind, roots, some)[:, :, :size], roots)
+            sequence, place = (valid[part] & (behind > 0)).nonzero(as_tuple=True)
+            rows = behind[sequence, place] - 1
+            found[some][sequence, rows, :size] = tokens[sequence, place]
         return found
 
     def logits(self, states):

@@ -67,20 +67,18 @@ class DSparkDrafter(BlockDrafter):
         states = self.head.draft(self.root, self.longest)  # [B, n, H]
         base = module.logits(states)
         base = base if base.dtype == torch.float64 else base.float()
-        before, memory = [self.root], None
-        tokens, laws, finite = [], [], []
-        for slot in range(states.shape[1]):
-            given = base[:, slot], before[-1], states[:, slot], memory
-            scores, memory = module.corrected(*given)
+        before, memory, laws, finite = [self.root.unsqueeze(1)], None, [], []
+        for slot, (logits, state) in enumerate(zip(base.split(1, 1), states.split(1, 1))):
+            scores, memory = module.corrected(logits, before[-1], state, memory)
             place, law = self.choose(scores, slot)
-            tokens.append(ids.of_target(place))
+            before.append(ids.of_target(place))
             laws.append(law)
             finite.append(finite_rows(scores))
-            before.append(tokens[-1])
-        draft = self.as_chain(tokens, laws, torch.stack(finite, 1).all(1))
+        whole = None if self.sampler.greedy else torch.cat(laws, 1)  # [B, n, V_d]
+        draft = self.as_chain(torch.cat(before[1:], 1), whole, torch.cat(finite, 1).all(1))
         if not self.cuts:
             return draft
-        confidence = module.confidence(torch.stack(before[:-1], 1), states).sigmoid()
+        confidence = module.confidence(torch.cat(before[:-1], 1), states).sigmoid()
         return self._cut(draft, confidence)
 
     def _cut(self, draft: Draft, confidence: Tensor) -> Draft:

@@ -1,8 +1,10 @@
 """DSpark: a block whose slots are chosen one after the other, cut where its own confidence ends.
 
 Source: Cheng et al., arXiv 2607.05147; github.com/deepseek-ai/DeepSpec
-Run:    python -m model.dspark.inference_dspark --model-path Qwen/Qwen3-4B
+Run:    python -m model.dspark.inference_dspark --model-path Qwen/Qwen3-4B --dtype bfloat16
+        --template-args '{"enable_thinking": false}'
         --dspark-path deepseek-ai/dspark_qwen3_4b_block7      (shorter drafts: --confidence 0.6)
+DeepSpec's heads of Qwen3 learned answers without thinking; its states may overflow float16.
 """
 
 from model.common.args import add_weights, at_least, between, mini_weights

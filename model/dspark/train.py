@@ -2,7 +2,7 @@
 
 Source: Cheng et al., arXiv 2607.05147; github.com/deepseek-ai/DeepSpec
 Run:    python -m model.dspark.train --model-path Qwen/Qwen3-4B --data answers.jsonl
-        --output dspark-qwen3-4b --mask-token-id 151669
+        --template-args '{"enable_thinking": false}' --output dspark-qwen3-4b --mask-token-id 151669
 A slot's loss is --ce-weight times the cross-entropy with the text's token, --l1-weight times the
 distance of its law to the target's (0 to 2), and --confidence-weight times the cross-entropy of its
 confidence with what would be accepted, 1 - distance / 2; each given the text's token before.
@@ -59,33 +59,34 @@ class DSparkTraining(training.BlockTraining):
 
     def loss(self, batch):
         """Weighted mean over slots of the three; each, and accuracy and acceptance of each slot."""
-        import torch
+        sums, args = self.over_blocks(batch), self.args
+        shares = {"cross_entropy": args.ce_weight, "distance": args.l1_weight}
+        if self.module.markov.confidence:
+            shares["confidence"] = args.confidence_weight
+        parts = {name: sums[name] / (sums["weight"] + 1e-6) for name in shares}
+        metrics = {name: part.detach() for name, part in parts.items()}
+        metrics |= self.means_by_slot(sums, accuracy="right", accepted="accepted")
+        return sum(shares[name] * part for name, part in parts.items()), metrics
+
+    def sums(self, blocks):
+        """See BlockTraining: weighted losses and weights, right tokens and acceptance by slot."""
         from torch.nn import functional
 
-        states, roots, labels, counted, anchors = self.read(batch, self.args.anchors)
-        before = torch.cat([roots.unsqueeze(-1), labels[..., :-1]], -1)
-        logits = self.taught(states, before)[counted]
-        weights, slots = self.slot_weights(counted)
-        total = weights.sum() + 1e-6
-        goal, law = labels[counted], self.laws(batch, anchors, counted).softmax(-1)
+        counted, goal = blocks.counted, blocks.labels[blocks.counted]
+        logits = self.taught(blocks.states, blocks.before)[counted]
+        weights, law = self.slot_weights(counted), self.target.logits(blocks.target).softmax(-1)
         entropy = functional.cross_entropy(logits, goal, reduction="none")
         distance = (logits.softmax(-1) - law).abs().sum(-1)
         accepted = (1 - 0.5 * distance).detach()
         parts = {"cross_entropy": entropy, "distance": distance}
         if self.module.markov.confidence:
-            said = self.module.confidence(before, states)[counted].float()
+            said = self.module.confidence(blocks.before, blocks.states)[counted].float()
             parts["confidence"] = functional.binary_cross_entropy_with_logits(
                 said, accepted.clamp(0, 1), reduction="none"
             )
-        parts = {name: (weights * part).sum() / total for name, part in parts.items()}
-        args = self.args
-        shares = zip((args.ce_weight, args.l1_weight, args.confidence_weight), parts.values())
-        metrics = {name: part.detach() for name, part in parts.items()}
-        metrics |= self.accuracies(logits.argmax(-1) == goal, slots)
-        for slot in range(self.module.design.num_drafts):
-            here = accepted[slots == slot]
-            metrics[f"accepted_{slot + 1}"] = here.sum() / max(len(here), 1)
-        return sum(weight * part for weight, part in shares), metrics
+        sums = {name: (weights * part).sum() for name, part in parts.items()}
+        sums |= self.by_slot(counted, right=logits.argmax(-1) == goal, accepted=accepted)
+        return sums | {"weight": weights.sum()}
 
     def taught(self, states, before):
         """float32 logits [B, A, n, V] of states [B, A, n, H], given the tokens before [B, A, n]."""

@@ -164,7 +164,9 @@ def final_gain(target) -> Tensor:
     with torch.inference_mode():
         gain = copy.deepcopy(norm).to(target.device, torch.float64)(ones)
     if (gain == 0).any():
-        raise BadInput("target state plain (--target-state): the target's final norm has weights of 0")
+        raise BadInput(
+            "target state plain (--target-state): the target's final norm has weights of 0"
+        )
     return gain.to(target.dtype)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
-from model.common.heads.checkpoint import Checkpoint
+from model.common.heads.checkpoint import Checkpoint, is_copy
 from model.common.target.runtime import tell_once
 
 FILE = "model.safetensors"
@@ -189,15 +189,12 @@ def fuse_experts(file: HeadFile) -> None:
 
 def drop_copies(file: HeadFile, model: nn.Module) -> None:
     """Forget copies of the target's embedding and LM head; one that differs is named in a line."""
-    import torch
-
     checkpoint = file.checkpoint
     for name, end in COPIES.items():
         copy = checkpoint.tensors.pop(file.prefix + name, None)
         if copy is None:
             continue
-        own = getattr(model, f"get_{end}_embeddings")().weight
-        if copy.shape != own.shape or not torch.equal(copy.to(own.device, own.dtype), own):
+        if not is_copy(copy, getattr(model, f"get_{end}_embeddings")()):
             tell_once(
                 f"{checkpoint.file}: {file.prefix}{name} is not the target's {end} matrix, "
                 "which is used in its place"

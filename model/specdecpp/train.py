@@ -3,7 +3,8 @@
 Source: Huang, Guo, Wang, arXiv 2405.19715, section 3.2; 3 epochs, refusals weighted 6 times
 Run:    python -m model.specdecpp.train --model-path meta-llama/Llama-2-7b-chat-hf
         --data alpaca.jsonl --output acceptance-head
---model-path is the draft model, whose hidden states the head reads; --template is not used.
+--model-path is the draft model, whose hidden states the head reads; --template and --template-args
+are not used.
 """
 
 from __future__ import annotations

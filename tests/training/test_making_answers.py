@@ -1,14 +1,20 @@
 """Making training data: a target's own answers as conversations, ids as they were recorded."""
 
+import json
+import shutil
+
 import pytest
 from conftest import make_tokenizer, save_model
 from harness_runs import COMMON, read, write
 
 from model.common.errors import BadInput
-from model.common.prompts.prompter import Prompter
+from model.common.heads.vocabulary import read_counts
+from model.common.prompts.prompter import Prompter, load_tokenizer
 from model.common.prompts.templates import load_data
 from model.common.training.answers import main
 from model.common.training.flags import make_parser
+from model.common.training.token_counts import main as token_counts
+from model.common.training.trainer import train
 
 LIMIT = 12
 QUESTIONS = [
@@ -126,7 +132,7 @@ def test_what_does_not_fit_is_bad_input(target, tmp_path, capsys):
 
 def test_another_template_or_target_is_not_trained_on(target, tmp_path, capsys):
     records, _ = made(target, tmp_path, questions=QUESTIONS[1:3])
-    with pytest.raises(BadInput, match="turn 1: a prompt of .* another --template or target"):
+    with pytest.raises(BadInput, match="turn 1: a prompt of .* another --template, --temp"):
         rows_of(target, tmp_path, "plain")
     for record in records:
         record["conversations"][1]["token_ids"] = [5, 6]
@@ -138,3 +144,52 @@ def test_another_template_or_target_is_not_trained_on(target, tmp_path, capsys):
     with pytest.raises(BadInput, match="have to stand beside every answer"):
         rows_of(target, tmp_path)
     assert "left out" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def thinking(target, tmp_path_factory):
+    """The target with a variable in its chat template."""
+    folder = tmp_path_factory.mktemp("thinking") / "target"
+    shutil.copytree(target, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + "{{ thought }}", encoding="utf-8")
+    return str(folder)
+
+
+class Seen(Exception):
+    """A trainer has read its data."""
+
+
+def rows_of_a_trainer(target, folder, *flags):
+    """The ids of the rows that a trainer's command makes of the conversations, as a set."""
+    found = []
+
+    def method(args, target, data):
+        found.extend(tuple(row.ids.tolist()) for batch in data.train for row in batch)
+        raise Seen
+
+    own = ["--data", str(folder / "out.jsonl"), "--output", str(folder / "head"), "--held-out", "0"]
+    own += ["--model-path", target, "--dtype", "float32", "--device", "cpu", *flags]
+    with pytest.raises(Seen):
+        train(make_parser("t", "", lambda group: None).parse_args(own), method)
+    return set(found)
+
+
+def test_variables_of_the_template_are_the_trainers_too(thinking, tmp_path, capsys):
+    """With them its prompts are those that were answered; without them nothing can be learned."""
+    variables, questions = {"thought": "(Hm.)"}, QUESTIONS[1:3]
+    flags = ["--template-args", json.dumps(variables)]
+    records, answers = made(thinking, tmp_path, *flags, questions=questions)
+    kept = [q for q in questions if q["question_id"] in {record["id"] for record in records}]
+    prompter = Prompter(load_tokenizer(thinking), variables=variables)
+    prompts = [prompter.render(question["turns"], []) for question in kept]
+    ids = [answers[question["question_id"]]["choices"][0]["output_ids"][0] for question in kept]
+    assert kept and "(Hm.)" in prompter.tokenizer.decode(prompts[0])
+    wanted = {(*prompt, *own) for prompt, own in zip(prompts, ids)}
+    assert rows_of_a_trainer(thinking, tmp_path, *flags) == wanted
+    with pytest.raises(BadInput, match="another --template, --template-args or target"):
+        rows_of_a_trainer(thinking, tmp_path)
+    file = str(tmp_path / "counts.safetensors")
+    command = ["--model-path", thinking, "--data", str(tmp_path / "out.jsonl"), "--output", file]
+    token_counts([*command, *flags])
+    assert int(read_counts(file, 258).sum()) == sum(map(len, ids))

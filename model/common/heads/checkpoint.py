@@ -107,6 +107,17 @@ class Checkpoint:
                 raise BadInput(f"{self.file}: unknown tensor {name} {found}")
 
 
+def is_copy(weight: Tensor, module: nn.Module) -> bool:
+    """Whether a head's matrix is that of a module of the target, in the precision of the file or of
+    the target: a target in float16 has lost bits of a file in bfloat16, and the other way round.
+    """
+    theirs = getattr(module, "weight", None)
+    if type(theirs) is not nn.Parameter or theirs.shape != weight.shape:
+        return False
+    own = theirs.detach().to(weight.device)
+    return torch.equal(own.to(weight.dtype), weight) or torch.equal(own, weight.to(own.dtype))
+
+
 def check_fields(fields: dict, place: str, read=(), limits: dict | None = None) -> None:
     """Refuse fields of a head's config.json that would change its wiring; name unknown ones.
 

@@ -237,7 +237,7 @@ def head_fields(config) -> dict:
     names += ("max_position_embeddings", "rms_norm_eps", "vocab_size", "bos_token_id")
     names += ("eos_token_id", "pad_token_id")
     chosen = {name: fields[name] for name in names if fields.get(name) is not None}
-    if fields.get("head_dim", 0) * chosen["num_attention_heads"] != chosen["hidden_size"]:
+    if (fields.get("head_dim") or 0) * chosen["num_attention_heads"] != chosen["hidden_size"]:
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]  # heads of H / their number
     theta = target_rope(fields).get("rope_theta", 10000.0)
     llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}

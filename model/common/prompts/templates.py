@@ -167,7 +167,7 @@ def _recorded_ids(tokenizer, conversation, i: int, begin: int, rendered: list[in
     if begin != length:
         raise BadInput(
             f"turn {i + 1}: a prompt of {begin} tokens, which had {length} when it was answered:"
-            " another --template or target"
+            " another --template, --template-args or target"
         )
     if conversation.answers[i] not in tokenizer.decode(ids, skip_special_tokens=True):
         raise BadInput(f"turn {i + 1}: token_ids are not those of its text: another target's")

@@ -8,7 +8,8 @@ command; then OUTPUT is written from it anew: a conversation a line, {"id", "con
 [{"from", "value"}]}, which any trainer reads. Beside an answer's text stand token_ids, which the
 target chose (EOS included; an answer that was cut at --max-new-tokens has none, and no end is
 learned from it), and prompt_tokens, by which our trainers know the prompt for the one that was
-answered. A failed question, and what follows an empty answer, is left out with a line.
+answered: give them the same --template and --template-args. A failed question, and what follows an
+empty answer, is left out with a line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from model.common import args as arguments
 from model.common.errors import BadInput, ends_in_one_line
 from model.common.records.lock import written_alone
 
-UNCARRIED = ("history", "template_args", "num_runs")  # flags that a trainer could not follow
+UNCARRIED = ("history", "num_runs")  # flags that a trainer could not follow
 
 
 def add_args(parser):

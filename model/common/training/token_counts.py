@@ -21,6 +21,7 @@ WHOLE = 1 << 30  # no answer is longer
 def make_parser():
     """The command line."""
     from model.common.args import Parser
+    from model.common.argument_types import EXAMPLE_OF_JSON, json_object
 
     parser = Parser(
         prog="token_counts",
@@ -32,6 +33,8 @@ def make_parser():
     add("--data", required=True, help="conversations, or an answer file: .json or .jsonl")
     add("--output", required=True, help="file of counts; replaced where it is there")
     add("--template", help="FastChat template, or plain (default: the tokenizer's)")
+    text = f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}"
+    add("--template-args", type=json_object, metavar="JSON", help=text)
     return parser
 
 
@@ -58,7 +61,7 @@ def count(args):
     from model.common.prompts.templates import Rejected
 
     tokenizer = load_tokenizer(args.model_path)
-    prompter = Prompter(tokenizer, args.template)
+    prompter = Prompter(tokenizer, args.template, variables=args.template_args)
     counts = torch.zeros(len(tokenizer), dtype=torch.long)
     rejected, found = Rejected(), 0
     for place, record in read_records(Path(args.data)):

@@ -142,7 +142,8 @@ def _train(args, make_method, command: str, load, accelerator) -> dict:
     from model.common.training.features import FrozenTarget
 
     model = load_model(args.model_path, args.dtype, str(accelerator.device))
-    prompter = Prompter(load_tokenizer(args.model_path), args.template)
+    tokenizer = load_tokenizer(args.model_path)
+    prompter = Prompter(tokenizer, args.template, variables=args.template_args)
     data = (load or load_data)(args, prompter, prompter.stop_rules(model.generation_config).eos_ids)
     args.num_tokens = args.num_tokens or data.num_tokens
     target = FrozenTarget(model)

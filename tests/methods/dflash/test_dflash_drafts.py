@@ -14,6 +14,7 @@ from recording import Recording
 from model.common.contract.sequence import EmptyDrafter
 from model.common.contract.trees import ancestors
 from model.common.heads.checkpoint import read_tensors, save_checkpoint
+from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.dflash.drafter import DFlashDrafter
 from model.dflash.head import BlockHead, load_head
@@ -42,6 +43,42 @@ def test_chains_equal_a_slow_reference(kind, num_slots):
     slow = SlowBlock(folder, plain_model())
     for one in drafts[:: 1 if num_slots == 2 else 3]:
         assert one.tokens == slow.chain(one.ids)
+
+
+class SlotBySlot(DFlashDrafter):
+    """Draws one slot after the other."""
+
+    def propose(self):
+        logits = self.head.module.logits(self.head.draft(self.root, self.longest))
+        pairs = [self.choose(logits[:, slot : slot + 1], slot) for slot in range(logits.shape[1])]
+        places, laws = (torch.cat(parts, 1) for parts in zip(*pairs))
+        tokens = self.head.draft_ids.of_target(places)
+        return self.as_chain(tokens, laws, torch.ones(len(tokens), dtype=torch.bool))
+
+
+def sampled(make, folder):
+    """(drafts, answers, slots that were drawn at a time) of a drafter at temperature 0.8."""
+    drafter, widths = make(load_head(folder, target_of())), set()
+    choose = drafter.choose
+    drafter.choose = lambda scores, *more: widths.add(scores.shape[1]) or choose(scores, *more)
+    recording = Recording(drafter)
+    turns = decode(target_of(), recording, prompts(), 12, Sampler(0.8), num_slots=2)
+    return recording.drafts, outputs(turns), widths
+
+
+@pytest.mark.parametrize("kind", ["plain", "from anchor", "scaled"])
+def test_slots_are_drawn_at_once(kind):
+    """Tokens and laws are those of one slot after the other, and the slow reference's."""
+    folder = head_dir(**KINDS[kind])
+    drafts, answers, widths = sampled(DFlashDrafter, folder)
+    others, same, ones = sampled(SlotBySlot, folder)
+    assert answers == same and widths == {len(drafts[0].tokens)} and ones == {1}
+    slow = SlowBlock(folder, plain_model())
+    for number, (one, other) in enumerate(zip(drafts, others, strict=True)):
+        assert one.tokens == other.tokens and torch.allclose(one.probs, other.probs, atol=1e-12)
+        if number % 4 == 0:
+            wanted = (slow.logits(slow.states(one.ids)) / 0.8).softmax(-1)
+            assert torch.allclose(one.probs.double(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["plain", "from anchor", "dflash2"])

@@ -6,11 +6,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dflash_checks import EMBEDDED, QWEN, QWEN4, head_dir, meta_target, open_as, target_of
+from conftest import make_model
+from dflash_checks import (
+    EMBEDDED,
+    QWEN,
+    QWEN4,
+    SHAPE,
+    head_dir,
+    meta_target,
+    open_as,
+    target_of,
+)
 from dflash_dirs import DFLASH2, DSPARK, dflash_shapes
 
 from model.common.errors import BadInput
 from model.common.heads import checkpoint as checkpoints
+from model.common.heads.checkpoint import is_copy
+from model.common.target.model import Target
 from model.dflash import head as heads
 from model.dflash.config import read_causal, read_states, read_windows, spread_layers
 
@@ -299,6 +311,34 @@ def test_copies_of_the_targets_matrices_are_dropped(capsys):
     assert torch.equal(head.module.borrowed[0].weight.float(), 2 * table)
     said = "embed_tokens.weight is not the target's; it is used"
     assert said in capsys.readouterr().err
+
+
+def test_copies_in_bfloat16_are_known_to_a_target_in_float16(capsys):
+    """Which has 1e-6 as a multiple of 6e-8: rounded back it is another number."""
+    model, copies = make_model(**SHAPE, dtype=torch.float16), {}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in zip(EMBEDDED, ends):
+        copies[name] = module.weight.detach().to(torch.bfloat16)
+        copies[name][0] = 1e-6 * torch.arange(1, 1 + copies[name].shape[1])
+        module.weight.data.copy_(copies[name])
+        assert not torch.equal(module.weight.detach().to(torch.bfloat16), copies[name])
+    head = heads.load_head(head_dir(edit=lambda tensors: tensors.update(copies)), Target(model))
+    assert head.module.borrowed == ends
+    assert not set(EMBEDDED) & set(head.module.state_dict()) and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("file", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("target", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_copy_may_be_rounded_as_the_file_or_as_the_target(file, target):
+    """What one of two has lost the other may have; a number off by 1 in 64 is another one."""
+    wider = torch.promote_types(file, target)
+    exact = (torch.tensor([[1e-6, 3e-7, -0.3], [7.0, 1e-3, 0.1]]) * 1.01).to(wider)
+    exact = exact.to(torch.bfloat16) if torch.bfloat16 in (file, target) else exact
+    module = torch.nn.Linear(3, 2, bias=False, dtype=target)
+    module.weight.data.copy_(exact)
+    assert is_copy(exact.to(file), module)
+    assert not is_copy(exact.to(file) * (1 + 2**-6), module)
+    assert not is_copy(exact.to(file)[:1], module)
 
 
 def test_blocks_of_another_size():

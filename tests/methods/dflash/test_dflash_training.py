@@ -4,12 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dflash_checks import KINDS, head_dir, plain_model, prompts, target_of
+from dflash_checks import KINDS, QWEN4, head_dir, plain_model, prompts, target_of
+from dflash_dirs import dflash_shapes
 
 from model.common.heads.head import CausalRows
-from model.dflash.blocks import BlockRows, block_labels, choose_anchors, decayed, paced
+from model.dflash.backbone import BlockModule
+from model.dflash.blocks import (
+    BlockRows,
+    block_labels,
+    choose_anchors,
+    decayed,
+    paced,
+    pieces,
+    positions_of,
+    visible,
+)
+from model.dflash.config import flat_fields, read_design
 from model.dflash.drafter import DFlashDrafter
-from model.dflash.head import load_head
+from model.dflash.head import layer_config, load_head
+from model.dflash.training import block_fields
 
 
 def test_weights():
@@ -26,18 +39,62 @@ def test_weights():
 
 def test_what_blocks_read():
     """T = 5, anchors 0 and 2, blocks of 4: 16 columns of block 0, 8 + 16 of block 1."""
-    design = SimpleNamespace(block_size=4)
-    module = SimpleNamespace(design=design, context=lambda states: states)
     anchors = torch.tensor([[0, 2]])
-    rows = BlockRows(module, lambda rows, places: places, torch.zeros(1, 5, 3), anchors)
-    before, inside = rows.masks(None, False)
+    before, inside = visible(anchors, 5, 4, None, False)
     assert before.shape == (1, 8, 5) and inside.shape == (4, 4)
     assert before[0, :4].sum() == 0 and before[0, 4:].tolist() == [[1, 1, 0, 0, 0]] * 4
     assert before.sum() + 2 * inside.sum() == 40
-    assert rows.positions.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5]]
-    before, inside = rows.masks(3, True)
+    assert positions_of(anchors, 4).tolist() == [[0, 1, 2, 3, 2, 3, 4, 5]]
+    before, inside = visible(anchors, 5, 4, 3, True)
     assert before[0, 4:].int().tolist() == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0] * 5, [0] * 5]
     assert inside.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 7, 100])
+def test_pieces_are_all_blocks_once(most):
+    seen = torch.zeros(4, 5, dtype=torch.long)
+    for part in pieces(4, 5, most):
+        assert 1 <= seen[part].numel() <= most
+        seen[part] += 1
+    assert (seen == 1).all()
+
+
+SMALL = {"num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}
+SHAPES = {  # of targets: type, fields, (head_dim, key-value heads) of a new head
+    "qwen2": ({**SMALL, "intermediate_size": 18944}, (128, 4)),
+    "qwen3": (
+        {
+            **{"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32},
+            **{"num_key_value_heads": 8, "head_dim": 128, "num_hidden_layers": 36},
+            **{"vocab_size": 151936, "rms_norm_eps": 1e-6},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        (128, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_new_head_has_its_targets_shape(kind):
+    """Of Qwen3-4B, whose heads are wider than H by their number: z-lab's tensors."""
+    from transformers import AutoConfig
+
+    fields, wanted = SHAPES[kind]
+    config = AutoConfig.for_model(kind, **fields)
+    flags = SimpleNamespace(layer_ids=None, mask_token_id=151669, num_layers=5, block_size=16)
+    found = block_fields(flags, config, 151936)
+    assert (found["head_dim"], found["num_key_value_heads"]) == wanted
+    known = SimpleNamespace(config=config, vocab_size=151936)
+    flat = flat_fields({**found, "architectures": ["DFlashDraftModel"]}, "config.json")
+    with torch.device("meta"):
+        design = read_design(flat, "config.json", known)
+        module = BlockModule(layer_config(flat, "config.json", known), design, config.hidden_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    assert shapes == dflash_shapes(found, 5)
+    if kind == "qwen3":
+        assert shapes == dflash_shapes(QWEN4, 5)
+        assert sum(tensor.numel() for tensor in module.parameters()) == 537_427_200
+        assert found["target_layer_ids"] == [1, 9, 17, 25, 33] and found["rope_theta"] == 1e6
 
 
 def test_anchors_and_labels():
@@ -68,8 +125,8 @@ def test_blocks_of_a_conversation_are_those_of_decoding(kind):
         states = torch.cat([hidden[layer] for layer in design.states], -1)
         anchors = torch.tensor([[4, 11, 30]])
         rotary = CausalRows(head.config, "cpu").rotary_at
-        blocks = BlockRows(module, rotary, states, anchors)
-        found = blocks.states(module, tokens.gather(1, anchors))
+        blocks = BlockRows(module, rotary, states)
+        found = blocks.states(anchors, tokens.gather(1, anchors))
         assert found.shape == (1, 3, design.num_drafts, 64)
         drafter = DFlashDrafter(head)
         for number, anchor in enumerate(anchors[0].tolist()):

@@ -8,6 +8,7 @@ import torch
 
 from model.common.contract.drafter import Draft
 from model.common.loop.verify import rejection
+from model.dflash.blocks import Blocks
 from model.dspark.head import ConfidenceHead, Markov, MarkovHead
 from model.dspark.scheduler import read_rates, schedule
 
@@ -107,12 +108,12 @@ def test_the_loss():
     )
     weights = {"ce_weight": 0.1, "l1_weight": 0.9, "confidence_weight": 1.0}
     method.args = SimpleNamespace(anchors=1, slot_decay=4.0, **weights)
-    labels = torch.tensor([[[0, 1, 3]]])
-    counted = torch.ones(1, 1, 3, dtype=torch.bool)
-    roots, anchors = torch.tensor([[ANCHOR]]), torch.tensor([[1]])
-    method.read = lambda batch, num: (STATES.view(1, 1, 3, 2), roots, labels, counted, anchors)
+    labels, counted = torch.tensor([[[0, 1, 3]]]), torch.ones(1, 1, 3, dtype=torch.bool)
+    before = torch.tensor([[[ANCHOR, 0, 1]]])
+    blocks = Blocks(STATES.view(1, 1, 3, 2), before, labels, counted, None)
+    method.over_blocks = lambda batch: method.sums(blocks)
     method.logits = lambda states: U.view(1, 1, 3, 4)
-    method.laws = lambda batch, anchors, counted: P.log()
+    method.target = SimpleNamespace(logits=lambda states: P.log())
     loss, metrics = method.loss(None)
     assert loss.item() == pytest.approx(1.447638, abs=1e-5)
     assert metrics["cross_entropy"].item() == pytest.approx(1.620238, abs=1e-5)

@@ -215,16 +215,17 @@ def test_misfit_tensors_are_named(words, tmp_path):
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("equal", [True, False])
-def test_copies_of_the_targets_matrices(equal, tmp_path, capsys):
-    """Dropped; one that is no copy is named in a line."""
+def test_copies_of_the_targets_matrices(equal, dtype, tmp_path, capsys):
+    """Dropped, also where the file has rounded them; one that is no copy is named in a line."""
     model = target_of("llama").model
 
     def change(tensors):
         prefix = "model.layers.4."
-        table = model.get_input_embeddings().weight.float() + (0 if equal else 1)
-        tensors[f"{prefix}embed_tokens.weight"] = table
-        tensors[f"{prefix}shared_head.head.weight"] = model.lm_head.weight.float()
+        table = model.get_input_embeddings().weight.detach() + (0 if equal else 1)
+        tensors[f"{prefix}embed_tokens.weight"] = table.to(dtype)
+        tensors[f"{prefix}shared_head.head.weight"] = model.lm_head.weight.detach().to(dtype)
 
     head = load_mtp(changed_head(tmp_path, change), target_of("llama"))
     assert head.module.borrowed[0] is model.get_input_embeddings()
