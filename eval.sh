@@ -28,9 +28,11 @@
 #   SCALE_TO  7b, 13b, 70b, HxLxI: the target's twin of that size, drafts and heads with it (a GPU; nothing is fetched)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
-#   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2)
+#   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2; another target: none,
+#           rest is left out, samd copies from the text alone)
 #   REST, SAM  their folders (default: data/BENCH/index/TARGET/...)   STATE cold (recycling, nasd, samd, suffix)
-#   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"
+#   ARGS    further flags for every method, e.g. ARGS="--limit-per-category 2"; words as in a shell, nothing is expanded:
+#           ARGS="--question-file 'my questions.jsonl'" (so in FLAGS_row and LOAD)
 #   LOAD    flags of a load run, e.g. LOAD="--rate 1,2 --duration 60"; the table is then serving.py's, SLO="ttft=0.5,tpot=0.05"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
 #   PAIRED  N: methods decode the baseline on every N-th question too, for the drift between the files (default 8; 0: none);
@@ -82,7 +84,25 @@ if [ "${1:-}" = --setup ]; then
     exit
 fi
 
-BASELINE=vanilla MODE=
+SPLIT='import os, shlex, sys
+name, text = sys.argv[1:]
+try:
+    words = shlex.split(text)
+except ValueError as error:
+    sys.exit(f"eval.sh: {name}={text}: {error}")
+sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))'
+read_words() {  # read_words ARRAY SETTING: the words of a setting, quotes as in a shell
+    local -n into=$1
+    local text=${!2:-}
+    into=()
+    [ -n "$text" ] || return 0
+    mapfile -d '' -t into < <("$PYTHON" -c "$SPLIT" "$2" "$text")
+    wait $! || exit 2
+}
+read_words ARGS ARGS
+read_words LOAD LOAD
+
+BASELINE=vanilla MODE= SPS=()
 case ${1:-} in
     serve)
         MODE=$1
@@ -112,35 +132,40 @@ BENCH=${BENCH:-mini_bench} TEMPERATURE=${TEMPERATURE:-0} TOP_P=${TOP_P:-1} SEED=
 NAME=$(basename "$TARGET" .gguf)${SCALE_TO:+-twin-$SCALE_TO} OPTIONAL= MORE=
 if [ $# -eq 0 ] && [ -z "$MODE" ] && [ "$TARGET$BENCH${SCALE_TO:-}" = ${MINI}mini_bench ]; then
     set -- "${QUICK[@]}"
-    NAME+=-quick ARGS="--limit-per-category 4 ${ARGS:-}" PAIRED=${PAIRED:-4} OPTIONAL=1
+    NAME+=-quick ARGS=(--limit-per-category 4 ${ARGS[@]:+"${ARGS[@]}"}) PAIRED=${PAIRED:-4} OPTIONAL=1
     MORE="all methods on all questions, some 12 minutes: ./eval.sh all"
 fi
 [ $# -gt 0 ] || [ -n "$MODE" ] || set -- all
-LOAD=${LOAD:-}
 ANSWERS=data/$BENCH/model_answer
 KIND=${LOAD:+-load}
 [ "$MODE" != engine ] || KIND=-engine$KIND
 REPORT=$ANSWERS/$NAME-$DTYPE-temperature-$TEMPERATURE$KIND-report
 INDEX=data/$BENCH/index/$(basename "$TARGET")
-REST=${REST:-$INDEX/rest} SAM=${SAM:-$INDEX/samd}
+REST=${REST:-$INDEX/rest}
+if [ "$TARGET" = $MINI ] || [ -n "${CORPUS:-}" ] || [ -e "$INDEX/samd/manifest.json" ]; then
+    SAM=${SAM:-$INDEX/samd}
+fi
 id_of() { echo "$NAME-$1-$DTYPE-temperature-$TEMPERATURE"; }
 answers_of() { echo "$ANSWERS/$(id_of "$1").jsonl"; }
 written_by() {  # written_by ROW: its answer files; under a load one a rate, those that its run has opened
-    if [ -n "$LOAD" ]; then
-        find "$ANSWERS" -maxdepth 1 -newer "$REPORT/begin" -name "$(id_of "$1")-*.jsonl" | sort -V
+    if [ -n "${LOAD:-}" ]; then
+        find "$ANSWERS" -maxdepth 1 -newer "$REPORT/$1.begin" -name "$(id_of "$1")-*.jsonl" | sort -V
     else
         answers_of "$1"
     fi
 }
 
 answer() {  # answer ROW MODULE FLAG...: a command with the flags that all share, and those of the row
-    local row=$1 module=$2 own=FLAGS_${1//-/_} code=0
+    local row=$1 module=$2 code=0 own written
     shift 2
-    touch "$REPORT/begin"
+    read_words own "FLAGS_${row//-/_}"
+    touch "$REPORT/$row.begin"
     "$PYTHON" -m "$module" --model-path "$TARGET" --model-id "$(id_of "$row")" --bench-name "$BENCH" \
         --dtype "$DTYPE" --temperature "$TEMPERATURE" --top-p "$TOP_P" --seed "$SEED" \
-        --max-new-tokens "$MAX_NEW_TOKENS" --batch-size "${BATCH_SIZE:-1}" ${OVERWRITE:+--overwrite} "$@" ${!own:-} || code=$?
-    if [ $code -eq 1 ] && [ -z "$(find $(written_by "$row") /dev/null -maxdepth 0 -newer "$REPORT/begin")" ]; then
+        --max-new-tokens "$MAX_NEW_TOKENS" --batch-size "${BATCH_SIZE:-1}" ${OVERWRITE:+--overwrite} "$@" \
+        ${own[@]:+"${own[@]}"} || code=$?
+    mapfile -t written < <(written_by "$row")
+    if [ $code -eq 1 ] && [ -z "$(find ${written[@]:+"${written[@]}"} /dev/null -maxdepth 0 -newer "$REPORT/$row.begin")" ]; then
         code=70  # 1 says that questions failed, and of Python that it did not come to answer any
     fi
     return $code
@@ -153,17 +178,23 @@ run() {  # run NAME FLAG...: one method (NAME up to its dash) on this machine
     answer "$name" "model.$method.inference_$method" \
         --device "${DEVICE:-auto}" --runtime "${RUNTIME:-eager}" ${SCALE_TO:+--scale-to "$SCALE_TO"} \
         ${NUM_THREADS:+--num-threads "$NUM_THREADS"} ${products:+--turned-rows "$products"} \
-        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") $LOAD ${ARGS:-} "$@"
+        $([ -z "${PAIRED:-}" ] || [ $method = vanilla ] || echo --paired "$PAIRED") \
+        ${LOAD[@]:+"${LOAD[@]}"} ${ARGS[@]:+"${ARGS[@]}"} "$@"
 }
 
 serve_engine() {  # serve_engine ROW COMMAND FLAG...: a server, started by COMMAND if there is one
     local row=$1 command=$2
     shift 2
-    answer "$row" model.engine.inference_engine --url "$ENGINE_URL" ${command:+--engine-cmd "$command"} $LOAD ${ARGS:-} "$@"
+    answer "$row" model.engine.inference_engine --url "$ENGINE_URL" ${command:+--engine-cmd "$command"} \
+        ${LOAD[@]:+"${LOAD[@]}"} ${ARGS[@]:+"${ARGS[@]}"} "$@"
 }
 
-index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default
+index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS is ours by default, of the mini target
     [ ! -e "$2/manifest.json" ] || return 0
+    if [ -z "${CORPUS:-}" ] && [ "$TARGET" != $MINI ]; then
+        echo "eval.sh: no index in $2, and CORPUS names no jsonl to build it from" >&2
+        return 2
+    fi
     if [ -z "${CORPUS:-}" ]; then
         CORPUS=$INDEX/corpus.jsonl
         mkdir -p "$INDEX"
@@ -177,7 +208,7 @@ index() {  # index MODULE FOLDER: build a corpus index that is not there; CORPUS
 run_method() {  # run_method ROW: its method is its name up to the dash
     case $1 in
         engine) serve_engine "$1" "${ENGINE_CMD:-}" ;;
-        engine-base) serve_engine "$1" "$ENGINE_BASE" $([ -n "$LOAD" ] || echo --aa) ;;
+        engine-base) serve_engine "$1" "$ENGINE_BASE" $([ -n "${LOAD:-}" ] || echo --aa) ;;
         vanilla-compile) RUNTIME=compile run "$1" ;;
         vanilla-cudagraph) RUNTIME=cudagraph run "$1" ;;
         vanilla-hf) RUNTIME=eager BATCH_SIZE=1 run "$1" --engine hf ;;
@@ -187,8 +218,12 @@ run_method() {  # run_method ROW: its method is its name up to the dash
             index rest.build_datastore "$REST" || return
             run "$1" --datastore-path "$REST" ;;
         samd | samd-*)
-            index samd.build_sam "$SAM" || return
-            run "$1" --static-path "$SAM" --auxiliary recycling --state "${STATE:-cold}" ;;
+            if [ -n "${SAM:-}" ]; then
+                index samd.build_sam "$SAM" || return
+            else
+                echo "eval.sh: $1 copies from the text alone: CORPUS names no corpus" >&2
+            fi
+            run "$1" ${SAM:+--static-path "$SAM"} --auxiliary recycling --state "${STATE:-cold}" ;;
         space)  # its target is fine-tuned, and its baseline is vanilla on that model
             [ -n "$SPACE" ] || { echo "eval.sh: SPACE names no target that is fine-tuned for it" >&2; return 2; }
             local status=0
@@ -196,6 +231,7 @@ run_method() {  # run_method ROW: its method is its name up to the dash
             [ $status -le 1 ] || return $status
             run space --model-path "$SPACE" || status=$?
             return $status ;;
+        sps) run "$1" ${SPS[@]:+"${SPS[@]}"} ;;
         sd2-chain) run "$1" --draft chain ;;
         specexec-specinfer) run "$1" --gen-type specinfer ;;
         *) run "$1" ;;
@@ -260,7 +296,7 @@ rm -rf "$REPORT.old"
 [ ! -e "$REPORT" ] || mv "$REPORT" "$REPORT.old"
 mkdir "$REPORT"
 trap restore EXIT
-FILES=() RUNGS=() SPACED=
+FILES=() RUNGS=() SPACED=()
 for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
     code=0
     logged "$row" || code=$?
@@ -278,18 +314,14 @@ for row in $(printf '%s\n' "${ROWS[@]}" | awk '!seen[$0]++'); do
         PRODUCTS=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["environment"].get("turned_rows") or "")' \
             "$(written_by vanilla | head -1 | sed 's/jsonl$/meta.json/')") || exit 2
     fi
-    if [ -n "$LOAD" ]; then
-        mapfile -t -O ${#FILES[@]} FILES < <(written_by "$row")
-        continue
-    fi
     case $row in
-        space) SPACED=1 ;;
-        vanilla-*) RUNGS+=("$(answers_of "$row")") ;;
-        *) FILES+=("$(answers_of "$row")") ;;
+        space) mapfile -t SPACED < <(written_by vanilla-space; written_by space) ;;
+        vanilla-*) mapfile -t -O ${#RUNGS[@]} RUNGS < <(written_by "$row") ;;
+        *) mapfile -t -O ${#FILES[@]} FILES < <(written_by "$row") ;;
     esac
 done
 
-[ ${#FILES[@]} -gt 0 ] || exit 2
+[ $((${#FILES[@]} + ${#RUNGS[@]} + ${#SPACED[@]})) -gt 0 ] || exit 2
 rm -rf "$REPORT.old"
 trap - EXIT
 
@@ -303,7 +335,7 @@ judged() {  # judged SUFFIX TOOL FLAG...: its text goes into details.txt, its re
     [ $code -le 3 ] || code=2
     return $code
 }
-same() {  # same SUFFIX TARGET BASE FILE...: verdicts; fails where answers differ that should not
+same() {  # same SUFFIX TARGET BASE FILE...: verdicts; 1 or 3 where answers differ that should not, 2 where they are none
     local suffix=$1 target=$2 code=0
     shift 2
     judged "$suffix" equal "$@" ${JUDGE:+--model-path "$target" "${JUDGING[@]}"} || code=$?
@@ -311,7 +343,7 @@ same() {  # same SUFFIX TARGET BASE FILE...: verdicts; fails where answers diffe
         code=0  # half precision flips near-ties (JUDGE=1 tells), sampling draws other tokens
     fi
     note_status $code
-    [ $code -eq 0 ]
+    return $code
 }
 compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step costs, verdicts
     local suffix=$1 target=$2 base=$3
@@ -326,48 +358,61 @@ compare() {  # compare SUFFIX TARGET BASE FILE...: speedup tables, what a step c
     same "$suffix" "$target" "$base" "$@" || true
     [ "$TEMPERATURE" = 0 ] || judged "$suffix" audit_sampling "$base" "$@" || note_status $?
 }
-compare_loads() {  # serving figures; verdicts of each rate's files
-    local base bases=() others=() file alike number=0 stem= differ=
-    [ -z "$BASELINE" ] || stem=$ANSWERS/$(id_of "$BASELINE")
-    for file in "${FILES[@]}"; do
-        if [ -n "$stem" ] && [[ $file == "$stem"-* ]]; then bases+=("$file"); else others+=("$file"); fi
+served() {  # served SUFFIX FILE...: a table of serving figures, its report beside the others
+    "$PYTHON" evaluation/serving.py "${@:2}" ${SLO:+--slo "$SLO"} --json "$REPORT/serving$1.json" \
+        --details "$REPORT/details.txt" || note_status 2
+}
+compare_loads() {  # compare_loads SUFFIX TARGET BASELINE FILE...: serving figures, verdicts of each rate's files
+    local suffix=$1 target=$2 stem base file others=() alike number=0
+    stem=$ANSWERS/$(id_of "$3")
+    BASES=()
+    shift 3
+    for file in "$@"; do
+        if [[ $file == "$stem"-* ]]; then BASES+=("$file"); else others+=("$file"); fi
     done
-    for base in ${bases[@]:+"${bases[@]}"}; do
+    for base in ${BASES[@]:+"${BASES[@]}"}; do
         alike=()
         for file in ${others[@]:+"${others[@]}"}; do
             [[ $file != *"${base#"$stem"}" ]] || alike+=("$file")
         done
-        [ ${#alike[@]} -eq 0 ] || same "$((number += 1))" "$TARGET" "$base" "${alike[@]}" || differ=1
+        [ ${#alike[@]} -eq 0 ] || same "$suffix$((number += 1))" "$target" "$base" "${alike[@]}" ||
+            [ $? -eq 2 ] || DIFFER=1
     done
-    "$PYTHON" evaluation/serving.py ${others[@]:+"${others[@]}"} ${bases[@]:+--base-path "${bases[@]}"} ${SLO:+--slo "$SLO"} \
-        --json "$REPORT/serving.json" --details "$REPORT/details.txt" || note_status 2
-    echo "details: $REPORT/ (details.txt, serving.json, *.log)"
-    [ -z "$differ" ] || echo "answers differ from the baseline's: $REPORT/details.txt"
-    [ "$MODE" != serve ] || suite_files "${others[0]:-}" "${bases[0]:-}" ${others[1]:-${bases[1]:-}} || note_status 2
+    served "$suffix" "$@" ${BASES[@]:+--base-path "${BASES[@]}"}
+    METHODS+=(${others[@]:+"${others[@]}"})
 }
-suite_files() {  # suite_files SPECULATIVE BASE MORE: the published suite's four files, of runs at one rate
-    local out=${OUTPUT_FILE:-benchmark_results.json}
-    if [ -n "${3:-}" ]; then
+suite_files() {  # the published suite's four files, of one method at one rate and the BASES that it was compared with
+    local out=${OUTPUT_FILE:-benchmark_results.json} speculative=${METHODS[0]:-} base=${BASES[0]:-}
+    if [ ${#METHODS[@]} -gt 1 ] || [ ${#BASES[@]} -gt 1 ]; then
         [ -z "${OUTPUT_FILE:-}" ] || echo "not written: $OUTPUT_FILE holds one method at one rate"
         return
     fi
+    [ -n "$speculative$base" ] || return 0
     [[ $out == */* ]] || out=$REPORT/$out
-    "$PYTHON" evaluation/serving.py "${1:-$2}" ${1:+${2:+--base-path "$2"}} --as benchmark-results "$out" > /dev/null || return
+    "$PYTHON" evaluation/serving.py "${speculative:-$base}" ${speculative:+${base:+--base-path "$base"}} \
+        --as benchmark-results "$out" > /dev/null || return
     echo "written: $out, and its parts beside it"
 }
-if [ -n "$LOAD" ]; then
-    compare_loads
+if [ -n "${LOAD:-}" ]; then
+    METHODS=() BASES=() DIFFER=
+    [ ${#FILES[@]} -eq 0 ] || compare_loads "" "$TARGET" "$BASELINE" "${FILES[@]}"
+    [ ${#RUNGS[@]} -eq 0 ] ||
+        served _runtimes "${RUNGS[@]}" ${BASES[@]:+--base-path "${BASES[@]}" --allow runtime}
+    [ ${#SPACED[@]} -eq 0 ] || compare_loads _space "$SPACE" vanilla-space "${SPACED[@]}"
+    echo "details: $REPORT/ (details.txt, serving*.json, *.log)"
+    [ -z "$DIFFER" ] || echo "answers differ from the baseline's: $REPORT/details.txt"
+    [ "$MODE" != serve ] || suite_files || note_status 2
+    FILES+=(${RUNGS[@]:+"${RUNGS[@]}"} ${SPACED[@]:+"${SPACED[@]}"})
 else
     ALL_RUNGS=(${RUNGS[@]:+"${RUNGS[@]}"})
     compare "" "$TARGET" "${FILES[@]}"
-    if [ -n "$SPACED" ]; then
+    if [ ${#SPACED[@]} -gt 0 ]; then
         RUNGS=()
-        compare _space "$SPACE" "$(answers_of vanilla-space)" "$(answers_of space)"
-        FILES+=("$(answers_of vanilla-space)" "$(answers_of space)")
+        compare _space "$SPACE" "${SPACED[@]}"
     fi
     "$PYTHON" evaluation/summarise.py ${REPORTS[@]:+"${REPORTS[@]}"} --rows "$REPORT/rows.tsv" \
         --details "details: $REPORT/ (details.txt, *.json, *.log)" || note_status 2
-    FILES+=(${ALL_RUNGS[@]:+"${ALL_RUNGS[@]}"})
+    FILES+=(${SPACED[@]:+"${SPACED[@]}"} ${ALL_RUNGS[@]:+"${ALL_RUNGS[@]}"})
 fi
 [ -z "$MORE" ] || echo "$MORE"
 "$PYTHON" evaluation/report.py "${FILES[@]}" ${REPORTS[@]:+--reports "${REPORTS[@]}"} ${SLO:+--slo "$SLO"} \

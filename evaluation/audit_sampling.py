@@ -15,8 +15,11 @@ LOSSY BY DESIGN (typical acceptance) is reported and fails nothing, nor is it in
 
 Tokens of the prefill are counted. Half precision: a prefill's logits differ from a step's by
 rounding (float32 2e-5, float16 0.016, bfloat16 0.13 at most on the mini target), which the tests
-cannot see below 100,000 tokens; a token at the edge of top-k or top-p within 3 such errors is not
-impossible. Settings come from the .meta.json beside a file; for files of other writers, from flags.
+cannot see below 100,000 tokens; a token outside top-k, top-p or min-p that rounding could have let
+in is not impossible. How far rounding goes is measured on the target, as equal.py does (noise.py;
+never below 0.05 of a logit in float16, 0.5 in bfloat16, 0.001 in float32); a target whose readings
+differ by more than rounding is not audited. Settings come from the .meta.json beside a file; for
+files of other writers, from flags.
 
 Run:  python evaluation/audit_sampling.py ANSWERS/vanilla.jsonl ANSWERS/sps.jsonl
       python evaluation/audit_sampling.py theirs.jsonl --model-path lmsys/vicuna-7b-v1.3 \\
@@ -53,7 +56,8 @@ def parse_args(argv=None):
     parser.add_json()
     asked = parser.add_argument_group("what the metas do not say, or say of another machine")
     asked.add_argument("--model-path", help="target: model directory or hub id")
-    asked.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="its precision")
+    dtypes = ("float64", "float32", "float16", "bfloat16")
+    asked.add_argument("--dtype", choices=dtypes, help="its precision")
     asked.add_argument("--template", help="FastChat template, or plain")
     asked.add_argument("--bench-name", help="folder under data/ with the questions")
     asked.add_argument("--question-file", help="questions elsewhere")

@@ -109,6 +109,7 @@ def compare_files(base, other, allow, decode):
         "label": label_in_file(other),
         "file": str(other.path),
         "sha256": other.sha256,
+        "meta_sha256": other.meta_sha256,
         "lossy": other.lossy,
         "equal": all(verdict.equal for verdict in compared),
         "questions": len(compared),

@@ -3,7 +3,8 @@
 Reads answer files of load runs and of servers (records/schema.py defines every figure), ordinary
 answer files, whose turns arrive when they begin, and results of vLLM's bench serve, SGLang's
 bench_serving and AIPerf, which count from the sending of a request: what they do not hold is "-".
-Failed requests stay in all totals.
+Failed requests stay in all totals. A run whose settings are those of no base has its figures, and a
+line that says what differs: exit status 2.
 
 Run:  python evaluation/serving.py ANSWERS/pld-rate-2.jsonl --base-path ANSWERS/vanilla-rate-2.jsonl
       python evaluation/serving.py ANSWERS/pld-rate-*.jsonl --slo ttft=0.5,tpot=0.05 --base-path
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
+from evaluation.answers.meta import AnswerError, Incomparable  # noqa: E402
 from evaluation.cli import (  # noqa: E402
     Parser,
     append_lines,
@@ -120,10 +122,12 @@ def report(args):
     found = [figures.figures_of(one, args.slo) for one in rows]
     for message in (line for one in rows if one.answers for line in one.answers.warnings):
         warn(message)
-    results = compare_all(runs, bases, dict(zip(map(id, rows), found)), args)
+    results, refused = compare_all(runs, bases, dict(zip(map(id, rows), found)), args)
+    if args.write_as and refused:
+        raise AnswerError(refused[0])
     knees = comparison.knees(rows, found)
     lines = [*tables.run_lines(found), *(tables.comparison_lines(results) if results else [])]
-    last = [*tables.knee_lines(knees)]
+    last = [*tables.knee_lines(knees), *refused]
     if args.details:
         append_lines(args.details, [*lines, *last])
         lines = brief.brief_lines(found, results)
@@ -135,28 +139,35 @@ def report(args):
     document = [
         {**its, "per_request": figures.per_request(one, args.slo)} for one, its in zip(rows, found)
     ]
-    return {"runs": document, "comparisons": results, "knees": knees}
+    return {"runs": document, "comparisons": results, "knees": knees, "incomparable": refused}
 
 
 def compare_all(runs, bases, found, args):
-    """[comparison] of every Run with the bases that had its schedule, or with the first base.
+    """([comparison] of every Run with the bases that had its schedule, or with the first base,
+    [line of a Run that none of these can be held to]).
 
     A base is compared with none. found: {id of a Run: its figures}.
     """
-    results = []
+    results, lines = [], []
     for one in runs:
         if any(one is base for base in bases):
             continue
         alike = [base for base in bases if comparison.pairing(one, base)[0]]
+        made, refused = [], []
         for base in alike or bases[:1]:
             pair = found[id(one)], found[id(base)]
             settings = args.resamples, args.seed, args.allow
-            results.append(comparison.compare(one, base, pair, *settings))
-    return results
+            try:
+                made.append(comparison.compare(one, base, pair, *settings))
+            except Incomparable as error:
+                refused.append(str(error))
+        results += made
+        lines += [] if made else refused
+    return results, lines
 
 
 def main():
-    """Report, and write the same as one JSON document."""
+    """Report, and write the same as one JSON document; 2 where a run was held to no base."""
     args = parse_args()
     if args.definitions:
         print("\n".join(tables.definition_lines()))
@@ -164,7 +175,7 @@ def main():
     with text_beside(args.json):
         document = report(args)
     write_json(args.json, {"tool": "serving", "schema": 1, **document})
-    return 0
+    return 2 if document["incomparable"] else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ def check_times(question, where):
             raise AnswerError(f"{where}: choice {number}: wall_time of {min(choice.wall_s)} s")
         if choice.prefill_s and any(p > w for p, w in zip(choice.prefill_s, choice.wall_s)):
             raise AnswerError(f"{where}: choice {number}: prefill_s is longer than wall_time")
+        firsts = zip(choice.first_s or (), choice.prefill_s or ())
+        if any(first > prefill for first, prefill in firsts):
+            raise AnswerError(f"{where}: choice {number}: first_s is later than prefill_s")
         for name in ("step_end_s", "chunk_end_s"):
             for ends, wall_s in zip(getattr(choice, name) or (), choice.wall_s):
                 if ends and ends[-1] > wall_s + LATE_S:
@@ -39,6 +42,14 @@ def parse_request(record, where):
         if request and failed_s < request["arrival_s"] - LATE_S:
             raise AnswerError(f"{where}: failed_s is before request.arrival_s")
     return request, failed_s
+
+
+def failed_joules(record, where):
+    """energy_j of a question that failed, None where the line has none."""
+    joules = record.get("energy_j")
+    if joules is not None and (type(joules) not in (int, float) or not 0 <= joules < math.inf):
+        raise AnswerError(f"{where}: energy_j is no number of zero or more")
+    return joules
 
 
 def check_moment(value, where):

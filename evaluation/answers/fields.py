@@ -68,6 +68,11 @@ class Fields:
         self.total_s(values, name)
         return values
 
+    def first_tokens(self):
+        """[T] seconds until the first token; of files that do not say it, the prefill_s, if any."""
+        name = "first_s" if "first_s" in self.record else "prefill_s"
+        return self.seconds(name) if name in self.record else None
+
     def total_s(self, values, name):
         """The sum of a list of times in seconds, each finite and not negative."""
         if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:

@@ -24,6 +24,10 @@ class AnswerError(Exception):
     """Input that cannot be used. The message is one line that names the file, line or flag."""
 
 
+class Incomparable(AnswerError):
+    """Two files whose shared settings differ."""
+
+
 # parts that a meta need not have, or has as null: objects, and some of its environment
 OPTIONAL = ("environment", "method_args", "arguments", "run_s", "method_facts", "fitted_tree")
 OPTIONAL += ("questions", "selection", "placement", "load", "step_reads")
@@ -120,7 +124,7 @@ def covers(allowed, dotted):
 
 
 def check_shared(method, base, allow=(), harmless=lambda dotted: False):
-    """Refuse two AnswerFiles whose shared fields differ; return the differences let pass.
+    """Raise Incomparable for AnswerFiles whose shared fields differ; return what was let pass.
 
     A difference passes where `allow` names it, where `harmless(dotted)` holds, and where the
     method's history is the baseline's own file: then both saw the same prompts. Without a meta on
@@ -142,7 +146,7 @@ def check_shared(method, base, allow=(), harmless=lambda dotted: False):
         (passed if allowed else refused).append(difference)
     if refused:
         listed = "; ".join(describe(difference) for difference in refused)
-        raise AnswerError(f"{method.path} and {base.path} are not comparable: {listed}")
+        raise Incomparable(f"{method.path} and {base.path} are not comparable: {listed}")
     return passed
 
 

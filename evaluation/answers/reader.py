@@ -20,10 +20,11 @@ from evaluation.answers.checks import (
     check_ids_counted,
     check_times,
     count_ids,
+    failed_joules,
     parse_request,
 )
 from evaluation.answers.fields import Fields
-from evaluation.answers.meta import AnswerError, find_field, read_meta
+from evaluation.answers.meta import AnswerError, find_field, meta_path, read_meta
 from model.common.errors import parse_json
 
 UNCATEGORIZED = "uncategorized"  # the name of no category in this project's files
@@ -46,7 +47,7 @@ class Choice:
     output_ids: list | None  # [T][new_tokens]
     prompt_tokens: list | None
     finish_reason: list | None
-    prefill_s: list | None
+    prefill_s: list | None  # [T] seconds after begin_s: the drafter has read the prompt, too
     stage_s: dict | None  # stage -> seconds, summed over all steps of all turns
     batch: list | None = None  # [T] id of the turn's batch, in files of fixed batches
     verify_s: list | None = None  # [T][steps]
@@ -54,6 +55,7 @@ class Choice:
     depth: list | None = None  # [T][steps] longest path of the draft, in tokens
     recompiled: list | None = None  # [T] graphs compiled or captured within wall_s
     begin_s: list | None = None  # [T] Unix time at which the prefill began, one clock a machine
+    first_s: list | None = None  # [T] seconds after it: the first token; prefill_s in older files
     step_end_s: list | None = None  # [T][steps] end of every step, in seconds after begin_s
     slot: list | None = None  # [T] the slot of the loop that decoded the turn
     energy_j: list | None = None  # [T] joules within wall_s
@@ -92,6 +94,7 @@ class Question:
     choices: list
     request: dict | None = None  # of a load run: {"arrival_s", "sent_s"}, Unix times
     failed_s: float | None = None  # Unix time at which it failed, in a load run
+    energy_j: float | None = None  # joules until it failed
 
     @property
     def task(self):
@@ -115,6 +118,13 @@ class AnswerFile:
     def lossy(self):
         """Whether the method's acceptance rule may change the target's output."""
         return bool(self.meta and self.meta["lossy"])
+
+    @property
+    def meta_sha256(self):
+        """Of the meta's bytes as they are now, None where there is no meta."""
+        if self.meta is None:
+            return None
+        return hashlib.sha256(meta_path(self.path).read_bytes()).hexdigest()
 
     @property
     def is_share(self):
@@ -293,7 +303,8 @@ def parse_question(record, where, quirks):
     error = record.get("error")
     if error:
         reason = str(error).strip() or "failed"
-        return Question(question_id, category, reason, [], request, failed_s)
+        energy_j = failed_joules(record, where)
+        return Question(question_id, category, reason, [], request, failed_s, energy_j)
     choices = record.get("choices")
     if not isinstance(choices, list) or not choices:
         raise AnswerError(f"{where}: question {question_id} has no choices and no error")
@@ -335,6 +346,7 @@ def parse_choice(record, number, where, quirks):
         depth=fields.step_counts("depth"),
         recompiled=fields.counts("recompiled") if "recompiled" in record else None,
         begin_s=fields.seconds("begin_s") if "begin_s" in record else None,
+        first_s=fields.first_tokens(),
         step_end_s=fields.step_ends("step_end_s"),
         slot=fields.counts("slot") if "slot" in record else None,
         energy_j=fields.amounts("energy_j"),

@@ -1,11 +1,14 @@
 """Leaderboard.md from the stored rows: a table for each target, device and setting, best first."""
 
+import re
+
 from evaluation.answers.meta import AnswerError
 from evaluation.board.verdicts import AUDIT, TARGET
 from evaluation.speedup.drift import CHEAP, ENDING
 from evaluation.speedup.report import short_commit
 from evaluation.summary.layout import NO_VALUE, SETTINGS, USUAL, number, speedup_text
 from evaluation.summary.rows import shortened
+from model.common.visible import visible
 
 NAME = "Leaderboard.md"
 MINI = "mini_bench"
@@ -23,6 +26,7 @@ MINI_LINE = "The mini models are a check of the machinery; their rows say nothin
 ALIKE = ("bench_name", "target", "scale_to", "device", "num_threads", "dtype", "temperature")
 ALIKE += ("top_p", "batch_size", "runtime", "max_new_tokens", "weights_sha256", "questions_sha256")
 LINE = ("dtype", "temperature", "top_p", "runtime", "batch_size", "num_threads")
+MARKUP = re.compile(r"[\\`*#~|<>\[\]]")
 
 
 def text(rows):
@@ -48,11 +52,20 @@ def text_of(rows):
     return "\n".join(parts)
 
 
+def shown(value):
+    r"""A value of a row as text of one line, which is no markup of Markdown or HTML.
+
+    >>> print(shown("A | <b>\n# B"))
+    A \| \<b\>\\n\# B
+    """
+    return MARKUP.sub(r"\\\g<0>", visible(str(value), kept=""))
+
+
 def section_lines(place, tables):
     """The lines of one target on one device."""
     bench, target, size, device = place
     twin = f"twin of {target} at {size}" if size else target
-    lines = [f"## {twin} on {device}: {bench}", ""]
+    lines = ["## " + shown(f"{twin} on {device}: {bench}"), ""]
     lines += [MINI_LINE, ""] if bench == MINI else []
     if size:
         lines += ["A twin has a large model's times and the acceptance of the small one in it.", ""]
@@ -77,21 +90,21 @@ def heading_lines(rows):
     if len(bases) == 1:
         ((_, speed),) = bases
         parts.append(f"baseline {speed:.1f} tokens/s")
-    return [" | ".join(parts)]
+    return [" | ".join(map(shown, parts))]
 
 
 def table_lines(rows):
     """The table itself."""
     tasks = [name for name in rows[0]["numbers"]["speedup"] if name != "Overall"]
     energy = any(row["numbers"]["joules_per_token"] is not None for row in rows)
-    header = ["method", "speedup [95 %]", *tasks, "accepted", "price", "of bound", "verdict"]
-    header += ["drift", *["J/token (baseline)"] * energy, "commit", "date"]
+    header = ["method", "speedup [95 %]", *map(shown, tasks), "accepted", "price", "of bound"]
+    header += ["verdict", "drift", *["J/token (baseline)"] * energy, "commit", "date"]
     lines = [header, ["---"] * len(header)]
     found = [row["numbers"] for row in rows]
     runs = {one[name] for one in found for name in ("name", "base_name")}
     names = shortened({run for run in runs if not run.endswith(ENDING)})
     lines += [cells(row, tasks, energy, names) for row in rows]
-    return ["| " + " | ".join(str(c).replace("|", "/") for c in line) + " |" for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def cells(row, tasks, energy, names):
@@ -102,18 +115,17 @@ def cells(row, tasks, energy, names):
     cheap = "!" if price is not None and price < CHEAP else ""
     bound = NO_VALUE if share is None else f"{100 * share:.1f} %"
     return [
-        name_text(found, names),
+        shown(name_text(found, names)),
         speedup_text(found["speedup"]["Overall"]),
         *(number((found["speedup"].get(task) or {"value": None})["value"]) for task in tasks),
         number(found["accepted"]),
         number(price) + cheap,
         bound + "*" * (found["bound"]["label"] is not None),
-        verdict["verdict"] + judged,
-        drift_text(found["drift"]),
-        *[f"{digits(found['joules_per_token'])} ({digits(found['base_joules_per_token'])})"]
-        * energy,
-        short_commit(found["commit"]),
-        found["date"],
+        shown(verdict["verdict"]) + judged,
+        shown(drift_text(found["drift"])),
+        *[energy_text(found)] * energy,
+        shown(short_commit(found["commit"])),
+        shown(found["date"]),
     ]
 
 

@@ -8,12 +8,15 @@ data/BENCH/question.jsonl; where that file is there, it is held to the set again
 """
 
 import argparse
+from collections import Counter
 
 from evaluation.answers.meta import AnswerError, find_field
 from evaluation.board import store
 from model.common.errors import parse_json
 
 NAMED = 3  # questions named in a line
+# of a category that a row has: from fewer an interval is a guess, and a few can be picked for speed
+LEAST = 8
 
 
 def set_path(meta, root):
@@ -104,7 +107,7 @@ def problems(answers, kept):
 
 
 def selection_problems(meta, kept):
-    """Where the questions of a meta are not those that its selection chooses of the bench's set."""
+    """Where a meta's questions are too few, or are not those that its selection chooses."""
     from model.common.errors import BadInput
     from model.common.prompts.questions import select
 
@@ -120,7 +123,20 @@ def selection_problems(meta, kept):
         return [f"its selection: {error}"]
     if [q["question_id"] for q in chosen] != list(meta["questions"]):
         return [f"{len(meta['questions'])} questions, its selection chooses {len(chosen)} others"]
-    return []
+    return few_problems(chosen, questions)
+
+
+def few_problems(chosen, questions):
+    """A line where a category has fewer than LEAST of the bench's questions, but not all."""
+    from model.common.prompts.questions import group_of
+
+    asked, there = (Counter(map(group_of, part)) for part in (chosen, questions))
+    few = [
+        f"{number} of {there[name]} {name}"
+        for name, number in asked.items()
+        if number < min(LEAST, there[name])
+    ]
+    return [f"too few questions (below {LEAST} of a category): {', '.join(few)}"] if few else []
 
 
 def named(ids):

@@ -61,6 +61,8 @@ def another_method(method, base, result):
         yield f"not a run of {method.meta['method']}: it does not know its flags"
     if method.meta["method"] == "vanilla" and method.path.resolve() == base.path.resolve():
         yield "the baseline itself"
+    if method.is_share:
+        yield f"the pairs of {method.meta['pairs_of']}, no run of its own"
 
 
 def own_flags(method):
@@ -86,8 +88,9 @@ def no_baseline(method, base, result):
         yield f"its baseline is {base.label} ({base.meta['method']}), not vanilla"
     elif accepted is None or not math.isclose(accepted, 1, rel_tol=1e-12):
         yield f"its baseline commits {accepted} tokens a step, a plain one 1.000"
-    if base.is_share and base.meta["pairs_of"] != method.model_id:
-        yield f"its baseline is the pairs of {base.meta['pairs_of']}"
+    beside = drift.pairs_path(method.path).resolve() == base.path.resolve()
+    if base.is_share and not (beside and base.meta["pairs_of"] == method.model_id):
+        yield f"its baseline is the pairs of {base.meta['pairs_of']}, not those beside it"
 
 
 def not_whole(method, base, result):

@@ -8,7 +8,6 @@ says whether a method differs more often; it takes the two as independent, which
 questions is cautious.
 """
 
-import math
 import statistics
 
 import torch
@@ -16,39 +15,10 @@ import torch
 from evaluation.judging.gaps import row_gaps
 from evaluation.judging.readings import answer_logits, batches, padded
 from evaluation.judging.verdicts import MULTIPLE
+from evaluation.speedup.intervals import newcombe
 from model.common.loop.verify import best_id
 
-Z = 1.959964  # 95 %
 WIDTH_UNKNOWN = 16  # nodes a step where no file says how many were drafted
-
-
-def wilson(hits, trials):
-    """Wilson's score interval of a proportion.
-
-    >>> [round(limit, 4) for limit in wilson(0, 10)]
-    [0.0, 0.2775]
-    """
-    share, square = hits / trials, Z * Z / trials
-    middle = share + square / 2
-    half = Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
-
-
-def newcombe(hits, trials, base_hits, base_trials):
-    """95 % interval of hits / trials - base_hits / base_trials.
-
-    Examples (a) and (h) of his table II:
-
-    >>> [round(limit, 4) for limit in newcombe(56, 70, 48, 80)]
-    [0.0524, 0.3339]
-    >>> [round(limit, 4) for limit in newcombe(10, 10, 0, 10)]
-    [0.6075, 1.0]
-    """
-    share, base = hits / trials, base_hits / base_trials
-    (low, high), (base_low, base_high) = wilson(hits, trials), wilson(base_hits, base_trials)
-    down = math.hypot(share - low, base_high - base)
-    up = math.hypot(high - share, base - base_low)
-    return share - base - down, share - base + up
 
 
 def typical_width(answers):

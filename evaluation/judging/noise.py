@@ -31,9 +31,8 @@ import torch
 from evaluation.answers.meta import AnswerError
 from evaluation.judging.gaps import ulp_sizes
 from evaluation.judging.readings import Text, answer_logits, chains, check_text, own_logits
+from evaluation.judging.verdicts import FACTOR, FLOOR_ULPS
 
-FACTOR = 2.0
-FLOOR_ULPS = 2.0
 WINDOW = 8  # positions read of a text
 READINGS = {"row": "single rows", "chain": "chains", "tree": "trees"}
 OWN = "transformers' own forward"

@@ -15,6 +15,7 @@ LOSSY BY DESIGN the ids differ and the meta says that the acceptance rule may ch
 from dataclasses import asdict, dataclass, field
 
 MULTIPLE = 4.0
+FACTOR, FLOOR_ULPS = 2.0, 2.0  # of the bound: times the noise, and its least; see noise.py
 EXACT, LOSSY, TIES, SUSPECT, BUG = "EXACT", "LOSSY BY DESIGN", "TIES ONLY", "SUSPECT", "BUG"
 CANNOT = "CANNOT JUDGE"
 ORDER = (EXACT, LOSSY, TIES, SUSPECT, CANNOT, BUG)

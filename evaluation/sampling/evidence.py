@@ -138,7 +138,7 @@ def detectable_argmax(found: Evidence, level: float) -> float | None:
     found_by = []
     gap = (found.entropy + np.log(found.best)).sum()
     if gap > 1e-9:
-        bound = NORMAL.inv_cdf(1 - level / 2)
+        bound = -NORMAL.inv_cdf(level / 2)
         found_by.append((bound + reach) * math.sqrt(found.variance.sum()) / gap)
     best = found.best[found.free]
     shift = np.array([(np.minimum(x / best, 1) - x).sum() for x in GRID])

@@ -7,13 +7,19 @@ import math
 import torch
 
 from evaluation.answers.meta import AnswerError
+from evaluation.judging.control import typical_width
+from evaluation.judging.noise import calibrate, sample_windows
+from evaluation.judging.readings import Text
+from evaluation.judging.verdicts import odd_reading
 from evaluation.sampling import forcing
 from evaluation.sampling.evidence import MIN_FREE, Evidence, run_tests
-from evaluation.sampling.token_law import Sampling, TokenLaw, audit_uniforms, token_law
+from evaluation.sampling.token_law import MARGINS, Sampling, TokenLaw, audit_uniforms, token_law
 
 BLOCK_NUMBERS = 1 << 22  # logits at a time: some ten tensors of float64 of it are in use
 COPY_CHANCE = 1e-6  # a turn less likely than this is not drawn twice
 ROUGH_SKEWNESS = 0.5
+NOISE_TOKENS = 64  # positions at which the target's rounding is measured
+ROUNDED_TOKENS = 100_000  # of half precision, from which on the tests may see rounding
 
 
 class Scorer:
@@ -24,6 +30,7 @@ class Scorer:
 
     def __init__(self, args):
         self.args, self.name, self.loaded = args, None, None
+        self.rounding = None  # of a logit of the target that is loaded, once it is measured
         self.scored, self.scored_as = {}, None  # key of a turn -> TokenLaw
         self.seen = {}  # a file's draws -> the first file that holds them
         if args.num_threads:
@@ -40,7 +47,8 @@ class Scorer:
             args.bench_name,
             args.question_file,
         )
-        sampling = Sampling.of(settings, asked.dtype)
+        self._load(asked)
+        sampling = self._sampling(answers, asked, settings)
         laws, keys, first, copies = self._score(answers, asked, sampling)
         law = TokenLaw.join(laws)
         evidence = Evidence.of(law)
@@ -49,17 +57,19 @@ class Scorer:
             "label": answers.label,
             "file": str(answers.path),
             "sha256": answers.sha256,
+            "meta_sha256": answers.meta_sha256,
             "lossy": answers.lossy,
             "draws_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "settings": settings,
             "dtype": asked.dtype,
+            "margin": sampling.margin,
             "turns": len(laws),
             "tokens": len(law.impossible),
             "free_tokens": int(evidence.free.sum()),
             "impossible": {"tokens": int(law.impossible.sum()), "first": first},
             "tolerated_tokens": int(law.tolerated.sum()),
             "tests": run_tests(evidence),
-            "notes": self._notes(answers, text, evidence, law, copies),
+            "notes": self._notes(answers, asked.dtype, text, evidence, law, copies),
             "evidence": evidence,
         }
 
@@ -68,7 +78,7 @@ class Scorer:
 
         A copy repeats another turn's prompt and answer, which chance does not: it is in no law.
         """
-        target, prompter = self._load(asked, sampling)
+        target, prompter = self.loaded
         width = max(1, min(forcing.BLOCK_ROWS, BLOCK_NUMBERS // target.vocab_size))
         laws, keys, first, copies, said = [], [], None, 0, set()
         for turn in forcing.forced_turns(answers, asked, target, prompter, width):
@@ -86,19 +96,45 @@ class Scorer:
             raise AnswerError(f"{answers.path}: every question failed, nothing to audit")
         return laws, keys, first, copies
 
-    def _load(self, asked, sampling):
-        """The target and prompter of an Asked, loaded unless they were the last file's."""
+    def _load(self, asked):
+        """Load the target and prompter of an Asked, unless they were the last file's."""
         asked_for = json.dumps(asked.flags, sort_keys=True)
         name = (asked.model_path, asked.dtype, asked.template, asked.scale_to, asked_for)
         if self.name != name:
-            self.name, self.loaded = None, None  # free before loading
+            self.name, self.loaded, self.rounding = None, None, None  # free before loading
             trusted = self.args.trust_remote_code
             self.loaded = forcing.load_asked(asked, self.args.device, trusted)
             self.name = name
-        if self.scored_as != (name, sampling):
+
+    def _sampling(self, answers, asked, settings):
+        """The Sampling of a file, whose margin is measured where a token can be impossible."""
+        sampling = Sampling.of(settings, MARGINS[asked.dtype])
+        if sampling.truncates:
+            if self.rounding is None:
+                self.rounding = self._measure_rounding(answers, asked)
+            sampling = Sampling.of(settings, max(MARGINS[asked.dtype], self.rounding))
+        if self.scored_as != (self.name, sampling):
             self.scored.clear()
-            self.scored_as = (name, sampling)
-        return self.loaded
+            self.scored_as = (self.name, sampling)
+        return sampling
+
+    def _measure_rounding(self, answers, asked):
+        """By how much rounding moves a logit of the loaded target, by noise.py on this file.
+
+        Its bound is of the difference of two logits. A target whose readings of one prefix differ
+        by more than rounding can is not audited.
+        """
+        target, prompter = self.loaded
+        turns = forcing.forced_turns(answers, asked, target, prompter)
+        texts = [Text(t.prompt_ids, t.output_ids, _where(answers, t)) for t in turns]
+        windows = sample_windows(texts, NOISE_TOKENS, self.args.seed)
+        if not windows:  # every answer is one token long
+            return 0.0
+        width, _ = typical_width(answers)
+        noise = calibrate(target, windows, asked.dtype, width, self.args.seed)
+        if noise.odd:
+            raise AnswerError(f"{odd_reading(noise.odd)}: nothing can be judged")
+        return noise.bound / 2
 
     def _law(self, turn, sampling):
         """(TokenLaw, key) of a turn; the key is the same for the same answer to the same turn."""
@@ -117,7 +153,7 @@ class Scorer:
             self.scored[key] = TokenLaw.join(parts)
         return self.scored[key], key
 
-    def _notes(self, answers, draws, evidence, law, copies) -> list:
+    def _notes(self, answers, dtype, draws, evidence, law, copies) -> list:
         """What a reader of the verdict should know."""
         notes = []
         same = self.seen.setdefault(draws, answers.path)
@@ -135,12 +171,22 @@ class Scorer:
             notes.append(
                 f"few tokens carry the surprisal (skewness {evidence.skewness:.2f}): its p is rough"
             )
+        if dtype in ("float16", "bfloat16") and len(law.impossible) > ROUNDED_TOKENS:
+            notes.append(
+                f"more than {ROUNDED_TOKENS:,} tokens in half precision: the tests may see that a"
+                " prefill's logits differ from a step's by rounding"
+            )
         if law.tolerated.any():
             notes.append(
                 f"{int(law.tolerated.sum())} tokens stand outside the support by no more than"
                 " rounding"
             )
         return notes
+
+
+def _where(answers, turn) -> str:
+    """A turn's name in messages."""
+    return f"{answers.path}: question {turn.question_id} choice {turn.choice} turn {turn.turn}"
 
 
 def _place(turn, position: int) -> dict:

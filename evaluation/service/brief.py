@@ -53,17 +53,25 @@ def half_and_worst(latency):
 
 
 def short_names(labels):
-    """The labels without the words that all begin with; what is left has a letter in it.
+    """The labels without the words that all begin with; what is left has a letter in it, and is not
+    how another one ends.
 
     >>> short_names(["mini-pld-rate-1", "mini-pld-rate-2", "mini-sps-rate-1"])
     ['pld-rate-1', 'pld-rate-2', 'sps-rate-1']
     >>> short_names(["mini-pld-rate-1", "mini-pld-rate-2"])
     ['rate-1', 'rate-2']
+    >>> short_names(["mini-vanilla-rate-1", "mini-vanilla-compile-rate-1"])
+    ['vanilla-rate-1', 'vanilla-compile-rate-1']
     """
     words = [label.split("-") for label in labels]
     shared = len(os.path.commonprefix(words)) if len(labels) > 1 else 0
     names = ["-".join(own[shared:]) for own in words]
-    while shared and not all(any(map(str.isalpha, name)) for name in names):
+    while shared and not all(tells(name, names) for name in names):
         shared -= 1
         names = ["-".join(own[shared:]) for own in words]
     return names
+
+
+def tells(name, others):
+    """Whether a name has a letter, and none of the others ends with it."""
+    return any(map(str.isalpha, name)) and not any(one.endswith(f"-{name}") for one in others)

@@ -18,6 +18,8 @@ import numpy as np
 
 from evaluation.answers.meta import check_shared, flatten
 from evaluation.service import timeline
+from evaluation.service.figures import meets
+from evaluation.speedup.intervals import wilson
 
 COMPARED = ("ttft", "tpot", "e2e")
 GOOD_SHARE = 0.95  # of requests that meet their bounds up to the knee
@@ -190,10 +192,11 @@ def percent(ratio, change):
 
 
 def knees(runs, figures):
-    """[{"label", "rates", "knee", "text"}] of Runs that differ only in their rate.
+    """[{"label", "rates", "knee", "between", "text"}] of Runs that differ only in their rate.
 
     knee: the highest rate up to which the share of requests that met their bounds stays at 95 % or
-    more. None where all rates are below or above it, or where a share is not known.
+    more. None where all rates are below or above it, or where a share is not known. between: the
+    same of the lower and the upper ends of the shares' intervals; None = below, or above, all rates
     """
     groups = {}
     for run, found in zip(runs, figures):
@@ -207,12 +210,48 @@ def knees(runs, figures):
             continue
         shares = [found["goodput"] and found["goodput"]["share"] for _, found in members]
         knee, text = knee_of(rates, shares)
+        between = [None, None]
         if len(set(rates)) < len(rates):
             knee, text = None, "knee: cannot be told: two files of one rate"
+        elif None not in shares:
+            ends = zip(*(share_interval(run, one["goodput"]["slo"]) for run, one in members))
+            between, within = knee_between(rates, *ends)
+            text += within
         points = [{"rate": rate, "share": share} for rate, share in zip(rates, shares)]
         label = sweep_label([run.label for run, _ in members])
-        results.append({"label": label, "rates": points, "knee": knee, "text": text})
+        found = {"label": label, "rates": points, "knee": knee, "between": between, "text": text}
+        results.append(found)
     return results
+
+
+def share_interval(run, slo):
+    """(low, high): 95 % interval of the share of a Run's requests that met every bound.
+
+    The wider of Wilson's, of requests that do not depend on each other, and the bootstrap's of
+    blocks, which says nothing where all met them.
+    """
+    met = np.array([bool(meets(request, slo)) for request in run.requests], float)
+    ends = [wilson(met.sum(), len(met))]
+    if len(met) >= LEAST:
+        drawn = block_weights(len(met), 4 * CHUNK, np.random.default_rng(0)) @ met / len(met)
+        ends.append(np.percentile(drawn, (2.5, 97.5)))
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+def knee_between(rates, lows, highs):
+    """([the least knee, the largest], words) by the ends of the shares' intervals.
+
+    >>> knee_between([1.0, 2.0, 4.0], [0.96, 0.9, 0.2], [1.0, 0.98, 0.4])
+    ([1.0, 2.0], "; within the shares' 95 % intervals 1 to 2")
+    """
+    found, words = [], []
+    for ends in (lows, highs):
+        count = next((i for i, end in enumerate(ends) if end < GOOD_SHARE), len(rates))
+        known = 0 < count < len(rates)
+        found.append(rates[count - 1] if known else None)
+        side = "" if known else "above " if count else "below "
+        words.append(f"{side}{rates[max(count - 1, 0)]:g}")
+    return found, f"; within the shares' 95 % intervals {' to '.join(dict.fromkeys(words))}"
 
 
 def sweep_key(run):

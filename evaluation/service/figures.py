@@ -10,6 +10,7 @@ from evaluation.speedup.metrics import covered_s
 PERCENTILES = (50, 90, 95, 99)
 LATENCIES = ("ttft", "tpot", "itl", "chunk_gap", "e2e", "queue", "lag")
 BOUNDS = ("ttft", "tpot", "e2e")  # what --slo may bound
+FULL = 0.95  # of a steady window, in which all slots were taken
 EMPTY_GOODPUT = {"slo": None, "met": None, "share": None, "per_s": None}
 
 
@@ -47,7 +48,7 @@ def figures_of(run, slo=None):
         "acceptance": acceptance(answered),
         "slots": slots(run),
         "peak_queue": queue_peak(answered),
-        "joules_per_token": joules_per_token(answered),
+        "joules_per_token": joules_per_token(run),
         "steady_joules_per_token": steady_joules(run),
         "notes": list(run.notes),
     }
@@ -222,24 +223,27 @@ def queue_peak(answered):
     return None if any(None in span for span in spans) else timeline.peak(spans)
 
 
-def joules_per_token(answered):
-    """Sum of energy_j / sum of new_tokens; None where an answer was not metered."""
+def joules_per_token(run):
+    """Sum of energy_j / sum of new_tokens; None where a request was not metered.
+
+    What a failed request took is in it, and its tokens are not.
+    """
     return ratio(
-        total([request.energy_j for request in answered]),
-        total([request.new_tokens for request in answered]),
+        total([request.energy_j for request in run.requests]),
+        total([request.new_tokens for request in run.answered]),
     )
 
 
 def steady_joules(run):
     """Joules a token of the meta's steady window (model/common/records/energy), or None.
 
-    The window is a process' own: of a run of several there is none.
+    The window is a process' own: of a run of several there is none. Nor where slots were free for
+    more than 1 - FULL of it, as they are where requests are not always waiting.
     """
     entries = run.answers and (run.answers.meta or {}).get("energy")
     try:
-        return (
-            (entries[0].get("steady") or {}).get("joules_per_token") if len(entries) == 1 else None
-        )
+        steady = (entries[0].get("steady") or {}) if len(entries) == 1 else {}
+        return steady.get("joules_per_token") if steady.get("full", 0.0) >= FULL else None
     except (AttributeError, KeyError, TypeError):
         return None
 

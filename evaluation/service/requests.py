@@ -146,7 +146,8 @@ def requests_of(question, answers):
     asked = question.request or {}
     if question.error is not None:
         moments = asked.get("arrival_s"), asked.get("sent_s")
-        return [Request(question.question_id, question.error, *moments, end_s=question.failed_s)]
+        ended = {"end_s": question.failed_s, "energy_j": question.energy_j}
+        return [Request(question.question_id, question.error, *moments, **ended)]
     turns = sum(len(choice.texts) for choice in question.choices)
     if asked and turns > 1:
         raise AnswerError(
@@ -154,7 +155,7 @@ def requests_of(question, answers):
         )
     found = []
     for choice in question.choices:
-        if choice.begin_s is None or choice.prefill_s is None:
+        if choice.begin_s is None or choice.first_s is None:
             raise AnswerError(
                 f"{answers.path}: question {question.question_id} has no begin_s and prefill_s:"
                 " it does not say when it was answered"
@@ -181,7 +182,7 @@ def request_of(choice, turn, request_id, asked):
         arrival_s=asked.get("arrival_s", begin_s),
         sent_s=asked.get("sent_s"),
         begin_s=begin_s,
-        first_s=begin_s + choice.prefill_s[turn] if new_tokens else None,
+        first_s=begin_s + choice.first_s[turn] if new_tokens else None,
         last_s=last_of(choice, turn) if new_tokens else None,
         end_s=end_s,
         prompt_tokens=choice.prompt_tokens[turn] if choice.prompt_tokens else None,
@@ -199,14 +200,14 @@ def request_of(choice, turn, request_id, asked):
 
 
 def last_of(choice, turn):
-    """Unix time of a turn's last token: its last step or chunk, its prefill where it has none."""
+    """Unix time of a turn's last token: its last step's or chunk's, the first where it has none."""
     begin_s = choice.begin_s[turn]
     if choice.chunk_tokens is not None:
-        ends = [choice.prefill_s[turn], *choice.chunk_end_s[turn]]
+        ends = [choice.first_s[turn], *choice.chunk_end_s[turn]]
         filled = zip(ends, choice.chunk_tokens[turn])
         return begin_s + max((end for end, tokens in filled if tokens), default=ends[0])
     if choice.step_end_s is not None:
-        return begin_s + [choice.prefill_s[turn], *choice.step_end_s[turn]][-1]
+        return begin_s + [choice.first_s[turn], *choice.step_end_s[turn]][-1]
     return begin_s + choice.wall_s[turn]
 
 
@@ -216,7 +217,7 @@ def chunks_of(choice, turn):
     A chunk that brings no token is none: its time is part of the next one's gap. None, None where
     the file does not say when the steps ended, or what they committed.
     """
-    first = choice.prefill_s[turn]
+    first = choice.first_s[turn]
     if choice.chunk_tokens is not None:
         ends, tokens = choice.chunk_end_s[turn], choice.chunk_tokens[turn][1:]
     elif choice.step_end_s is not None and choice.accept_lengths is not None:

@@ -1,7 +1,7 @@
 """Text of serving figures: a row a file, what is gained over a base, the knee, the definitions."""
 
 from evaluation.answers.meta import describe
-from evaluation.service.figures import LATENCIES, PERCENTILES
+from evaluation.service.figures import FULL, LATENCIES, PERCENTILES
 from evaluation.speedup.report import NO_VALUE, fixed, ratio_text, table
 from model.common.records.schema import SERVING
 
@@ -60,8 +60,9 @@ def throughput_lines(figures):
     ]
     if metered:
         lines.append(
-            "J/token: of all answers; steady: from the B-th first token to the (N - B)-th of N"
-            " requests in B slots (ML.ENERGY's window)"
+            "J/token: of all requests, the failed ones among them; steady: from the B-th first"
+            " token to the (N - B)-th of N requests in B slots (ML.ENERGY's window), where all"
+            f" slots were taken in {percent_text(FULL)} of it or more"
         )
     bounds = next((found["goodput"]["slo"] for found in figures if found["goodput"]), None)
     if bounds:

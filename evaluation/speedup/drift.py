@@ -17,6 +17,10 @@ the part with the largest s + n: it is never narrower than the drift.
 
 A vanilla row is a baseline at another time by itself: all its questions are pairs. Of a baseline
 that drafts, its own pairs take its place.
+
+Where a method is compared with its own pairs (--paired 1), both were decoded at one time, and there
+is no drift between them. Where more than MOST_APART of the pairs were decoded at another time after
+all, further from their questions than a minute and the longest answer, it is unknown.
 """
 
 import math
@@ -25,12 +29,14 @@ from statistics import fmean, median, stdev
 
 from evaluation.answers.meta import AnswerError, check_shared, find_field
 from evaluation.answers.reader import read_answers
+from evaluation.speedup.intervals import student
 
 ENDING = "-paired-baseline"  # of a method's name, for its pairs
 BOUND = 1.10  # a row that moved further is marked
 BANDWIDTHS = 1.20  # read bandwidths that differ by more are named
 LARGE_PART, MOST_PARTS = 8, 8  # pairs of a part where there are more than two; parts
 APART_S = 60.0  # a pair decoded further from all of the method's answers is not beside them
+MOST_APART = 0.05  # of the pairs of --paired 1, that may be so
 CHEAP = 0.995  # a price of verification below it prints as less than 1.00
 ASKED = ("questions_sha256", "prompts_sha256")  # of shared: which questions, not how they are timed
 NOT_MEASURED = {"pairs": 0, "moves": [], "parts": [], "shift": None, "noise": None, "marked": False}
@@ -61,10 +67,12 @@ def measure(method, base, profile=None):
     try:
         times = [times_of(method, "the method's file"), times_of(base, "the baseline's file")]
         if times[0].path.resolve() == times[1].path.resolve():
-            state = "none"
+            state, left_out = "none", num_apart(method, times[0])
+            if left_out > MOST_APART * len(times[0].questions):
+                state, reason = "unknown", f"{left_out} of its pairs were decoded at another time"
         else:
             check_shared(*times, harmless=lambda dotted: dotted in ASKED)
-            moves, left_out = moves_of(*times, span_of(method))
+            moves, left_out = moves_of(*times, span_of(method.questions.values()))
     except AnswerError as error:
         state, reason = "unknown", str(error)
     if state == "measured" and len(moves) < 2:
@@ -101,25 +109,6 @@ def part(name, moves, spread):
     return {"part": name, "pairs": len(moves), "moved": math.exp(fmean(moves)), "noise": noise}
 
 
-def student(freedom):
-    """The 97.5 % point of Student's t, by its expansion around the normal's (error below 0.2 %).
-
-    >>> [round(student(n), 2) for n in (1, 2, 3, 10)]
-    [12.71, 4.3, 3.18, 2.23]
-    """
-    if freedom < 3:  # known in closed form
-        return (math.tan(0.475 * math.pi), 0.95 * math.sqrt(2 / (1 - 0.95**2)))[freedom - 1]
-    z = 1.959963984540054
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return math.fsum(term / freedom**power for power, term in enumerate(terms))
-
-
 def times_of(answers, name):
     """The AnswerFile of the baseline's times at the time of `answers`: itself, or its pairs."""
     if answers.meta is None:
@@ -136,15 +125,39 @@ def times_of(answers, name):
     return pairs
 
 
-def span_of(answers):
-    """(begin, end) in Unix seconds of a file's answers, None where it does not say."""
-    choices = [choice for question in answers.questions.values() for choice in question.choices]
-    if not choices or any(choice.begin_s is None for choice in choices):
+def span_of(questions):
+    """(begin, end) in Unix seconds of the turns of Questions, None where one does not say."""
+    questions = list(questions)
+    if any(choice.begin_s is None for question in questions for choice in question.choices):
         return None
-    return (
-        min(begin for choice in choices for begin in choice.begin_s),
-        max(b + wall for choice in choices for b, wall in zip(choice.begin_s, choice.wall_s)),
-    )
+    turns = [turn for question in questions for turn in turns_of(question)]
+    return (min(turns)[0], max(end for _, end in turns)) if turns else None
+
+
+def turns_of(question):
+    """(begin, end) of a Question's turns in Unix seconds, [] where it does not say."""
+    return [
+        (begin, begin + wall)
+        for choice in question.choices
+        for begin, wall in zip(choice.begin_s or (), choice.wall_s)
+    ]
+
+
+def num_apart(method, pairs):
+    """How many questions' pairs were decoded at another time, as far as the files say when.
+
+    Slots are filled with one side's questions and then with the other's, so that a pair may have to
+    wait for the longest answer of its group.
+    """
+    sides = [
+        (span_of([question]), span_of([pairs.questions[name]]))
+        for name, question in method.questions.items()
+        if name in pairs.questions
+    ]
+    sides = [both for both in sides if None not in both]
+    longest = max((end - begin for both in sides for begin, end in both), default=0.0)
+    gaps = [max(begin for begin, _ in both) - min(end for _, end in both) for both in sides]
+    return sum(gap > APART_S + longest for gap in gaps)
 
 
 def moves_of(ours, theirs, span):
@@ -160,11 +173,7 @@ def moves_of(ours, theirs, span):
         speeds = [pace(side, by_step) for side in (question, other) if side is not None]
         if len(speeds) < 2 or None in speeds:
             continue
-        turns = [
-            (begin, begin + wall)
-            for choice in question.choices
-            for begin, wall in zip(choice.begin_s or (), choice.wall_s)
-        ]
+        turns = turns_of(question)
         begin = min((begin for begin, _ in turns), default=None)
         end = max((end for _, end in turns), default=None)
         apart = span and turns and (end < span[0] - APART_S or begin > span[1] + APART_S)
@@ -276,6 +285,8 @@ def drift_lines(label, drift):
     """The line of a row below its table, and what is named beside it."""
     lines = [f"drift: {label}: {'; '.join(drift['named'])}"] if drift["named"] else []
     if drift["state"] == "none":
+        if drift["left_out"]:
+            lines.append(f"drift: {label}: {drift['left_out']} pairs decoded at another time")
         return lines
     text = f"unknown: {drift['reason']}"
     if drift["parts"]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.answers.fields import STAGES
+from evaluation.speedup.intervals import few_questions
 
 CHUNK = 1000  # resamples drawn at a time: 1000 x questions x 8 bytes
 
@@ -166,23 +167,28 @@ def resample_means(num_questions, resamples, seed):
         yield lambda values, weights=weights: weights @ values
 
 
-def bootstrap_intervals(ratios, method, base, resamples, seed, level=0.95):
-    """{aggregate's name: (low, high)}: percentile intervals of `ratios` over questions.
+def bootstrap_intervals(ratios, method, base, resamples, seed):
+    """{aggregate's name: (low, high)}: 95 % intervals of `ratios` over questions.
 
-    `ratios` is wall_ratios or decode_ratios. A resample in which a ratio is not defined (no
-    question with a step was drawn) is dropped. One question alone has no interval: (None, None).
+    `ratios` is wall_ratios or decode_ratios. Percentiles of the bootstrap, whose distances from the
+    value, as logarithms, are few_questions() times as large. A resample in which a ratio is not
+    defined (no question with a step was drawn) is dropped. One question alone has no interval:
+    (None, None).
     """
+    found = ratios(method, base)
     rows = decode_rows(method, base) if ratios is decode_ratios else base.wall_s > 0
     if rows.sum() < 2:
-        return {name: (None, None) for name in ratios(method, base)}
+        return {name: (None, None) for name in found}
     means = resample_means(len(base.wall_s), resamples, seed)
     drawn = [ratios(method, base, mean) for mean in means]
-    tails = [50 * (1 - level), 50 * (1 + level)]
-    intervals = {}
-    for name in drawn[0]:
+    stretch, intervals = few_questions(int(rows.sum())), {}
+    for name, value in found.items():
         values = np.concatenate([chunk[name] for chunk in drawn])
         values = values[np.isfinite(values)]
-        intervals[name] = tuple(np.percentile(values, tails)) if len(values) else (None, None)
+        ends = np.percentile(values, [2.5, 97.5]) if len(values) else (None, None)
+        if len(values) and min(value, *ends) > 0:
+            ends = value * (ends / value) ** stretch
+        intervals[name] = tuple(ends)
     return intervals
 
 

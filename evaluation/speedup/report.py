@@ -46,7 +46,8 @@ def definition_lines(bootstrap):
         " tokens are new_tokens on both sides",
         "decode    the same without the prefill's token and time",
         f"[ , ]     {bootstrap['level']:.0%} paired bootstrap over questions (percentile,"
-        f" {bootstrap['resamples']} resamples, seed {bootstrap['seed']}), widened by the drift",
+        f" {bootstrap['resamples']} resamples, seed {bootstrap['seed']}), widened for few questions"
+        " and by the drift",
         "drift     the baseline's speed beside the method, as a multiple of that in its own file;"
         " moved: by more than 10 % in a part of the run",
         "accepted  mean tokens per step, bonus included: over all steps | over questions",

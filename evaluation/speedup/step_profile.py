@@ -6,7 +6,8 @@ rows         1 + drafted candidates of a step, the median (probe and inert rows 
 price        of verification: a step's verify_s / the baseline's, whose step reads one row; medians
 break-even   accept length at which the method is as fast as the baseline, prefill left out:
              (draft + verify + commit + rest) of a step / the baseline's step
-harness      share of the run outside every timed region: tokenising, detokenising, writing
+harness      share of the run outside every timed region: tokenising, detokenising (but for stop
+             strings), writing
 """
 
 import math

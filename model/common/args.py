@@ -319,7 +319,7 @@ def add_offload(parser) -> None:
     )
     parser.add_argument("--offload-folder", help="of --offload disk: files of the layers, removed")
     parser.add_argument(
-        "--offload-buffers", type=at_least(1), default=2, help="layers on the device at a time"
+        "--offload-buffers", type=at_least(1), help="layers on the device at a time (default: 2)"
     )
 
 

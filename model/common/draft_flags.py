@@ -33,6 +33,23 @@ def wanted_tree(text: str, usual: str) -> tuple[str, bool]:
     return (rest or usual, True) if first == AUTO else (text, False)
 
 
+def flags_read(args, choice: str, read_by: dict[str, dict]) -> dict:
+    """The flags that the value of one flag reads, defaults filled in. Raises BadInput: another one
+    of them was given, which would say nothing.
+
+    choice: the name of that flag; read_by: {its value: {flag: default}}, where no flag has a
+    default of its own
+    """
+    value = getattr(args, choice)
+    every = {name for flags in read_by.values() for name in flags}
+    given = {name: getattr(args, name) for name in sorted(every) if getattr(args, name) is not None}
+    for name in given:
+        if name not in read_by[value]:
+            flag, own = (f"--{one.replace('_', '-')}" for one in (name, choice))
+            raise BadInput(f"{flag} says nothing to {own} {value}")
+    return read_by[value] | given
+
+
 def auto_tree(args) -> str | None:
     """The flag and value that leave the draft's tree to the harness, None = none does."""
     for name in ("total_token", "max_budget", "tree"):

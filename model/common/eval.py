@@ -233,6 +233,9 @@ class Bench:
             asked = self._asked(schedule)
             files = list(zip((self.drafter, self.baseline), opened))
             left = pairs.remaining(asked, opened, self.args.paired)
+            if self.args.paired == 1:  # half a pair is no pair: both sides are decoded anew
+                for file in opened:
+                    file.drop(question["question_id"] for question in left)
             if left:
                 if measured is None:  # before the warm-up, which allocates the run's cache
                     measured = measure(self.target, wanted_offload(self.args) is not None)
@@ -243,6 +246,7 @@ class Bench:
                 if tree:
                     opened[0].note({"fitted_tree": tree})
                 self.drafter.forget()
+                self.target.forget()
             begin = time.perf_counter()
             logs = [EnergyLog(self.energy, self._num_slots) for _ in files]
             wrong, seconds = self._answer(left, files, schedule, logs)
@@ -257,7 +261,7 @@ class Bench:
                 if left:
                     file.add_energy(log.summary(is_load(self.args)))
                     placed["peak_bytes"] = peak_bytes(self.placement.devices)
-                    ran = {"runtime_ran": self.target.runtime.name, "placement": placed}
+                    ran = {"runtime_ran": self.target.runtime.ran, "placement": placed}
                     file.note({"run_s": seconds, **ran})
                 file.finish(order, facts)
         return failed
@@ -330,12 +334,12 @@ class Bench:
         typical = None if drafter is self.baseline else self.typical
         if self.capacity is None:
             self.capacity = self._capacity()
-        shape = self._num_slots, self.capacity
-        return Loop(self.target, drafter, self.sampler, self.stop, *shape, typical)
+        shape, others = (self._num_slots, self.capacity), self.placement.drafter.devices
+        return Loop(self.target, drafter, self.sampler, self.stop, *shape, typical, others)
 
     @property
     def _num_slots(self) -> int:
-        return min(self.args.batch_size, len(self.questions))
+        return min(self.args.batch_size, len(self.questions) * self.args.num_choices)
 
     def _answer(self, questions, files, schedule, logs) -> tuple[int, dict[str, float]]:
         """(questions that failed, a meta's run_s but for harness), of the method and of its pairs.

@@ -18,7 +18,7 @@ def recorded(meta: dict) -> int:
 
 
 def remaining(questions: list[dict], files, every: int) -> list[dict]:
-    """Questions that have no answer yet, or of --paired 1 no pair.
+    """Questions that have no answer yet, or of --paired 1 no pair, whose answer is made anew, too.
 
     Of a larger N a lost pair stays lost: decoded later, it would tell of another time.
     """

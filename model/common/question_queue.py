@@ -79,7 +79,7 @@ class QuestionQueue(Source):
 
     def failed(self, request, slot, reason):
         request.owner.error = reason
-        self.energy.failed(slot)
+        request.owner.shares.append(self.energy.failed(slot))
         self._close(slot)
 
     def notes(self) -> dict:
@@ -96,7 +96,7 @@ class QuestionQueue(Source):
             self.open[0] = self._next()
         for slot in list(self.open):
             self.open[slot].error = reason
-            self.energy.failed(slot)
+            self.open[slot].shares.append(self.energy.failed(slot))
             self._close(slot)
 
     def _close(self, slot: int) -> None:
@@ -115,6 +115,9 @@ class QuestionQueue(Source):
     def _write(self, question: dict, choices: list[Conversation], error, facts: dict) -> None:
         """Make the record of an answered question, and hand it over."""
         made = [] if error else [self._choice(choice) for choice in choices]
+        if error:
+            joules = self.energy.joules(*(share for c in choices for share in c.shares))
+            facts = facts if joules is None else facts | {"energy_j": round(joules, 6)}
         self.record(answer_record(question, self.model_id, made, error) | facts)
 
     def _choice(self, c: Conversation) -> dict:

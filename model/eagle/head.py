@@ -1,7 +1,7 @@
 """EAGLE's head: one linear layer and one Llama layer that guess the target's next feature.
 
 Row i reads the embedding of token i + 1 and the target's final feature at i, sits at position i
-and gives the feature at i + 1, whose logits are the target's own lm_head's.
+and gives the feature at i + 1, whose logits are what the target's own would be.
 Source: Li et al., arXiv 2401.15077 (EAGLE), 2406.16858 (EAGLE-2, same head).
 """
 
@@ -22,6 +22,7 @@ from model.common.heads.head import (
     window_of,
 )
 from model.common.heads.vocabulary import DraftIds, some_rows
+from model.common.target.logits import logits_of
 
 FILES = ("pytorch_model.bin", "model.safetensors")
 KINDS = {"fc": "state"}  # see corner.KINDS
@@ -64,7 +65,7 @@ class EagleModule(nn.Module):
         return self.layers[0](rows, rotary, mask, place)
 
     def logits(self, features: Tensor) -> Tensor:
-        """[.., H] -> [.., V], the target's own."""
+        """[.., H] -> [.., V], what the target's lm_head says."""
         return self.borrowed[1](features)
 
 
@@ -78,6 +79,7 @@ class EagleHead(CachedHead):
 
     def __init__(self, module, config, target, draft_ids: DraftIds | None = None):
         super().__init__(module, config, target.device, target.dtype, target.runtime)
+        self.target_config = target.config
         self.draft_ids, self.vocab_size = draft_ids or DraftIds(), target.vocab_size
 
     def facts(self) -> dict:
@@ -89,8 +91,8 @@ class EagleHead(CachedHead):
         return hidden["last"].to(self.device)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of the draft's vocabulary, [.., H] -> [.., V]."""
-        return self.module.logits(features)
+        """Of the draft's vocabulary, [.., H] -> [.., V], scaled and capped as the target's are."""
+        return logits_of(self.module.logits(features), self.target_config)
 
     def target_ids(self, ids: Tensor) -> Tensor:
         """Ids of the draft's vocabulary as the target's."""

@@ -9,6 +9,8 @@ A row counts where the token that it predicts is an answer's.
 
 from __future__ import annotations
 
+from functools import partial
+
 from model.common.args import at_least, between
 from model.common.training.trainer import HeadTraining, main
 
@@ -55,9 +57,11 @@ class EagleTraining(HeadTraining):
 
     def __init__(self, args, target, data):
         from model.common.heads.head import CausalRows, head_fields, llama_config
+        from model.common.target.logits import check_logits
         from model.common.training.vocabulary import DraftVocabulary
         from model.eagle.head import EagleModule
 
+        check_logits(target.model)
         self.args, self.target = args, target
         self.fields = head_fields(target.config)
         self.fields |= {"vocab_size": target.lm_head.weight.shape[0], "bias": args.bias == "on"}
@@ -90,27 +94,30 @@ class EagleTraining(HeadTraining):
 
     def cross_entropy(self, batch, guessed, following, places):
         """(mean over rows, {"top_k": share of rows}) of guessed features [N, H] for true ones."""
+        from model.common.training.step import summed
+
+        num_rows, head = max(len(guessed), 1), None
+        if self.vocabulary is not None:
+            best = places.of(batch.hidden["best"].roll(-1, 1))[places.valid]
+            inside, _ = self.vocabulary.places(best)
+            guessed, following, head = guessed[inside], following[inside], self.vocabulary.head
+        entropy, *found = summed(partial(self._scored, head), guessed, following)
+        metrics = {f"top_{k}": hits / num_rows for k, hits in enumerate(found, 1)}
+        return entropy / max(len(guessed), 1), metrics
+
+    def _scored(self, head, guessed, following):
+        """Sums over rows of features [N, H]: the cross-entropy, and how often the target's best id
+        is among the first 1, 2 and 3; head: as in FrozenTarget.logits."""
         import torch
 
         from model.common.training.unroll import soft_cross_entropy
 
-        if self.vocabulary is None:
-            wanted = batch.target.logits(following)
-            best, inside = wanted.argmax(-1, keepdim=True), slice(None)
-            logits = self.target.lm_head(guessed.to(self.target.dtype)).float()
-        else:
-            best = places.of(batch.hidden["best"].roll(-1, 1))[places.valid]
-            inside, best = self.vocabulary.places(best)
-            wanted = batch.target.logits(following[inside], self.vocabulary.head)
-            head = self.vocabulary.head
-            logits = head(guessed[inside].to(head.weight.dtype)).float()
-        goal = wanted.softmax(-1)
-        entropy = soft_cross_entropy(goal, logits) / max(len(logits), 1)
         with torch.no_grad():
-            found = logits.topk(3, dim=-1).indices == best
-            share = len(logits) / max(len(guessed), 1)
-            metrics = {f"top_{k}": found[:, :k].any(-1).float().mean() * share for k in (1, 2, 3)}
-        return entropy, metrics
+            wanted = self.target.logits(following, head)
+        logits = self.target.logits(guessed, head)
+        hits = logits.detach().topk(3, dim=-1).indices == wanted.argmax(-1, keepdim=True)
+        entropy = soft_cross_entropy(wanted.softmax(-1), logits)
+        return entropy, *(hits[:, :k].any(-1).sum() for k in (1, 2, 3))
 
     def states(self, batch, features, places, depth: int = 1):
         """The head's features [B, Q, H] at places, of each step unrolled over its own outputs."""

@@ -18,6 +18,7 @@ from model.common.heads.head import LAYER_FIELDS, LAYER_LIMITS
 MIN_LAYERS = 8  # of the target: with fewer the three usual states coincide or lose their order
 IDS = "eagle_aux_hidden_state_layer_ids"
 NORMS = ("norm_before_fc", "fc_norm", "norm_output", "norm_before_residual")
+DEEP_SPEC = ("Qwen3Eagle3Model", "Gemma4Eagle3Model")  # architectures of deepseek-ai/DeepSpec
 FIELDS = (
     *LAYER_FIELDS,
     *NORMS,
@@ -102,9 +103,14 @@ def _check_kind(fields: dict, place: str, wanted: str) -> None:
     kind = fields.get("speculators_model_type")
     if kind not in (None, wanted):
         raise BadInput(f"{place}: speculators_model_type {kind}, {wanted} is needed")
-    names = [name for name in fields.get("architectures") or () if "Deepseek" in str(name)]
-    if names:
-        raise BadInput(f"{place}: {names[0]} has latent attention, which is not supported")
+    names = fields.get("architectures") or ()
+    if latent := [name for name in names if "Deepseek" in str(name)]:
+        raise BadInput(f"{place}: {latent[0]} has latent attention, which is not supported")
+    if other := [name for name in names if name in DEEP_SPEC]:
+        raise BadInput(
+            f"{place}: {other[0]} reads five states and norms queries and keys (DeepSpec), which "
+            "is not supported"
+        )
 
 
 def _nested(fields: dict, place: str) -> dict:

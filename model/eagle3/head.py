@@ -151,6 +151,12 @@ class Eagle3Head(EagleHead):
         """What rows read of the target, [S, r, n H_t]."""
         return torch.cat([hidden[layer].to(self.device) for layer in self.needs], -1)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """[.., H] -> [.., V_d]. A borrowed lm_head's outputs are neither scaled nor capped as the
+        target's are: behind a norm of its own the head was trained on them as they come, and
+        other programs read it so."""
+        return self.module.logits(features)
+
     def target_ids(self, ids: Tensor) -> Tensor:
         """Ids of the draft's vocabulary as the target's."""
         return super().target_ids(ids) if self.offsets is None else ids + self.offsets[ids]

@@ -52,9 +52,11 @@ class Eagle3Training(HeadTraining):
 
     def __init__(self, args, target, data):
         from model.common.heads.head import CausalRows, head_fields, llama_config
+        from model.common.target.logits import check_logits, logit_factor
         from model.common.training.vocabulary import DraftVocabulary
         from model.eagle3.config import fused_layers
 
+        check_logits(target.model)
         self.args, self.target = args, target
         self.layers = fused_layers(target.config.num_hidden_layers)
         self.needs = (*self.layers, "last", "best")
@@ -70,7 +72,8 @@ class Eagle3Training(HeadTraining):
             self.module.d2t.copy_(self.ids - self.ids.new_tensor(range(len(self.ids))))
             self.module.t2d[self.ids] = True
         if args.lm_head_init == "target":
-            self.module.lm_head.weight.data.copy_(target.lm_head.weight[self.ids])
+            rows = target.lm_head.weight[self.ids].float() * logit_factor(target.config)
+            self.module.lm_head.weight.data.copy_(rows)
         self.rows = CausalRows(config, target.device)
 
     def make_module(self, config):
@@ -84,24 +87,30 @@ class Eagle3Training(HeadTraining):
         """Decayed sum of the steps' cross-entropies; loss and accuracy of each step."""
         import torch
 
-        from model.common.training.unroll import Places, soft_cross_entropy
+        from model.common.training.step import summed
+        from model.common.training.unroll import Places
 
         depth = self.args.unroll
         places = Places(torch.stack([batch.labelled(2 + s) for s in range(depth)]).any(0))
-        query = places.spread(torch.arange(places.index.shape[1]).expand(places.index.shape), 0)
+        query = places.spread(places.valid.cumsum(1) - 1, 0)  # [B, T] which of the places a row is
         sequence, place, goal, best = self.wanted(batch)
         total, metrics = 0.0, {}
         for step, rows in enumerate(self.states(batch, places, depth)):
             row = place - 1 - step  # which predicts what follows `place`
             valid = slice(None) if bool((row >= 0).all()) else row >= 0
             here = sequence[valid], query[sequence[valid], row[valid]]
-            logits = self.module.lm_head(self.module.norm(rows[here])).float()
-            count = max(len(logits), 1)
-            loss = soft_cross_entropy(goal[valid], logits) / count
+            sums = summed(self._scored, rows[here], goal[valid], best[valid])
+            loss, right = (value / max(len(here[0]), 1) for value in sums)
             total = total + self.args.step_decay**step * loss
-            metrics[f"loss_{step + 1}"] = loss.detach()
-            metrics[f"accuracy_{step + 1}"] = (logits.argmax(-1) == best[valid]).sum() / count
+            metrics |= {f"loss_{step + 1}": loss.detach(), f"accuracy_{step + 1}": right}
         return total, metrics
+
+    def _scored(self, rows, goal, best):
+        """Sums over rows [N, H]: the cross-entropy with goal [N, V_d], how often best [N] is it."""
+        from model.common.training.unroll import soft_cross_entropy
+
+        logits = self.module.lm_head(self.module.norm(rows)).float()
+        return soft_cross_entropy(goal, logits), (logits.argmax(-1) == best).sum()
 
     def wanted(self, batch):
         """(sequence, place [N], distributions [N, V_d], their best [N]) of the target where it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from model.common.loop.turns import StopRules, Turn
 from model.common.records.schema import EVIDENCE
 from model.engine.client import Reply, ServerError
-from model.engine.dialects import witnesses
+from model.engine.dialects import cached_tokens, witnesses
 from model.engine.evidence import Finding, Totals, weigh
 
 BROKEN = ("abort", "error", "content_filter", "cancelled")  # finish reasons that are failures
@@ -23,6 +23,7 @@ class ServedTurn(Turn):
     chunk_tokens  of every chunk; estimated: from the length of their texts
     grown         tokens that every event of the stream added; None = not said
     said          (per_step, summary) of the server
+    cached        tokens of the prompt that it took from earlier requests; None = not said
     tries         requests that were needed
     """
 
@@ -35,13 +36,17 @@ class ServedTurn(Turn):
     estimated: bool = False
     grown: list[int] | None = None
     said: tuple = (None, None)
+    cached: int | None = None
     tries: int = 1
     finding: Finding = field(default_factory=Finding)
 
-    def weigh(self, counters: Totals | None) -> None:
-        """Find the accept lengths; counters: of the server's metrics page, None = unknown."""
+    def weigh(self, counters: Totals | None, plain: bool) -> None:
+        """Find the accept lengths.
+
+        counters: of the server's metrics page, None = unknown; plain: the server never drafts.
+        """
         per_step, summary = self.said
-        found = weigh(self.grown, self.num_tokens, per_step, summary, counters)
+        found = weigh(self.grown, self.num_tokens, per_step, summary, counters, plain)
         self.finding, self.accept_lengths = found, found.accept_lengths
         self.drafted = found.drafted
 
@@ -88,6 +93,7 @@ def served_turn(reply: Reply, stop: StopRules, limit: int, slot: int) -> ServedT
         estimated=estimated,
         grown=grown,
         said=witnesses(facts),
+        cached=cached_tokens(facts),
         tries=reply.tries,
     )
 
@@ -114,8 +120,21 @@ def _ids(reply: Reply, facts: dict, total: int | None) -> list[int] | None:
 
 
 def _by_ids(reply: Reply) -> list[tuple[float, int]]:
-    """[(when, tokens)] of the events that brought ids."""
-    return [(stamp, len(event.ids)) for stamp, event in reply.events if event.ids]
+    """[(when, tokens)] of the events that brought ids.
+
+    llama.cpp sends a step's tokens one by one, each with the count of them all: one chunk.
+    """
+    found, before = [], None
+    for stamp, event in reply.events:
+        if not event.ids:
+            continue
+        if event.count is not None and event.count == before:
+            first, size = found.pop()
+            found.append((first, size + len(event.ids)))
+        else:
+            found.append((stamp, len(event.ids)))
+        before = event.count
+    return found
 
 
 def _by_counts(reply: Reply) -> list[tuple[float, int]] | None:
@@ -217,3 +236,14 @@ def joined(parts: list[dict | None]) -> dict | None:
     agree = [{part["source"], *part["checked"]} - {source} for part in parts]
     common = set.intersection(*agree)
     return {"source": source, "checked": [n for n in EVIDENCE if n in common], "disagree": None}
+
+
+def doubted(record: dict, sentence: str) -> dict:
+    """An answer's record without its accept lengths; the sentence says what speaks against them."""
+    choices = []
+    for choice in record["choices"]:
+        kept = {k: v for k, v in choice.items() if k not in ("accept_lengths", "drafted")}
+        kept["decoding_steps"] = [len(tokens) - 1 for tokens in choice["chunk_tokens"]]
+        kept["accept_evidence"] = choice["accept_evidence"] | {"checked": [], "disagree": sentence}
+        choices.append(kept)
+    return record | {"choices": choices}

@@ -49,7 +49,7 @@ async def answer_all(serve, queue, num_slots: int) -> None:
     if schedule is None:
         await _together([_worker(serve, queue, slot) for slot in range(num_slots)])
         return
-    queue.began_s = time.time()
+    queue.began_s = queue.now()
     if schedule.clients:
         clients = range(min(schedule.clients, schedule.num_requests))
         await _together([_client(serve, queue, slot) for slot in clients])
@@ -75,18 +75,21 @@ async def _worker(serve, queue, slot: int) -> None:
 
 
 async def _client(serve, queue, slot: int) -> None:
-    """A client of a closed loop: the next request arrives when its last one has ended."""
+    """A client of a closed loop: the next request arrives when its last one has ended.
+
+    What the client does with an answer then, its text and its record, makes the next one late.
+    """
     arrival_s = queue.began_s
     while queue.waiting:
         request = queue.arrived(slot, arrival_s)
         if request is not None:
             await serve(request, slot, queue)
-        arrival_s = time.time()
+        arrival_s = queue.ended_s[slot]
 
 
 async def _open_loop(serve, queue, arrivals) -> None:
     """Requests at their times, whether or not others have been answered; slots are reused."""
-    begin, free, running = time.perf_counter(), [], []
+    free, running = [], []
 
     async def one(request, slot):
         await serve(request, slot, queue)
@@ -94,8 +97,8 @@ async def _open_loop(serve, queue, arrivals) -> None:
 
     try:
         for number, arrival in enumerate(arrivals):
-            await asyncio.sleep(max(begin + arrival - time.perf_counter(), 0))
-            _raise_first(running)
+            await asyncio.sleep(max(queue.began_s + arrival - queue.now(), 0))
+            running = still_running(running)
             slot = heapq.heappop(free) if free else number
             request = queue.arrived(slot, queue.began_s + arrival)
             if request is None:
@@ -109,8 +112,9 @@ async def _open_loop(serve, queue, arrivals) -> None:
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _raise_first(tasks: list) -> None:
-    """Raise what a task that has ended has raised."""
+def still_running(tasks: list) -> list:
+    """Those that have not ended. Raises what one that has ended has raised."""
     for task in tasks:
-        if task.done() and not task.cancelled() and task.exception():
-            raise task.exception()
+        if task.done():
+            task.result()
+    return [task for task in tasks if not task.done()]

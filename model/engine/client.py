@@ -7,28 +7,32 @@ it is what the benchmark tools of vLLM and SGLang use.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import time
+import math
+import resource
 from dataclasses import dataclass, field
 
 from model.common.errors import BadInput, parse_json
+from model.common.loop.clock import HostTime
 from model.engine.dialects import Event, error_in, read_event
 
 RETRIED = (429, 502, 503, 504)  # "later", in HTTP
 LONGEST_WAIT_S = 30.0  # between two tries
 CONNECT_S = 10.0
+RESERVED = 64  # files that are no connections: answers, libraries, a server's log
 
 
 class ServerError(Exception):
     """A request that has no answer: one line, for the question's record.
 
-    status  HTTP's, 0 where none came; later: the server asks to be tried again, after wait_s
-    gone    the server could not be reached at all
+    status   HTTP's, 0 where none came; later: the server asks to be tried again, after wait_s
+    refused  the connection was: nobody listened there at that moment
     """
 
-    def __init__(self, message: str, status: int = 0, wait_s: float = 0.0, gone: bool = False):
+    def __init__(self, message: str, status: int = 0, wait_s: float = 0.0, refused: bool = False):
         super().__init__(" ".join(message.split())[:500])
-        self.status, self.wait_s, self.gone = status, wait_s, gone
+        self.status, self.wait_s, self.refused = status, wait_s, refused
 
     @property
     def later(self) -> bool:
@@ -49,19 +53,35 @@ class Reply:
     tries: int = 1
 
 
+def open_files() -> float:
+    """Most files, connections among them, that this process may have open at a time.
+
+    The soft limit is raised to the hard one first.
+    """
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS takes no infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limit = hard
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
 class Client:
     """A server by its URL.
 
     stall_s  longest silence within an answer
     retries  of a request that the server puts off (HTTP 429, 502, 503, 504)
+    host     the time that answers are stamped in
+    most     requests in flight; one more fails, since files could not be written beside them
     """
 
-    def __init__(self, url: str, stall_s: float, retries: int, key: str | None = None):
+    def __init__(self, url: str, stall_s: float, retries: int, host: HostTime, key=None):
         self.url, self.stall_s, self.retries, self.key = url.rstrip("/"), stall_s, retries, key
+        self.host, self.in_flight = host, 0
 
     async def __aenter__(self):
         import aiohttp
 
+        self.most = max(open_files() - RESERVED, 1)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=600)
         timeout = aiohttp.ClientTimeout(
@@ -88,22 +108,28 @@ class Client:
     async def ask(self, path: str, body: dict) -> Reply:
         """A streamed answer. Raises ServerError where there is none, or no whole one."""
         for number in range(1, self.retries + 2):
+            if self.in_flight >= self.most:
+                raise ServerError(f"{self.most} requests are in flight, as many as `ulimit -n` has")
+            self.in_flight += 1
             try:
                 reply = await self._ask(path, body)
             except ServerError as error:
                 if not error.later or number > self.retries:
                     raise
                 wait_s = error.wait_s or 2.0 ** (number - 1)
-                await asyncio.sleep(min(wait_s, LONGEST_WAIT_S))
             else:
                 reply.tries = number
                 return reply
+            finally:
+                self.in_flight -= 1
+            await asyncio.sleep(min(wait_s, LONGEST_WAIT_S))
         raise AssertionError("the last try returns or raises")
 
     async def _ask(self, path: str, body: dict) -> Reply:
         payload = json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        reply, begin = Reply(time.time()), time.perf_counter()
+        begin = self.host.now()
+        reply = Reply(self.host.unix + begin)
         with _network(self.url, "the answer ended", reply):
             async with self.session.post(self.url + path, data=payload, headers=headers) as answer:
                 if answer.status != 200:
@@ -111,7 +137,7 @@ class Client:
                 if "event-stream" not in answer.headers.get("Content-Type", ""):
                     kind = answer.headers.get("Content-Type", "nothing")
                     raise ServerError(f"the server does not stream: it sent {kind}", 200)
-                async for stamp, text in server_events(answer.content):
+                async for stamp, text in server_events(answer.content, self.host.now):
                     if text != "[DONE]":
                         reply.events.append((stamp - begin, parsed(text)))
         if not any(event.finish for _, event in reply.events):
@@ -119,14 +145,14 @@ class Client:
         return reply
 
 
-async def server_events(content):
-    """Yield (perf_counter() when it came, data) of a stream of server-sent events.
+async def server_events(content, now):
+    """Yield (now() when it came, data) of a stream of server-sent events.
 
     Comments, names and ids of events are passed over; lines of data are one text.
     """
     rest, data = b"", []
     async for block in content.iter_any():
-        stamp = time.perf_counter()
+        stamp = now()
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             line = line.removesuffix(b"\r")
@@ -182,7 +208,10 @@ class _network:
         after = f" {_after(self.reply)}" if self.reply else ""
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             reason = getattr(error, "os_error", None) or "no connection"
-            raise ServerError(f"{self.url} cannot be reached: {reason}", gone=True) from error
+            raise ServerError(
+                f"{self.url} cannot be reached: {reason}",
+                refused=isinstance(reason, ConnectionRefusedError),
+            ) from error
         if isinstance(error, aiohttp.SocketTimeoutError | TimeoutError):
             raise ServerError(f"the server stalled{after}") from error
         if isinstance(error, aiohttp.InvalidURL):

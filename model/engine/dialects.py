@@ -24,6 +24,7 @@ LLAMA_ENDS = {"eos": "stop", "word": "stop", "limit": "length"}
 MAX_SEED = 2**31  # llama.cpp takes 32 bits
 # sampling beyond OpenAI's own fields: {flag: value that asks for nothing}
 BEYOND_OPENAI = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+SALTED = ("vllm", "sglang")  # servers that keep the prompts of two salts apart (cache_salt)
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Interface:
     @property
     def path(self) -> str:
         return PATHS[self.name]
+
+    def isolates(self, server: str) -> bool:
+        """Whether this server, an Identity's name, reads a prompt anew where it is asked to."""
+        return self.name == "llamacpp" or (self.extended and server in SALTED)
 
     def body(self, model: str, asked: Asked, args) -> dict:
         """The request as JSON; raises BadInput for a flag that this interface cannot say."""
@@ -196,6 +201,14 @@ def _facts_beside(data: dict) -> dict:
         found |= {"spec_tokens_details": details} if isinstance(details, dict) else {}
         found |= {"output_ids": ids[0]} if isinstance(ids, list) and ids else {}
     return found
+
+
+def cached_tokens(facts: dict) -> int | None:
+    """Tokens of the prompt that a server took from earlier requests; None = it does not say."""
+    usage, timings = facts.get("usage") or {}, facts.get("timings") or {}
+    details = usage.get("prompt_tokens_details")
+    said = details.get("cached_tokens") if isinstance(details, dict) else timings.get("cache_n")
+    return said if type(said) is int else None
 
 
 def witnesses(facts: dict) -> tuple[tuple | None, Totals | None]:

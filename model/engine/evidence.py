@@ -5,8 +5,10 @@
     summary    its totals of the request (vLLM's summary, SGLang's spec_tokens_details, llama.cpp's
                timings)
     usage      how the count of tokens grew from event to event of the stream. An event may hold
-               several steps (the client or the server was late), never a part of one.
+               several steps (the client or the server was late), never a part of one, so that it
+               is no evidence of steps by itself
     counters   its metrics page before and after, with one request at a time
+    plain      the server, its command or --speculation says that it never drafts
 
 Servers count the drafts that they accepted before they cut an answer at its end, so the last step
 may have committed fewer tokens than its count says.
@@ -42,12 +44,15 @@ class Finding:
     """accept_lengths and drafted (tokens a step) are None where they are not known.
 
     steps      number of steps, which may be known without them
+    accepted   drafted tokens that the witnesses count, those behind the answer's end among them;
+               None where they do not agree
     evidence   as the answer file has it; None where there is no witness
     """
 
     accept_lengths: list[int] | None = None
     drafted: list[int] | None = None
     steps: int | None = None
+    accepted: int | None = None
     evidence: dict | None = None
 
 
@@ -57,17 +62,21 @@ def weigh(
     per_step: tuple[list[int], list[int]] | None = None,
     summary: Totals | None = None,
     counters: Totals | None = None,
+    plain: bool = False,
 ) -> Finding:
     """The accept lengths that all witnesses allow.
 
     grown       tokens by which each event of the stream made the answer longer; None = not said
     num_tokens  of the answer, the prefill's among them
     per_step    ([accepted drafts], [drafted]) of the steps with a draft
+    plain       whether the server is known never to draft: then every step is one token
     """
-    totals = {"summary": summary, "counters": counters}
+    totals = {"summary": summary, "counters": counters, "plain": Totals(0, 0) if plain else None}
     if per_step is not None:
         totals = {"per_step": Totals(sum(per_step[0]), len(per_step[0])), **totals}
     totals = {name: said for name, said in totals.items() if said is not None}
+    if not totals:
+        return Finding()
     if contradiction := _contradiction(totals):
         return _disagree(next(iter(totals)), contradiction)
     if per_step is None and any(said.accepted == said.steps == 0 for said in totals.values()):
@@ -75,11 +84,24 @@ def weigh(
     groups = [grown[0] - 1, *grown[1:]] if grown else None  # the prefill's token is in no step
     groups = [size for size in groups if size] if grown else None
     witnesses = [name for name in EVIDENCE if name in totals or name == "usage" and grown]
-    if not witnesses:
-        return Finding()
     if per_step is not None:
-        return _listed(groups, num_tokens, per_step, witnesses)
-    return _counted(groups, num_tokens, totals, witnesses)
+        found = _listed(groups, num_tokens, per_step, witnesses)
+    else:
+        found = _counted(groups, num_tokens, totals, witnesses)
+    if found.evidence["disagree"] is None:
+        found.accepted = next(iter(totals.values())).accepted
+    return found
+
+
+def run_contradiction(accepted: list[int | None], counters: Totals | None) -> str | None:
+    """What speaks against the accept lengths of a whole run, in a sentence; None: nothing does.
+
+    accepted  of its answers, as in Finding: how many were in flight at a time does not matter
+    counters  of its metrics page over the run; None = there is none, or it counted others too
+    """
+    if counters is None or None in accepted or sum(accepted) == counters.accepted:
+        return None
+    return f"the run's answers: {Totals(sum(accepted))}; counters: {counters}"
 
 
 def _contradiction(totals: dict[str, Totals]) -> str | None:
@@ -175,11 +197,9 @@ def _begins(lengths: list[int], last: int, size: int):
 
 def _counted(groups, num_tokens: int, totals: dict[str, Totals], witnesses) -> Finding:
     """Of a server that lists no steps: every event is one, if the totals allow it."""
-    said = next(iter(totals.values()), None)
+    said = next(iter(totals.values()))
     if groups is None:
         return _agree(witnesses, steps=max(num_tokens - 1 - said.accepted, said.steps or 0))
-    if said is None:
-        return _agree(witnesses, accept_lengths=groups, steps=len(groups))
     longest = max([said.longest or 0, *(size - 1 for size in groups)])
     surplus = said.accepted - sum(size - 1 for size in groups)
     last = groups[-1] if groups else 1

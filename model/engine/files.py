@@ -3,10 +3,12 @@
 What a meta of a server has beside, or in place of, that of a loop on this machine:
 
     shared.engine          {name, version, host, interface, prompt_cache}: files of two servers, or
-                           of a server and the loop, are not on one footing, and speed.py refuses
+                           of a server and the loop, are not on one footing, and speed.py refuses.
+                           prompt_cache is "unknown" of a server that takes no request without it
     shared.runtime         "server"; device, threads and versions are the server's and unknown: None
     shared.harness_sha256  of the client's code
-    method_args            {speculation, extra_body}: what is compared
+    method_args            {speculation, extra_body, engine_cmd_sha256}: what is compared; the hash
+                           is of --engine-cmd without its port, None where there was none
     environment            url, model, engine_cmd, and what the server says of itself
     repeat_of              of NAME-aa.jsonl: the model_id whose questions it answers again
 """
@@ -19,8 +21,9 @@ from urllib.parse import urlsplit
 
 from model.common.records.files import run_meta
 from model.common.records.writer import AnswerFile, beside, sha256_file, sha256_text
-from model.engine.run import AA_SUFFIX
+from model.engine.identity import command_sha256
 
+AA_SUFFIX = "-aa"
 UNKNOWN = ("device", "num_threads", "torch", "transformers", "num_gpus_per_model", "scale_to")
 
 
@@ -33,6 +36,7 @@ def open_served(bench, args, questions: list[dict], path: Path, schedule) -> lis
     meta["method_args"] = {
         "speculation": bench.identity.speculation,
         "extra_body": args.extra_body,
+        "engine_cmd_sha256": command_sha256(args.engine_cmd),
     }
     meta["environment"] |= {"url": args.url, "model": bench.model, "engine_cmd": args.engine_cmd}
     meta["environment"] |= bench.identity.facts
@@ -55,7 +59,7 @@ def described(bench) -> dict:
         "version": bench.identity.version,
         "host": urlsplit(bench.args.url).hostname,
         "interface": interface.name if interface.extended else f"{interface.name}, OpenAI's fields",
-        "prompt_cache": bench.args.prompt_cache,
+        "prompt_cache": bench.args.prompt_cache or (False if bench.isolated else "unknown"),
     }
 
 

@@ -9,6 +9,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from model.common.errors import BadInput
+from model.common.records.writer import sha256_text
 from model.engine.client import Client, ServerError
 from model.engine.evidence import Totals
 
@@ -27,7 +28,12 @@ COUNTERS = {
     ),
 }
 SAMPLE = re.compile(r"^([\w:]+)(?:\{.*\})?\s+([-+.\dEe]+)\s*$", re.MULTILINE)
-SPECULATIVE = re.compile(r"^--?(spec|draft|model-draft|md$)")  # flags of a server's command
+# words of a server's command: flags, and llama.cpp's variables of the environment
+SPECULATIVE = re.compile(
+    r"^--?(spec|draft|model-draft|hf-repo-draft|(md|hfr?d|sc)([.=]|$))"
+    r"|^LLAMA_ARG_\w*(SPEC|DRAFT|HFD)\w*="
+)
+CONFIG = re.compile(r"^--config(=|$)")  # a file, which may say the same
 LATE_TRIES, LATE_S = 20, 0.05  # for a page that counts a little later than the answer ended
 
 
@@ -65,10 +71,13 @@ async def identify(client: Client, command: str | None = None) -> Identity:
         page = await counted(client, found.name)
     except ServerError as error:
         raise BadInput(str(error)) from error
-    if command is not None:
-        found.speculation = speculation_of(command)
-    if found.speculation is None and page is not None and found.name == "vllm":
+    said = speculation_of(command) if command is not None else None
+    if said not in (None, "none"):  # flags, which name it best
+        found.speculation = said
+    elif found.name == "vllm" and page is not None:
         found.speculation = "none" if page.drafts is None else "unnamed"
+    elif found.speculation is None and found.name != "unknown":  # whose flags may be any
+        found.speculation = said
     return found
 
 
@@ -103,18 +112,42 @@ def _named(settings: dict) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def speculation_of(command: str) -> str:
+def speculation_of(command: str) -> str | None:
     """The flags of a server's command that say how it drafts; "none" without any.
 
-    >>> speculation_of("vllm serve M --speculative-config '{\\"method\\": \\"ngram\\"}' --port 1")
-    '--speculative-config {"method": "ngram"}'
+    None where a file of settings may say it.
+
+    >>> speculation_of("vllm serve M -sc '{\\"method\\": \\"ngram\\"}' --port 1")
+    '-sc {"method": "ngram"}'
+    >>> speculation_of("llama-server -m M -hfd ORG/DRAFT"), speculation_of("vllm serve M -scale 2")
+    ('-hfd ORG/DRAFT', 'none')
     """
     words, found = shlex.split(command), []
     for place, word in enumerate(words):
         if SPECULATIVE.match(word):
             own = words[place + 1 : place + 2] if "=" not in word else []
             found += [word, *(value for value in own if not value.startswith("-"))]
+    if not found and any(map(CONFIG.match, words)):
+        return None
     return " ".join(found) or "none"
+
+
+def command_sha256(command: str | None) -> str | None:
+    """Of a server's command but for its port, which changes nothing.
+
+    >>> command_sha256("serve M --port 1 --seed 2") == command_sha256("serve M --seed 2 --port=3")
+    True
+    """
+    if command is None:
+        return None
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--port":
+            next(words, None)
+        elif not word.startswith("--port="):
+            kept.append(word)
+    return sha256_text(json.dumps(kept))
 
 
 def check_model(found: Identity, url: str, wanted: str | None) -> str:

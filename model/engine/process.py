@@ -18,6 +18,8 @@ READY = ("/health", "/v1/models")  # the second where the first does not exist
 POLL_S = 0.25
 END_S = 20.0  # that a server gets to end by itself
 SHOWN = 8  # last lines of a server that has died
+# a proxy of the environment would be asked for this machine's own addresses, too
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerProcess:
@@ -27,7 +29,7 @@ class ServerProcess:
     """
 
     def __init__(self, command: str, url: str, log: Path):
-        self.command, self.url, self.log = command, url.rstrip("/"), log
+        self.command, self.url, self.log, self.shown = command, url.rstrip("/"), log, False
         if _status(f"{self.url}/v1/models") is not None:
             raise BadInput(f"--engine-cmd: {url} answers already: another server is running there")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,10 @@ class ServerProcess:
             raise BadInput(f"--engine-cmd: the server ended (status {status}); see {self.log}")
 
     def show(self) -> None:
-        """Its last lines, on stderr."""
+        """Its last lines, on stderr; once, however many requests find it gone."""
+        if self.shown:
+            return
+        self.shown = True
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in [line for line in lines if line.strip()][-SHOWN:]:
             print(f"server: {line[:300]}", file=sys.stderr)
@@ -95,9 +100,9 @@ def _signal(group: int, number: int) -> bool:
 
 
 def _status(url: str) -> int | None:
-    """HTTP's status of a page, None where nobody answers."""
+    """HTTP's status of a page, None where nobody answers; no proxy is asked, as by client.py."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with DIRECT.open(url, timeout=5) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

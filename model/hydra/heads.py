@@ -147,17 +147,18 @@ class HydraHeads(nn.Module):
         return self.prefix((features,), rows.rotary(features), rows.mask(features), None)
 
     @torch.no_grad()
-    def init_from(self, lm_head: nn.Linear) -> None:
+    def init_from(self, lm_head: nn.Linear, factor: float = 1.0) -> None:
         """Start as in the paper's code: output matrices are the target's, gates are zero.
 
         Other parts of the heads stay as nn.Linear draws them; the prefix layer is normal(0, 0.02).
+        factor: that the target multiplies its lm_head's outputs by
         """
         for module in self.hydra_mlp.modules():
             if isinstance(module, (FirstBlock, ResidualBlock)):
                 module.linear.weight.zero_()
         for head in self.hydra_lm_head:
             linear = head if isinstance(head, nn.Linear) else head[1]
-            linear.weight.copy_(lm_head.weight)
+            linear.weight.copy_(lm_head.weight.float() * factor)
         for weight in self.prefix.parameters() if self.prefix else ():
             if weight.dim() > 1:
                 weight.normal_(0, 0.02)

@@ -8,6 +8,8 @@ Run:    python -m model.hydra.train --model-path lmsys/vicuna-7b-v1.3 --template
 
 from __future__ import annotations
 
+from functools import partial
+
 from model.common.args import at_least, between
 from model.common.training.trainer import HeadTraining, main
 
@@ -42,14 +44,16 @@ class HydraTraining(HeadTraining):
     needs = ("last",)
 
     def __init__(self, args, target, data):
+        from model.common.target.logits import check_logits, logit_factor
         from model.hydra.heads import HydraHeads, layer_config
 
+        check_logits(target.model)
         self.args, self.target = args, target
         vocab_size = target.lm_head.weight.shape[0]
         config = layer_config(target.config, vocab_size)
         shape = (args.arch, args.num_heads, args.num_layers, args.dropout)
         self.module = HydraHeads(config, *shape)
-        self.module.init_from(target.lm_head)
+        self.module.init_from(target.lm_head, logit_factor(target.config))
 
     def loss(self, batch):
         """Sum over the heads of mean cross-entropies; loss and agreement of each head.
@@ -57,27 +61,40 @@ class HydraTraining(HeadTraining):
         Head i at t is taught by the target at t + 1 + i, where token t + 2 + i is an answer's.
         """
         import torch
+
+        from model.common.training.step import summed
+
+        features = batch.hidden["last"]
+        states, total, metrics = self.module.states(features), 0.0, {}
+        for i in range(self.args.num_heads):
+            sequence, place = batch.labelled(2 + i).nonzero(as_tuple=True)
+            tokens = torch.stack([batch.ids[sequence, place + 1 + j] for j in range(i + 2)], 1)
+            teacher = features[sequence, place + 1 + i]
+            sums = summed(partial(self._scored, i), states[sequence, place], tokens, teacher)
+            loss, taught, right = (value / max(len(tokens), 1) for value in sums)
+            total = total + loss
+            metrics |= {f"loss_{i + 1}": taught.detach(), f"accuracy_{i + 1}": right}
+        return total, metrics
+
+    def _scored(self, i: int, states, tokens, teacher):
+        """Of head i, sums over rows: the loss, its cross-entropy with the target's law, agreement.
+
+        states [N, H]; tokens [N, i + 2], the last of them to be guessed; teacher [N, H], what the
+        target has read when it predicts that one
+        """
+        import torch
         from torch.nn.functional import cross_entropy
 
-        args, features = self.args, batch.hidden["last"]
-        states, total, metrics = self.module.states(features), 0.0, {}
-        for i in range(args.num_heads):
-            sequence, place = batch.labelled(2 + i).nonzero(as_tuple=True)
-            tokens = [batch.ids[sequence, place + 1 + j] for j in range(i + 1)]
-            read = [self.target.embedding(ids).to(features.dtype) for ids in tokens]
-            rows = torch.cat([states[sequence, place], *read], -1)
-            scores = self.module.guess(i, rows).float()
-            with torch.no_grad():
-                wanted = batch.target.logits(features[sequence, place + 1 + i])
-            count = max(len(scores), 1)
-            loss = cross_entropy(scores, wanted.softmax(-1), reduction="sum") / count
-            total = total + args.teacher_weight * loss
-            if args.lm_weight:
-                own = cross_entropy(scores, batch.ids[sequence, place + 2 + i], reduction="sum")
-                total = total + args.lm_weight * own / count
-            metrics[f"loss_{i + 1}"] = loss.detach()
-            metrics[f"accuracy_{i + 1}"] = (scores.argmax(-1) == wanted.argmax(-1)).sum() / count
-        return total, metrics
+        read = self.target.embedding(tokens[:, :-1]).flatten(1).to(teacher.dtype)
+        scores = self.module.guess(i, torch.cat([states, read], -1)).float()
+        with torch.no_grad():
+            wanted = self.target.logits(teacher)
+        taught = cross_entropy(scores, wanted.softmax(-1), reduction="sum")
+        loss = self.args.teacher_weight * taught
+        if self.args.lm_weight:
+            own = cross_entropy(scores, tokens[:, -1], reduction="sum")
+            loss = loss + self.args.lm_weight * own
+        return loss, taught, (scores.argmax(-1) == wanted.argmax(-1)).sum()
 
     def save(self, folder):
         """Write config.json and hydra_lm_head.pt, names as published."""

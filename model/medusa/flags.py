@@ -10,6 +10,7 @@ from model.common.draft_flags import PAYS, wanted_tree
 from model.common.errors import BadInput
 
 TREES, USUAL = Path(__file__).parent / "trees", "mc_sim_7b_63"
+THRESHOLD, ALPHA = 0.09, 0.3  # of the typical rule
 
 
 def add_tree_flags(parser):
@@ -30,32 +31,34 @@ def add_tree_flags(parser):
     parser.add_argument(
         "--posterior-threshold",
         type=between(0, 1),
-        default=0.09,
+        default=THRESHOLD,
         help="typical acceptance: highest probability that is asked for",
     )
     parser.add_argument(
         "--posterior-alpha",
         type=between(0, 100),
-        default=0.3,
+        default=ALPHA,
         help="typical acceptance: factor of exp(-entropy), from which a token is likely enough",
     )
 
 
 def read_tree_flags(args, num_ids: int) -> tuple[list[tuple[int, ...]], bool]:
-    """(the tree's paths, whether it is to be cut); refuses --acceptance typical where its rule is
-    not what it says.
+    """(the tree's paths, whether it is to be cut); refuses flags that the acceptance rule does not
+    read, and the typical rule where it is not what it says.
 
     num_ids: that heads score; the tree's ranks are below.
 
-    At temperature 0 the paper accepts greedily, which is the exact rule; top-p and top-k are
-    unknown to the typical one.
+    At temperature 0 the paper accepts greedily, which is the exact rule; top-p, top-k and min-p are
+    unknown to the typical one, and its own two numbers to the exact one.
     """
     from model.common.contract.static_tree import read_tree
 
     if args.acceptance == "typical":
         if args.temperature == 0:
             raise BadInput("--acceptance typical needs --temperature above 0; at 0 it is exact")
-        if args.top_p < 1 or args.top_k:
-            raise BadInput("--acceptance typical and --top-p or --top-k exclude each other")
+        if args.top_p < 1 or args.top_k or args.min_p:
+            raise BadInput("--acceptance typical and --top-p, --top-k, --min-p exclude each other")
+    elif (args.posterior_threshold, args.posterior_alpha) != (THRESHOLD, ALPHA):
+        raise BadInput("--posterior-threshold and --posterior-alpha need --acceptance typical")
     name, fits = wanted_tree(args.tree, USUAL)
     return read_tree(name, TREES, num_ids), fits

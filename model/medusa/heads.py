@@ -80,17 +80,18 @@ class MedusaHeads(nn.Module):
             head[-1] = some_rows(head[-1], ids)
 
     @torch.no_grad()
-    def init_from(self, lm_head: nn.Linear) -> None:
+    def init_from(self, lm_head: nn.Linear, factor: float = 1.0) -> None:
         """Start as the target: its output matrix, blocks that add nearly nothing.
 
         The blocks' weights are zero, their biases stay as nn.Linear draws them.
+        factor: that the target multiplies its lm_head's outputs by
         """
         for head in self.children():
             for part in head:
                 if isinstance(part, ResidualBlock):
                     part.linear.weight.zero_()
                 else:
-                    part.weight.copy_(lm_head.weight)
+                    part.weight.copy_(lm_head.weight.float() * factor)
 
 
 def load_heads(path: str, target, num_heads: int, ids: Tensor | None = None) -> MedusaHeads:

@@ -8,6 +8,8 @@ Run:    python -m model.medusa.train --model-path lmsys/vicuna-7b-v1.3 --templat
 
 from __future__ import annotations
 
+from functools import partial
+
 from model.common.args import at_least, between
 from model.common.training.trainer import HeadTraining, main
 
@@ -37,35 +39,41 @@ def add_args(parser):
     )
 
 
+def scored(head, states, labels):
+    """Sums over rows of states [N, H]: the cross-entropy of labels [N], how often they are best."""
+    from torch.nn.functional import cross_entropy
+
+    logits = head(states).float()
+    right = (logits.argmax(-1) == labels).sum()
+    return cross_entropy(logits, labels, reduction="sum"), right
+
+
 class MedusaTraining(HeadTraining):
     """Head k (from 0) at position t learns the token at t + 2 + k, where it is an answer's."""
 
     needs = ("last",)
 
     def __init__(self, args, target, data):
+        from model.common.target.logits import logit_factor
         from model.medusa.heads import MedusaHeads
 
         self.args = args
         vocab_size, hidden_size = target.lm_head.weight.shape
         self.module = MedusaHeads(args.num_heads, hidden_size, vocab_size, args.num_layers)
-        self.module.init_from(target.lm_head)
+        self.module.init_from(target.lm_head, logit_factor(target.config))
 
     def loss(self, batch):
         """Weighted sum of the heads' mean cross-entropies; loss and top-1 accuracy of each."""
-        from torch.nn.functional import cross_entropy
+        from model.common.training.step import summed
 
-        labelled = [batch.labelled(2 + k) for k in range(self.args.num_heads)]
-        rows = sum(labelled).bool()  # positions that any head has a label at
-        logits = self.module(batch.hidden["last"][rows]).float()  # [K, N, V]
         total, metrics = 0.0, {}
-        for k, chosen in enumerate(labelled):
+        for k, head in enumerate(self.module.children()):
+            chosen = batch.labelled(2 + k)
             labels = batch.ids.roll(-2 - k, 1)[chosen]
-            scores = logits[k][chosen[rows]]
-            count = max(len(labels), 1)
-            loss = cross_entropy(scores, labels, reduction="sum") / count
+            loss, right = summed(partial(scored, head), batch.hidden["last"][chosen], labels)
+            loss, right = (value / max(len(labels), 1) for value in (loss, right))
             total = total + self.args.head_decay**k * loss
-            metrics[f"loss_{k + 1}"] = loss.detach()
-            metrics[f"accuracy_{k + 1}"] = (scores.argmax(-1) == labels).sum() / count
+            metrics |= {f"loss_{k + 1}": loss.detach(), f"accuracy_{k + 1}": right}
         return total, metrics
 
     def save(self, folder):

@@ -135,6 +135,7 @@ class MtpHead(EagleHead):
         CachedModel.__init__(self, layers, device, target.dtype, target.runtime)
         choose_products(module, device)  # from here on as CachedHead, whose layers are Llama's
         self.module, self.config, self.gain = module, config, gain
+        self.target_config = target.config
         self.forward = self.runtime.compiled(module.forward)
         self.step = self.runtime.captured(self._rows)
         self.draft_ids, self.vocab_size = draft_ids or DraftIds(), target.vocab_size

@@ -103,7 +103,8 @@ class MtpTraining(HeadTraining):
         they predict is an answer's.
         """
         import torch
-        from torch.nn.functional import cross_entropy
+
+        from model.common.training.step import summed
 
         num_steps, total, metrics = self.args.num_steps, 0.0, {}
         place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
@@ -111,13 +112,18 @@ class MtpTraining(HeadTraining):
         for step, states in enumerate(self.states(batch, num_steps, self.args.attend), 1):
             rows = batch.labelled(1 + step) & fits
             goal = batch.ids.roll(-(1 + step), 1)[rows]
-            logits = self.target.lm_head(states[rows].to(self.target.dtype)).float()
-            count = max(len(goal), 1)
-            loss = cross_entropy(logits, goal, reduction="sum") / count
+            sums = summed(self._scored, states[rows], goal)
+            loss, right = (value / max(len(goal), 1) for value in sums)
             total = total + self.weights[step - 1] * loss
-            metrics[f"loss_{step}"] = loss.detach()
-            metrics[f"accuracy_{step}"] = (logits.argmax(-1) == goal).sum() / count
+            metrics |= {f"loss_{step}": loss.detach(), f"accuracy_{step}": right}
         return total, metrics
+
+    def _scored(self, states, goal):
+        """Sums over rows of states [N, H]: cross-entropy with ids [N], how often they are best."""
+        from torch.nn.functional import cross_entropy
+
+        logits = self.target.logits(states)
+        return cross_entropy(logits, goal, reduction="sum"), (logits.argmax(-1) == goal).sum()
 
     def states(self, batch, depth: int, attend: str):
         """The head's states [B, T, H] of each step over its own outputs."""

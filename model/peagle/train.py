@@ -70,7 +70,7 @@ class PEagleTraining(eagle3.Eagle3Training):
 
     def loss(self, batch):
         """Mean cross-entropy of all rows; loss and accuracy of each depth."""
-        from model.common.training.unroll import soft_cross_entropy
+        from model.common.training.step import summed
         from model.peagle.cod import sampled_rows
 
         args = self.args
@@ -84,17 +84,17 @@ class PEagleTraining(eagle3.Eagle3Training):
         # the row of the last token has no token after it: its place would be its own
         wanted = wanted.masked_fill(rows.position + 1 != after, -1)
         here = wanted >= 0
-        logits = self.logits(self.outputs(batch, rows)[here]).float()
+        outputs = self.outputs(batch, rows)[here]
         goal, best, depth = goal[wanted[here]], best[wanted[here]], rows.depth[here]
-        total, metrics, right = 0.0, {}, logits.argmax(-1) == best
+        total, metrics = 0.0, {}
         for step in range(args.num_depths):
             own = depth == step
             count = own.sum().clamp(min=1)
-            loss = soft_cross_entropy(goal[own], logits[own])
+            loss, right = summed(self._scored, outputs[own], goal[own], best[own])
             total = total + loss
             metrics[f"loss_{step + 1}"] = loss.detach() / count
-            metrics[f"accuracy_{step + 1}"] = right[own].sum() / count
-        return total / max(len(logits), 1), metrics
+            metrics[f"accuracy_{step + 1}"] = right / count
+        return total / max(len(outputs), 1), metrics
 
     def logits(self, rows):
         """Of the draft vocabulary, [.., H] -> [.., V_d]."""

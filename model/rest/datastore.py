@@ -79,6 +79,7 @@ FIELDS = {  # of a manifest, and their types
     "tokenizer": str,
     "tokenizer_sha256": str,
     "token_bytes": int,
+    "source": dict,
     "chunks": list,
     "num_tokens": int,
     "build_s": int | float,

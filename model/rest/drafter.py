@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
-from model.common.contract.sequence import Guess, SequenceDrafter
+from model.common.contract.sequence import Guess, PerSequence, SequenceDrafter
 
 
-class RESTDrafter(SequenceDrafter):
+class RESTSequence(SequenceDrafter):
     """Keeps the last tokens of its sequence; the retriever, which is shared, does the rest."""
 
     def __init__(self, retriever):
@@ -24,10 +22,30 @@ class RESTDrafter(SequenceDrafter):
         return self.retriever.lookup(self.ids)
 
 
+class RESTDrafter(PerSequence):
+    """The sequences of all slots, which ask one retriever."""
+
+    def __init__(self, retriever):
+        super().__init__(
+            lambda: RESTSequence(retriever),
+            retriever.num_nodes,
+            retriever.depth,
+            lambda: facts_of(retriever),
+        )
+        self.retriever = retriever
+
+    def forget(self):
+        self.retriever.forget()
+
+
 def facts_of(retriever) -> dict:
-    """Sizes and times that a report should name beside REST's row."""
+    """What a report should name beside REST's row: the corpus, sizes and times."""
     store, lookups = retriever.store, retriever.num_lookups
+    source = store.manifest["source"]
     return {
+        "datastore_corpus": source.get("name"),
+        "datastore_corpus_sha256": source.get("sha256"),
+        "datastore_tokenizer_sha256": store.manifest["tokenizer_sha256"],
         "datastore_bytes": store.num_bytes,
         "datastore_tokens": store.manifest["num_tokens"],
         "build_s": store.manifest["build_s"],
@@ -38,7 +56,6 @@ def facts_of(retriever) -> dict:
 
 def make_drafter(args):
     """The drafter of a command line: one retriever for all slots."""
-    from model.common.contract.sequence import PerSequence
     from model.common.errors import BadInput
     from model.common.prompts.prompter import load_tokenizer
     from model.rest.datastore import open_datastore
@@ -51,8 +68,5 @@ def make_drafter(args):
         )
     store = open_datastore(args.datastore_path)
     store.check_tokenizer(load_tokenizer(args.model_path))
-    retriever = Retriever(
-        store, args.min_token_span, args.max_token_span, args.max_depth, args.num_draft
-    )
-    facts = functools.partial(facts_of, retriever)
-    return PerSequence(lambda: RESTDrafter(retriever), args.num_draft, args.max_depth, facts)
+    sizes = args.min_token_span, args.max_token_span, args.max_depth, args.num_draft
+    return RESTDrafter(Retriever(store, *sizes))

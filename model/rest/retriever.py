@@ -30,8 +30,12 @@ class Retriever:
         self.firsts, self.sizes = np.array(store.chunks, np.int64).T.copy()
         self.lows, self.highs = np.empty_like(self.firsts), np.empty_like(self.firsts)
         self.nodes = np.empty((5, num_nodes), np.int64)
-        self.num_lookups, self.seconds = 0, 0.0
+        self.forget()
         self._compile()
+
+    def forget(self) -> None:
+        """Begin the count of lookups and their seconds anew."""
+        self.num_lookups, self.seconds = 0, 0.0
 
     def lookup(self, ids: list[int]) -> Guess:
         """The tree after a sequence's ids; empty where no suffix of it occurs."""

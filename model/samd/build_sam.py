@@ -5,8 +5,9 @@ Run:    python -m model.samd.build_sam --model-path TOKENIZER_DIR --input corpus
 
 A line of the corpus is a document: {"text": ...}, or a ShareGPT conversation {"conversations":
 [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, which is rendered as the
-target's prompts are. Answers of the target itself match best. A million tokens take about 5 s,
-three quarters of a GB while building and 50 MB on disk.
+target's prompts are. Answers of the target itself match best. The published corpus also holds a
+document of one token for every id; ours does not, so that a token which never occurs matches
+nothing. A million tokens take about 5 s, three quarters of a GB while building and 50 MB on disk.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def run(args) -> None:
     import hashlib
 
     from model.common.prompts.prompter import Prompter, load_tokenizer
+    from model.common.records.writer import sha256_file
     from model.samd.static import VERSION, tokenizer_hash
 
     tokenizer = load_tokenizer(args.model_path)
@@ -145,6 +147,8 @@ def run(args) -> None:
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "separator": tokenizer.eos_token_id,
         "template": prompter.name,
+        "corpus": Path(args.input).name,
+        "corpus_sha256": sha256_file(Path(args.input)),
         "text_sha256": hashlib.sha256(arrays["text"]).hexdigest(),
         "build_s": round(time.perf_counter() - begin, 3),
     }

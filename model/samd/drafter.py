@@ -6,6 +6,7 @@ draft up before that token is text; here it has been appended, which gives the s
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from model.common.contract.trees import Tree
 from model.common.errors import BadInput
 from model.common.prompts.prompter import load_tokenizer
 from model.samd.automaton import SuffixAutomaton
+from model.samd.flags import settings_of
 from model.samd.static import StaticAutomaton
 
 DYNAMIC, STATIC, AUXILIARY = "dynamic", "static", "auxiliary"
@@ -147,14 +149,15 @@ class CombinedDrafter(Drafter):
 
 def build_drafter(args, target) -> Drafter:
     """The drafter that a command line asks for."""
-    other = auxiliary(args.auxiliary, args, target)
+    found = settings_of(args)
+    other = auxiliary(args, found, target)
     if other is None and is_warm(args):
         raise BadInput("--state warm needs an --auxiliary that keeps state")
     static = None
     if args.static_path:
         static = StaticAutomaton.open(args.static_path, load_tokenizer(args.model_path))
-    numbers = (args.n_predicts, args.alpha, args.len_threshold, args.len_bias)
-    settings = Settings(*numbers, combined=other is not None)
+    chosen = {name: found[name] for name in ("alpha", "len_threshold", "len_bias") if name in found}
+    settings = Settings(args.n_predicts, combined=other is not None, **chosen)
     facts = static.facts if static else dict
     num_draft = args.n_predicts - 1
     max_depth = num_draft if static and other is None else None  # trees come from the corpus
@@ -162,26 +165,22 @@ def build_drafter(args, target) -> Drafter:
     return copies if other is None else CombinedDrafter(copies, other)
 
 
-def auxiliary(name: str, args, target) -> Drafter | None:
-    """The drafter for short matches, by the name on the command line."""
-    if name != "eagle2" and (args.draft_vocab or args.token_counts_path):
-        raise BadInput(f"--draft-vocab says nothing to --auxiliary {name}")
-    if name != "recycling" and args.prompt_seeds:
-        raise BadInput(f"--prompt-seeds says nothing to --auxiliary {name}")
-    if name == "none":
+def auxiliary(args, found: dict, target) -> Drafter | None:
+    """The drafter for short matches, None = there is none; found: of settings_of()."""
+    if args.auxiliary == "none":
         return None
-    if name == "recycling":
+    if args.auxiliary == "recycling":
         from model.recycling.drafter import RecyclingDrafter, read_tree
 
         tree = read_tree(str(Path(__file__).with_name("recycling_tree.json")), target.vocab_size)
-        settings = is_warm(args), args.prompt_seeds
+        settings = is_warm(args), found["prompt_seeds"]
         return RecyclingDrafter(tree, target.vocab_size, target.device, *settings)
-    if name == "eagle2":
-        from model.eagle2.inference_eagle2 import build
+    from model.eagle2.inference_eagle2 import build
 
-        if not args.eagle_path:
-            raise BadInput("--auxiliary eagle2 needs --eagle-path")
-        if is_warm(args):
-            raise BadInput("--state warm: --auxiliary eagle2 keeps no state")
-        return build(args, target)
-    raise BadInput(f"--auxiliary {name}: no such drafter")
+    if not args.eagle_path:
+        raise BadInput("--auxiliary eagle2 needs --eagle-path")
+    if is_warm(args):
+        raise BadInput("--state warm: --auxiliary eagle2 keeps no state")
+    own = copy.copy(args)
+    vars(own).update(found)
+    return build(own, target)

@@ -58,13 +58,16 @@ class StaticAutomaton:
         return cls(arrays, manifest["separator"], manifest)
 
     def facts(self) -> dict:
-        """Sizes for the report."""
+        """Sizes and what it was built from, for the report."""
         return {
             "automaton_bytes": self.nbytes,
             "automaton_states": len(self.length),
             "automaton_tokens": len(self.text),
             "automaton_build_s": self.manifest.get("build_s"),
             "automaton_sha256": self.manifest.get("text_sha256"),
+            "automaton_corpus": self.manifest.get("corpus"),
+            "automaton_corpus_sha256": self.manifest.get("corpus_sha256"),
+            "automaton_tokenizer_sha256": self.manifest.get("tokenizer_sha256"),
         }
 
     def step(self, state: int, token: int) -> int:

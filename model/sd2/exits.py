@@ -44,7 +44,7 @@ class SortedDraft(CachedModel):
         self.blocks = [self.decoder.layers[a:b] for a, b in zip([0, *exits], exits)]
         self.exits, self.thresholds = exits, thresholds
         self.config, self.vocab_size = model.config, model.vocab_size
-        self.context = model.context
+        self.context, self.limit_after = model.context, model.limit_after
         self.step = self.runtime.captured(self._rows)
         self.forget()
 
@@ -248,8 +248,14 @@ class SortedDraft(CachedModel):
             states.scatter_(1, target.unsqueeze(-1).expand_as(moved), moved)
 
     def facts(self) -> dict:
-        """Rows times layers: read, and left out against reading every row through all layers."""
+        """Where rows leave; rows times layers: read, and left out against reading every row through
+        all layers."""
         sizes = [len(block) for block in self.blocks]
         read = sum(rows * size for rows, size in zip(self.rows_read, sizes))
         full = self.rows_read[0] * sum(sizes)
-        return {"draft_layer_forwards": read, "draft_layer_forwards_saved": full - read}
+        return {
+            "draft_exits": self.exits,
+            "draft_thresholds": self.thresholds,
+            "draft_layer_forwards": read,
+            "draft_layer_forwards_saved": full - read,
+        }

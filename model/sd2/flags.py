@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from model.common.args import add_weights, at_least, mini_weights
-from model.common.draft_flags import add_draft_scale
+from model.common.draft_flags import add_draft_scale, flags_read
 from model.common.errors import BadInput
 
 EXITS_FIELD, THRESHOLDS_FIELD = "sd2_exits", "sd2_thresholds"  # of a draft's config.json
@@ -53,12 +53,7 @@ def add_draft_flags(parser):
 
 def shape_of(args) -> dict:
     """The flags that --draft reads, defaults filled in; one of another shape is refused."""
-    for shape, flags in READ_BY.items():
-        for name in flags:
-            if shape != args.draft and getattr(args, name) is not None:
-                raise BadInput(f"--{name.replace('_', '-')} says nothing to --draft {args.draft}")
-    given = {name: getattr(args, name) for name in READ_BY[args.draft]}
-    return READ_BY[args.draft] | {name: v for name, v in given.items() if v is not None}
+    return flags_read(args, "draft", READ_BY)
 
 
 def checked_exits(exits) -> list[int]:

@@ -48,9 +48,12 @@ class SortedTreeDrafter(Drafter):
 
     def propose(self):
         model, width, device = self.model, self.top_k, self.model.device
-        running, batch = self.draft.running, len(self.draft.running)
-        logits, left = model.read(self.draft.unread(), running)
+        room = self.draft.context_room
+        live, batch = [length > 0 for length in room], len(room)
         self.base = torch.tensor(self.draft.committed, device=device)
+        if not any(live):
+            return self._nothing(batch)
+        logits, left = model.read(self.draft.unread(), live)
         size = self.num_columns
         lines = torch.zeros(batch, size, size, dtype=torch.bool, device=device)
         tokens, scores = top_logp(logits[:, 0, : self.num_ids], width)  # [B, k]
@@ -59,7 +62,7 @@ class SortedTreeDrafter(Drafter):
         first, exits, above = width, [left], None
         for depth in range(self.depth):
             self._add_lines(lines, depth, above)
-            logits, left = model.read(tokens, running, width, (self.base, lines))
+            logits, left = model.read(tokens, live, width, (self.base, lines))
             children, logp = top_logp(logits[..., : self.num_ids], width)  # [B, k, k]
             children = children.flatten(1)
             below = (scores.unsqueeze(-1) + logp).flatten(1)
@@ -73,7 +76,13 @@ class SortedTreeDrafter(Drafter):
             above = chosen // width + depth * width
             own, first = first + chosen, first + width**2
             tokens, scores = children.gather(1, chosen), below.gather(1, chosen)
-        return self._best(nodes, exits)
+        return self._best(nodes, exits, room)
+
+    def _nothing(self, batch: int) -> Draft:
+        """No draft where no slot has room for one."""
+        self.columns = torch.empty(batch, 0, dtype=torch.long, device=self.model.device)
+        self.drafted = self.columns.new_zeros(batch, len(self.counts))
+        return Draft(torch.empty(batch, 0, dtype=torch.long, device=self.device))
 
     def _add_lines(self, lines: Tensor, depth: int, above: Tensor | None) -> None:
         """Enter a pass's nodes into lines; above [B, k]: columns of their parents."""
@@ -84,20 +93,24 @@ class SortedTreeDrafter(Drafter):
             lines[:, begin : begin + width] = lines.gather(1, index)
         lines.diagonal(dim1=1, dim2=2)[:, begin : begin + width] = True
 
-    def _best(self, nodes: list[tuple], exits: list[list[int]]) -> Draft:
+    def _best(self, nodes: list[tuple], exits: list[list[int]], room: list[int]) -> Draft:
         """The best nodes of all passes, in their order; keeps where the draft model has read them.
 
-        nodes: (tokens, scores, parents, columns) [B, ..] of every pass; exits: [pass][slot]
+        nodes: (tokens, scores, parents, columns) [B, ..] of every pass; exits: [pass][slot]; room:
+        of every slot, levels beyond which its nodes are inert
         """
         width, device = self.top_k, self.model.device
         tokens, scores, parents, columns = (torch.cat(part, 1) for part in zip(*nodes))
-        sound = ~scores.isnan().any(1)
+        most = torch.tensor(room, device=device).unsqueeze(1)
+        sound = ~scores.isnan().any(1) | (most[:, 0] == 0)
         tokens, parents, kept = best_nodes(tokens, scores, parents, self.max_nodes)
         self.columns = columns.gather(1, kept)
         passes = (kept - width).div(width**2, rounding_mode="floor") + 1
+        tokens = tokens.masked_fill(passes >= most, -1)
         left = torch.tensor(exits, device=device).T.gather(1, passes)  # [B, n]
         numbers = torch.arange(len(self.counts), device=device)
-        self.drafted = (left.unsqueeze(-1) == numbers).sum(1)  # [B, exits]
+        there = (tokens >= 0).unsqueeze(-1)
+        self.drafted = (there & (left.unsqueeze(-1) == numbers)).sum(1)  # [B, exits]
         tree = Tree(parents.to(self.device), self.max_depth)
         return Draft(tokens.to(self.device), tree, sound=sound.to(self.device))
 
@@ -105,9 +118,10 @@ class SortedTreeDrafter(Drafter):
         model, before = self.model, self.draft.committed[:]
         count, path = step.count.to(model.device), step.path.to(model.device)
         inner = path[:, 1:-1]  # a node with an accepted child has been read
-        place = self.columns.gather(1, (inner - 1).clamp(min=0))
-        ahead = torch.arange(inner.shape[1], device=model.device)
-        model.move(self.base, place.masked_fill(ahead >= (count - 2).unsqueeze(1), -1))
+        if inner.shape[1]:
+            place = self.columns.gather(1, (inner - 1).clamp(min=0))
+            ahead = torch.arange(inner.shape[1], device=model.device)
+            model.move(self.base, place.masked_fill(ahead >= (count - 2).unsqueeze(1), -1))
         self.counts += (self.drafted * (count > 0).unsqueeze(1)).sum(0)
         self.draft.observe(step)
         model.keep(self.draft.committed, before, self.top_k)

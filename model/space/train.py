@@ -59,10 +59,12 @@ class SpaceTraining(ModelTraining):
 
     def __init__(self, args, target, data):
         from model.common.target.attention import mask_kinds
+        from model.common.target.logits import check_logits
 
         super().__init__(args)
         if args.scheme == "cut" and args.num_groups > 1:
             raise BadInput("--num-groups above 1 needs --scheme append")
+        check_logits(target.model)
         self.config, model = target.config, target.model.float()
         self.kinds = mask_kinds(self.config)
         self.masks = choose_masks(args, model, self.tokenizer).to(target.device)
@@ -82,8 +84,9 @@ class SpaceTraining(ModelTraining):
 
     def loss(self, batch):
         """Mean cross-entropy of text and masks; loss and accuracy of the text and of each mask."""
-        import torch
         from torch.nn.functional import cross_entropy
+
+        from model.common.target.logits import logits_of
 
         sample = self.sample(batch)
         chosen = sample.labels >= 0
@@ -93,9 +96,8 @@ class SpaceTraining(ModelTraining):
             position_ids=sample.positions,
             use_cache=False,
         )
-        logits = self.module.get_output_embeddings()(out.last_hidden_state[chosen]).float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        scores = self.module.get_output_embeddings()(out.last_hidden_state[chosen]).float()
+        logits = logits_of(scores, self.config)
         labels, places = sample.labels[chosen], sample.places[chosen]
         losses = cross_entropy(logits, labels, reduction="none")
         weights = 1 + (places > 0) * (self.args.mask_loss_weight - 1)

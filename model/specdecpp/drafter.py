@@ -6,8 +6,10 @@ import torch
 
 from model.common.contract.drafter import Drafter
 from model.common.contract.sequence import EmptyDrafter
+from model.common.draft_flags import flags_read
 from model.common.errors import BadInput
 from model.common.target.draft_model import load_draft_model
+from model.specdecpp.flags import READ_BY
 from model.specdecpp.heads import grown_head, load_head
 from model.sps.drafter import SpSDrafter
 
@@ -31,7 +33,7 @@ class SpecDecPPDrafter(SpSDrafter):
         super().__init__(draft, target, "ada", most, 0.0)
         self.head, self.threshold = head, threshold
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=draft.device)
-        self.reads_per_step = most - 1  # nothing is asked after the last candidate
+        self.reads_per_step = most - self.fewest  # nothing is asked after the last candidate
 
     def propose(self):
         num_slots = len(self.draft.committed)
@@ -51,25 +53,32 @@ class SpecDecPPDrafter(SpSDrafter):
 
     def _goes_on(self, node, logits, token, law):
         goes_on = ~torch.isin(token, self.eos_ids)
-        if node + 1 >= self.fewest:
+        if self._is_asked(node):
             goes_on &= 1 - self.survival <= self.threshold
         return goes_on
+
+    def _is_asked(self, node):
+        return node + 1 >= self.fewest  # before, EOS alone can end a draft: on the device
 
 
 def build_drafter(args, target) -> Drafter:
     """What the command line asks for; a head that does not fit is refused."""
+    found = flags_read(args, "schedule", READ_BY)
     if args.schedule == "none":
         return EmptyDrafter()
     if args.schedule != "ada":
         draft = load_draft_model(args, target)
-        return SpSDrafter(draft, target, args.schedule, args.num_draft, 0.0)
-    if args.bound[0] > args.bound[1]:
-        raise BadInput("--bound {} {}: the first is above the second".format(*args.bound))
+        return SpSDrafter(draft, target, args.schedule, found["num_draft"], 0.0)
+    least, most = found["bound"]
+    if least > most:
+        raise BadInput(f"--bound {least} {most}: the first is above the second")
     draft = load_draft_model(args, target)
     origin = draft.origin
-    head = load_head(args.head_path, origin.config.hidden_size, origin.device)
+    head = load_head(found["head_path"], origin.config.hidden_size, origin.device)
     head = grown_head(head, draft)
     ends = getattr(target.model.generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, (list, tuple)) else [ends]
     eos_ids = [token for token in ends if token is not None]
-    return SpecDecPPDrafter(draft, target, head.accepted, args.threshold, args.bound, eos_ids)
+    return SpecDecPPDrafter(
+        draft, target, head.accepted, found["threshold"], (least, most), eos_ids
+    )

@@ -17,7 +17,7 @@ from model.common import args as arguments
 from model.common.args import at_least, between
 from model.common.errors import BadInput, ends_in_one_line
 from model.common.grid import Grid, add_json, check, finish
-from model.specdecpp import inference_specdecpp as method
+from model.specdecpp.flags import add_flags
 from model.specdecpp.report import counts
 
 COLUMNS = {  # name -> (heading, format)
@@ -34,8 +34,7 @@ COLUMNS = {  # name -> (heading, format)
 
 def add_args(parser):
     """The method's flags; lists in place of its draft length and threshold."""
-    method.add_args(parser)
-    parser.set_defaults(num_draft=None, threshold=None)
+    add_flags(parser)
     add = parser.add_argument
     fixed, own = list(range(2, 11)), [0.3, 0.5, 0.7, 0.9]
     add("--lengths", type=at_least(1), nargs="*", default=fixed, help="fixed ones (default: 2..10)")
@@ -48,7 +47,8 @@ def plans(args, folder: Path) -> dict:
     """{name: arguments} of every run; those that the head's flags can refuse come first."""
     changes = {f"h = {h:g}": {"threshold": h} for h in args.thresholds}
     for length in args.lengths:
-        changes[f"K = {length}"] = {"schedule": "constant", "num_draft": length}
+        fixed = {"schedule": "constant", "num_draft": length}
+        changes[f"K = {length}"] = fixed | {"head_path": None, "bound": None}
     found = {}
     for name, changed in changes.items():
         found[name] = run = copy.copy(args)

@@ -12,7 +12,7 @@ from model.sps.inference_sps import DRAFTS as PATHS
 
 SHAPE = ("max_num_beams", "max_beam_len")
 GROWTH = ("max_budget", "max_branch_width", "min_log_prob", "decay")
-DRAFTS = ("drafter_path", "drafter_device", "draft_temperature")
+DRAFTS = ("drafter_path", "drafter_device", "draft_scale_to", "draft_temperature")
 READ_BY = {
     "specexec": (*DRAFTS, *SHAPE, *GROWTH),
     "specinfer": (*DRAFTS, *SHAPE, "draws", "replacement"),

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from model.common.contract.drafter import Step
-from model.common.errors import BadInput
 from model.common.target.attention import mask_kinds
-from model.common.target.draft_model import DraftModel
+from model.common.target.draft_model import DraftModel, tell_shorter
 from model.common.target.model import Target
 
 
@@ -26,11 +25,11 @@ class TreeReader:
     """
 
     def __init__(self, model: Target, target: Target):
-        self.draft = DraftModel(model)
-        self.device, self.vocab_size = target.device, target.vocab_size
         windows = [window for window in mask_kinds(model.config).values() if window is not None]
-        self.window = min(windows, default=None)
-        model.kinds = dict.fromkeys(model.kinds)  # longer answers than the window are refused
+        self.draft = DraftModel(model, min(windows, default=None))
+        tell_shorter("sliding attention", self.draft.window, target)
+        self.device, self.vocab_size = target.device, target.vocab_size
+        model.kinds = dict.fromkeys(model.kinds)  # the same as far as drafts go
         self.num_columns = 0
 
     @property
@@ -49,12 +48,6 @@ class TreeReader:
 
     def start(self, prompt: Step) -> None:
         """Read the prompts of the slots that begin."""
-        longest = max(prompt.max_lengths)
-        if self.window is not None and longest > self.window:
-            raise BadInput(
-                f"the draft model's sliding attention of {self.window} tokens is shorter than "
-                f"prompt and answer, {longest}"
-            )
         self.draft.start(prompt)
 
     def catch_up(self) -> Tensor:

@@ -61,7 +61,7 @@ class SpSDrafter(Drafter):
             if goes_on is not None:
                 goes_on = goes_on & (limits > node + 1)
                 alive = goes_on if alive is None else alive & goes_on
-                if not alive.any():
+                if self._is_asked(node) and not alive.any():
                     break
         return self._as_draft(chain, laws, finite, limits)
 
@@ -85,6 +85,10 @@ class SpSDrafter(Drafter):
             return None
         law = logits.float().softmax(-1) if law is None else law
         return law.gather(1, token.unsqueeze(1)).squeeze(1) >= self.confidence
+
+    def _is_asked(self, node: int) -> bool:
+        """Whether the host asks after this node if any slot drafts on, to end the draft if not."""
+        return True
 
     def _as_draft(self, chain: list, laws: list, finite: list, limits: Tensor) -> Draft:
         """The draft of its nodes' tokens [B], laws [B, V] and whether their logits were finite [B],

@@ -6,10 +6,11 @@ Run:    python -m model.sps.inference_sps --model-path lmsys/vicuna-7b-v1.3 --dr
 """
 
 from model.common.args import add_weights, at_least, between, mini_weights
-from model.common.draft_flags import add_draft_scale
+from model.common.draft_flags import add_draft_scale, flags_read
 from model.common.eval import main
 
 DRAFTS = {"mini": mini_weights("sps"), "vicuna-7b-v1.3": "double7/vicuna-68m"}
+READ_BY = {"constant": {}, "heuristic": {}, "confidence": {"confidence": 0.4}}  # by --schedule
 
 
 def add_args(parser):
@@ -24,13 +25,15 @@ def add_args(parser):
     )
     parser.add_argument(
         "--schedule",
-        choices=("constant", "heuristic", "confidence"),
+        choices=tuple(READ_BY),
         default="heuristic",
         help="constant: num-draft; heuristic: +2 after a full accept, else -1, anew each turn; "
         "confidence: stop after a token below the threshold",
     )
     parser.add_argument(
-        "--confidence", type=between(0, 1), default=0.4, help="threshold of the confidence schedule"
+        "--confidence",
+        type=between(0, 1),
+        help="threshold of the confidence schedule (default: 0.4)",
     )
 
 
@@ -39,8 +42,9 @@ def build(args, target):
     from model.common.target.draft_model import load_draft_model
     from model.sps.drafter import SpSDrafter
 
+    confidence = flags_read(args, "schedule", READ_BY).get("confidence", 0.0)
     draft = load_draft_model(args, target)
-    return SpSDrafter(draft, target, args.schedule, args.num_draft, args.confidence)
+    return SpSDrafter(draft, target, args.schedule, args.num_draft, confidence)
 
 
 if __name__ == "__main__":

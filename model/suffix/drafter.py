@@ -13,7 +13,9 @@ TEXT = "text"  # the one sequence of a local tree
 class AnswerTree(SuffixTree):
     """The global tree: answers of earlier sequences and of those that run, never prompts.
 
-    max_cached  answers kept; the one that began first goes first, even if it still grows
+    max_cached  answers kept; the one that began first goes first, even if it still grows. Once in
+                about as many answers begin() has the tree read anew (SuffixTree.remove), and with
+                it the prefill of that request takes longer, while the other slots wait
     """
 
     def __init__(self, limits: Limits, max_cached: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.common.args import add_state, at_least, between, is_warm
+from model.common.draft_flags import flags_read
 from model.common.errors import BadInput
 
 READ_BY = {  # kind -> its flags and their defaults; max_cached_requests goes with --state warm
@@ -42,14 +43,10 @@ def add_flags(parser):
 
 def settings_of(args) -> dict:
     """The flags that --kind reads, defaults filled in; one of the other kind is refused."""
-    for kind, flags in READ_BY.items():
-        for name in flags:
-            if kind != args.kind and getattr(args, name) is not None:
-                raise BadInput(f"--{name.replace('_', '-')} says nothing to --kind {args.kind}")
+    found = flags_read(args, "kind", READ_BY)
     if args.max_cached_requests is not None and not is_warm(args):
         raise BadInput("--max-cached-requests needs --state warm")
-    given = {name: getattr(args, name) for name in READ_BY[args.kind]}
-    return READ_BY[args.kind] | {name: v for name, v in given.items() if v is not None}
+    return found
 
 
 def make_drafter(args):

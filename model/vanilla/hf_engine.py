@@ -139,10 +139,12 @@ def answer(target, request, sampler, stop: StopRules) -> Turn:
     new = output[0, first:].tolist()
     kept, reason = stop.cut(new, len(new), limit)
     steps = kept - 1
+    first_s = (stops.times[0] if stops.times else end) - begin
     return Turn(
         output_ids=new[:kept],
         finish_reason=reason or "length",
-        prefill_s=(stops.times[0] if stops.times else end) - begin,
+        first_s=first_s,
+        prefill_s=first_s,
         wall_s=end - begin,
         accept_lengths=[1] * steps,
         drafted=[0] * steps,

@@ -44,14 +44,12 @@ def make_drafter(method: str, args, folder: str):
         return parts.build_script(method, ["--model-path", "none"], target)
     from rest_stores import make_store
 
-    from model.common.contract.sequence import PerSequence
     from model.rest.drafter import RESTDrafter
     from model.rest.retriever import Retriever
 
     text = stream(args.store_tokens, args.vocab_size, seed=1)
     store = make_store(folder, [text], args.vocab_size, args.store_tokens + 2)
-    retriever = Retriever(store)
-    return PerSequence(lambda: RESTDrafter(retriever), 64, 10)
+    return RESTDrafter(Retriever(store))
 
 
 def measure(drafter, context: int, args) -> dict:

@@ -144,7 +144,7 @@ def test_bench_trees(tmp_path):
 
 def test_bench_load(tmp_path, capsys):
     """All requests of all methods and rates have the ids of one slot; every figure is there."""
-    flags = ["--methods", "pld", "--questions", "8", "--max-new-tokens", "8", "--duration", "4"]
+    flags = ["--methods", "pld", "--questions", "4", "--max-new-tokens", "8", "--duration", "2"]
     flags += ["--shares", "1", "--rounds", "1", "--output", str(tmp_path / "out.json")]
     status, out = ended(bench_load.main, flags, capsys)
     document = json.loads((tmp_path / "out.json").read_text())

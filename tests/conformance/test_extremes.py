@@ -1,5 +1,7 @@
 """Every method at the edges of numbers and sizes: logits, precisions, vocabularies, contexts."""
 
+import functools
+
 import pytest
 import torch
 from oracle import outputs
@@ -73,16 +75,22 @@ def test_a_context_of_two(method):
     assert [turn.finish_reason for turn in turns] == ["length"] * 3
 
 
+@functools.cache
+def one_and_a_thousand(world: World):
+    """(prompts, transformers' own answers to them), once for all methods."""
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in (1099, 100)]
+    rooms = zip(prompts, (1, 1000))
+    return prompts, [transformers_ids(world.plain, [ids], room)[0] for ids, room in rooms]
+
+
 @every_method
 def test_one_token_left_beside_a_thousand(method):
     """Of a context of 1,100 tokens one prompt leaves one, the other a thousand."""
-    generator = torch.Generator().manual_seed(5)
-    prompts = [torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in (1099, 100)]
     made = case_of(method, max_position_embeddings=1100)
-    rooms = zip(prompts, (1, 1000))
-    (known,) = zip(*(transformers_ids(made.world.plain, [ids], room) for ids, room in rooms))
+    prompts, known = one_and_a_thousand(made.world)
     turns = made.decode(prompts, 1000)
-    assert outputs(turns) == list(known)
+    assert outputs(turns) == known
     assert [len(turn.output_ids) for turn in turns] == [1, 1000]
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from model.engine.evidence import Totals, place, weigh
+from model.engine.evidence import Totals, place, run_contradiction, weigh
 
 
 def known(found, source, *checked):
@@ -58,16 +58,38 @@ def test_totals_alone_give_the_number_of_steps():
     assert merged.evidence["checked"] == []
 
 
-def test_events_alone_are_steps_that_nobody_has_checked():
-    assert known(weigh([1, 3, 2], 6), "usage") == [3, 2]
-    nothing = weigh(None, 6)
-    assert nothing.evidence is None and nothing.steps is None
+def test_events_alone_are_no_steps():
+    """One of several tokens may be several steps: nobody knows."""
+    for grown in ([1, 2, 1, 3], None):
+        found = weigh(grown, 7)
+        assert found.evidence is None and found.accept_lengths is None and found.steps is None
+
+
+def test_a_server_that_never_drafts_has_steps_of_one_token():
+    assert known(weigh([1, 2, 1, 3], 7, plain=True), "usage", "plain") == [1] * 6
+    assert known(weigh(None, 7, plain=True), "plain") == [1] * 6
+    found = weigh([1, 2, 1, 3], 7, None, Totals(2, 1), plain=True)
+    assert found.accept_lengths is None and found.accepted is None
+    assert found.evidence["disagree"] == (
+        "summary: 2 drafted tokens accepted in 1 steps; plain: 0 drafted tokens accepted in 0 steps"
+    )
+
+
+def test_a_run_is_held_to_the_counters_over_it():
+    assert weigh([1, 3, 2], 6, None, Totals(5, 2, 4)).accepted == 5  # two behind the end
+    assert run_contradiction([5, 0, 4], Totals(9, 5)) is None
+    assert run_contradiction([5, None, 4], Totals(7, 5)) is None  # one that nobody knows
+    assert run_contradiction([5, 0, 4], None) is None
+    assert run_contradiction([5, 0, 4], Totals(8, 5)) == (
+        "the run's answers: 9 drafted tokens accepted;"
+        " counters: 8 drafted tokens accepted in 5 steps"
+    )
 
 
 def test_an_answer_of_one_token_has_no_step():
     assert known(weigh([1], 1, ([], [])), "per_step", "usage") == []
     assert known(weigh([1], 1, None, Totals(0, 0)), "summary", "usage") == []
-    assert known(weigh([1], 1), "usage") == []
+    assert known(weigh([1], 1, plain=True), "usage", "plain") == []
 
 
 def slow_place(groups, lengths):

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from file_server import answering
 from harness_runs import ROOT, messages, read, read_meta, refusal
 from replay_server import replaying
 from served_runs import MINI, free_port, run
+
+from model.engine.identity import speculation_of
 
 SERVER = """
 import subprocess, sys, time
@@ -78,7 +82,9 @@ def test_a_server_starts_and_ends_with_the_run(command, tmp_path):
     url, text = command(before=0.5)
     assert run(url, tmp_path, "--engine-cmd", text) == 0
     assert len(read(tmp_path / "a.jsonl")) == 3
-    assert read_meta(tmp_path / "a.jsonl")["environment"]["engine_cmd"] == text
+    meta = read_meta(tmp_path / "a.jsonl")
+    assert meta["environment"]["engine_cmd"] == text
+    assert meta["method_args"]["speculation"] == "unnamed"  # no flag says it, its page does
     assert not is_alive(child_of(tmp_path))
 
 
@@ -133,3 +139,67 @@ def test_an_interruption_ends_the_server(number, command, tmp_path):
     assert process.returncode == 130
     assert said.splitlines() == ["inference_engine: interrupted; the same command resumes"]
     assert not is_alive(child_of(tmp_path))
+
+
+def test_a_proxy_of_the_environment_is_not_asked(command, tmp_path, monkeypatch):
+    """It knows nothing of servers on this machine."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(503)
+
+        def log_message(self, *args):
+            """Say nothing."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    with answering(proxy):
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        url, text = command()
+        assert run(url, tmp_path, "--engine-cmd", text) == 0
+
+
+def test_a_file_is_continued_by_its_own_command_alone(command, tmp_path, capfd):
+    """On another port, too."""
+    url, text = command()
+    for own in ("--port 1", "--port=2"):
+        assert run(url, tmp_path, "--engine-cmd", f"{text} {own}") == 0
+    messages(capfd)
+    line = refusal(capfd, run(url, tmp_path, "--engine-cmd", f"{text} --enforce-eager"))
+    assert "answers of another run (method_args.engine_cmd_sha256" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        """vllm serve M --speculative-config '{"method": "ngram"}'""",
+        """vllm serve M -sc '{"method": "ngram"}'""",
+        """vllm serve M -sc='{"method": "ngram"}'""",
+        "vllm serve M -sc.method ngram --config c.yaml",
+        "python -m sglang.launch_server --speculative-algorithm EAGLE3",
+        "llama-server -m M -md D.gguf",
+        "llama-server -m M --model-draft D.gguf",
+        "llama-server -m M -hfd ORG/D",
+        "llama-server -m M -hfrd ORG/D",
+        "llama-server -m M --hf-repo-draft ORG/D",
+        "llama-server -m M --spec-type ngram-mod",
+        "LLAMA_ARG_MODEL_DRAFT=D.gguf llama-server -m M",
+    ],
+)
+def test_every_spelling_of_speculation_is_known(words):
+    assert speculation_of(words) not in (None, "none")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("vllm serve M -tp 2 --scheduling-policy fcfs --seed 1", "none"),
+        ("llama-server -m M -hf ORG/M -sm none", "none"),
+        ("vllm serve M --config c.yaml", None),
+        ("vllm serve M --config=c.yaml", None),
+    ],
+)
+def test_a_command_without_flags_of_speculation(words, said):
+    """A file of settings may hold them, so that nobody knows."""
+    assert speculation_of(words) == said

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from harness_runs import read_meta
+from harness_runs import messages, read_meta
 from replay_server import EXCHANGES, replaying
 from served_runs import MINI, QUESTIONS, answers, run
 
@@ -14,6 +14,7 @@ from model.common.prompts.prompter import Prompter, load_tokenizer
 IDS = [51, 704, 77, 378, 274, 1329, 346, 1341, 295, 273, 286, 77, 82, 140, 115, 26, 1]
 TEXT = "Greta found a talking cat in the café."
 STEPS = [3, 1, 4, 2, 5, 1]
+REUSE = "nothing tells this server not to reuse prompts of earlier requests"
 
 
 def exchange(name):
@@ -36,7 +37,7 @@ def test_ids_times_and_accept_lengths(name, tmp_path):
         assert choice["accept_lengths"] == STEPS and choice["decoding_steps"] == [6]
         assert choice["new_tokens"] == [17] and choice["finish_reason"] == ["stop"]
         assert choice["prompt_tokens"] == [len(prompt_ids(question))]
-        assert sum(choice["chunk_tokens"][0]) == 17
+        assert choice["chunk_tokens"] == [[1, *STEPS]]  # llama.cpp: several events a step
         ends = choice["chunk_end_s"][0]
         assert len(ends) == len(choice["chunk_tokens"][0]) - 1 and ends == sorted(ends)
         assert choice["prefill_s"][0] <= ends[0] and ends[-1] <= choice["wall_time"][0]
@@ -136,6 +137,7 @@ def test_chat_without_ids(tmp_path):
     assert choice["accept_evidence"] is None and "accept_lengths" not in choice
     engine = read_meta(tmp_path / "a.jsonl")["shared"]["engine"]
     assert engine["interface"] == "chat, OpenAI's fields" and engine["version"] is None
+    assert engine["prompt_cache"] == "unknown"
 
 
 @pytest.mark.parametrize("flag, value", [("--min-p", 0.1), ("--top-k", 4), ("--ignore-eos", None)])
@@ -208,3 +210,45 @@ def test_llama_cpp_refuses_what_it_cannot_do(tmp_path, capfd):
     assert (
         "--presence-penalty: llama.cpp's counts the prompt's tokens too" in capfd.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    "name, flags, recorded",
+    [
+        ("vllm", [], False),
+        ("sglang", [], False),
+        ("llamacpp", [], False),
+        ("chat", [], "unknown"),
+        ("chat", ["--prompt-cache"], True),
+    ],
+)
+def test_what_cannot_be_asked_is_not_recorded_as_kept(name, flags, recorded, tmp_path, capfd):
+    answers(name, tmp_path, *flags)
+    assert read_meta(tmp_path / "a.jsonl")["shared"]["engine"]["prompt_cache"] == recorded
+    assert any(REUSE in line for line in messages(capfd)) == (recorded == "unknown")
+
+
+def test_another_servers_salts_are_not_relied_on(tmp_path):
+    """It takes our fields, and nobody knows what it makes of them."""
+    said = exchange("vllm")
+    said["get"]["/v1/models"]["data"][0]["owned_by"] = "someone"
+    answers(said, tmp_path)
+    assert read_meta(tmp_path / "a.jsonl")["shared"]["engine"]["prompt_cache"] == "unknown"
+
+
+def test_reused_prompts_are_counted(tmp_path, capfd):
+    said = exchange("vllm")
+    said["answers"][0]["events"][-2]["usage"]["prompt_tokens_details"] = {"cached_tokens": 16}
+    answers(said, tmp_path)
+    assert read_meta(tmp_path / "a.jsonl")["method_facts"]["cached_tokens"] == 48
+    line = "48 tokens of prompts were taken from earlier requests"
+    assert line in messages(capfd)
+    answers(said, tmp_path, "--prompt-cache", "--overwrite")
+    assert read_meta(tmp_path / "a.jsonl")["method_facts"]["cached_tokens"] == 48
+    assert line not in messages(capfd)
+
+
+def test_nothing_reused_and_nothing_said_are_not_the_same(tmp_path):
+    for name, counted in (("llamacpp", 0), ("vllm", None)):
+        answers(name, tmp_path, "--overwrite")
+        assert read_meta(tmp_path / "a.jsonl")["method_facts"].get("cached_tokens") == counted

@@ -91,24 +91,28 @@ FAULTS = {  # name: (proposer, rule, whether the drafter sees the rule's uniform
 }
 
 
-def law_of_words(words, settings, seed=0):
-    """The TokenLaw of a run's words [sequences, LENGTH]."""
+def law_of_words(words, settings, seed=0, margin=token_law.MARGINS["float32"]):
+    """The TokenLaw of a run's words [sequences, LENGTH]; margin: of the audit, in logits."""
     ended = (words == END).long().cumsum(1)
     alive = (ended - (words == END).long()) == 0  # the END token is part of the answer
     before = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], 1)
     logits = tables("random")[0][before[alive]]
     uniforms = token_law.audit_uniforms(seed, "simulated", 0, 0, len(logits))
-    return token_law.token_law(logits, words[alive], uniforms, token_law.Sampling(*settings))
+    sampling = token_law.Sampling(*settings, margin=margin)
+    return token_law.token_law(logits, words[alive], uniforms, sampling)
 
 
-def p_values(proposer, rule, settings, runs, shared=False, sequences=SEQUENCES, seed=0):
-    """{test: [p of every run]}; a run with an impossible token has "impossible" 0, else 1."""
+def p_values(proposer, rule, settings, runs, shared=False, sequences=SEQUENCES, seed=0, **more):
+    """{test: [p of every run]}; a run with an impossible token has "impossible" 0, else 1.
+
+    more: of law_of_words()
+    """
     warp = Sampler(*settings).warp
     num = runs * sequences
     words, _ = sample("random", proposer, warp, rule, num, LENGTH, seed, fresh=True, shared=shared)
     found = {name: [] for name in (*evidence.TESTS, "audit", "impossible")}
     for number, own in enumerate(words.split(sequences)):
-        law = law_of_words(own, settings, seed=1000 * seed + number)
+        law = law_of_words(own, settings, seed=1000 * seed + number, **more)
         own = evidence.Evidence.of(law)
         tests = evidence.run_tests(own)
         ps = [tests[name]["p"] for name in evidence.TESTS]

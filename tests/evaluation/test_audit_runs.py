@@ -1,5 +1,6 @@
 """audit_sampling.py on answer files: real runs end to end, penalties, refusals."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from harness_runs import answer
 from safetensors.torch import load_file, save_file
 
 from evaluation import audit_sampling
+from evaluation.sampling import scoring
+from evaluation.sampling.token_law import MARGINS
 from model.common.loop import verify
 
 SAMPLED = ["--temperature", 0.6, "--top-p", 0.9]
@@ -84,6 +87,35 @@ def test_real_runs(audit, sampled):
     assert "of best tokens in place of draws" in exact.stdout
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_every_precision_is_audited(audit, model_dir, question_file, tmp_path, dtype):
+    path = tmp_path / "vanilla.jsonl"
+    flags = [*SAMPLED, "--num-choices", 3, "--dtype", dtype, "--model-id", "vanilla"]
+    answer("vanilla", model_dir, question_file, path, *flags)
+    done = audit(path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = report_of(done)["results"]
+    assert result["margin"] >= MARGINS[dtype] and result["meta_sha256"]
+
+
+def test_the_margin_is_the_targets_own_where_that_is_larger(audit, sampled, monkeypatch):
+    """What a target's readings differ by is tolerated; a target of no fixed law is not audited."""
+    (before,) = report_of(audit(sampled["vanilla"]))["results"]
+    assert before["margin"] == MARGINS["float32"]
+    honest = scoring.calibrate
+
+    def rough(*given, **changes):
+        return dataclasses.replace(honest(*given), **changes)
+
+    monkeypatch.setattr(scoring, "calibrate", lambda *given: rough(*given, maximum=0.3))
+    (after,) = report_of(audit(sampled["vanilla"]))["results"]
+    assert after["margin"] == pytest.approx(0.3)  # twice the largest change, of two logits
+    odd = {"change": 2.0, "ulps": 9.0, "limit": 0.1, "reading": "trees"}
+    odd |= {"where": f"{sampled['vanilla']}: question 11", "position": 3}
+    monkeypatch.setattr(scoring, "calibrate", lambda *given: rough(*given, odd=odd))
+    assert_refused(audit(sampled["vanilla"]), sampled["vanilla"], "differ by 2 logits")
+
+
 def test_an_impossible_token_is_named(audit, sampled, tmp_path):
     lines = [json.loads(line) for line in sampled["vanilla"].read_text().splitlines()]
     ids = lines[2]["choices"][1]["output_ids"][0]
@@ -130,7 +162,7 @@ def test_a_target_whose_logits_are_no_numbers_convinces_nobody(
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     asked = ["--model-path", broken, "--question-file", question_file, "--dtype", "float32"]
     done = audit(path, flags=[*asked, *SAMPLED])
-    assert_refused(done, path, "question 11 choice 0 turn 0", "the target's logits are not finite")
+    assert_refused(done, path, "question 11 choice ", "the target's logits are not finite")
 
 
 def test_repeated_draws_count_once(audit, sampled, tmp_path):

@@ -71,10 +71,12 @@ def test_planted_faults_are_found(fault, settings, sequences, power):
     assert sum(p <= 0.01 for p in found["audit"]) >= power * runs
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("fault", ["bonus not warped", "acceptance unwarped"])
-def test_an_unwarped_draw_is_impossible_under_top_p(fault):
+def test_an_unwarped_draw_is_impossible_under_top_p(fault, dtype):
     proposer, rule, shared = FAULTS[fault]
-    found = p_values(proposer, rule, WARPED, 20, shared, seed=3)
+    margin = token_law.MARGINS[dtype]
+    found = p_values(proposer, rule, WARPED, 20, shared, seed=3, margin=margin)
     assert found["impossible"] == [0.0] * 20
 
 
@@ -154,6 +156,21 @@ def test_tokens_outside_the_support():
         assert law.tolerated.tolist() == [False, False, True, False]
         assert law.impossible.tolist() == [False, False, False, True]
         assert law.surprise[2].isfinite() and law.surprise[3].isinf()
+
+
+@pytest.mark.parametrize("dtype", token_law.MARGINS)
+def test_rounding_moves_odds_and_not_the_mass(dtype):
+    """Far behind a nucleus of 0.999 a token stays impossible, whatever the precision."""
+    logits = torch.tensor([[7.0, 7.0, 0.0, -1.0]]).log_softmax(-1)  # the two best: 0.9994
+    sampling = Sampling(0.6, 0, 0.9, margin=token_law.MARGINS[dtype])
+    far = token_law.token_law(logits, torch.tensor([2]), uniforms(1), sampling)
+    assert far.impossible.all()
+    # by hand: 0.9 of the mass above is 9 : 1; a shift of s makes it 9 e^-s : 1, just below or above
+    shift = 2 * sampling.margin / 0.6
+    for odds, tolerated in ((9 * np.exp(0.9 * shift), True), (9 * np.exp(1.1 * shift), False)):
+        pair = 0.6 * torch.tensor([[odds, 1.0]], dtype=torch.float64).log()
+        near = token_law.token_law(pair, torch.tensor([1]), uniforms(1), sampling)
+        assert near.tolerated.tolist() == [tolerated]
 
 
 def test_surprisal_of_a_fair_coin_and_a_biased_one():

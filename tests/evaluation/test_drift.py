@@ -17,7 +17,7 @@ from answer_samples import (
 from drift_files import START, Files, moved, speed, steady, timed
 from harness_runs import answer
 
-from evaluation.speedup import drift
+from evaluation.speedup import drift, intervals
 
 
 @pytest.mark.parametrize("factor", [1, 1.04, 0.95])
@@ -70,7 +70,7 @@ def test_the_noise_is_the_pairs_own(tmp_path):
 def test_students_point():
     stats = pytest.importorskip("scipy.stats")
     for freedom in range(1, 500):
-        assert drift.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+        assert intervals.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,20 @@ def test_beside_each_other_there_is_no_drift(tmp_path):
         assert (found["state"], found["marked"], found["pairs"]) == ("none", False, 0)
     done = speed("--file-path", files.method, "--paired", "--format", "markdown")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("num_late, state", [(0, "none"), (1, "none"), (2, "unknown")])
+def test_pairs_of_another_day_are_not_beside_their_answers(tmp_path, num_late, state):
+    files = Files(tmp_path, steady(1.3, every=1, questions=24), questions=24)
+    pairs = drift.pairs_path(files.method)
+    records = [json.loads(text) for text in pairs.read_text().splitlines()]
+    for record in records[:num_late]:
+        record["choices"][0]["begin_s"][0] -= 86400
+    write(pairs, records)
+    found = compared(files.method, pairs)["drift"]
+    assert (found["state"], found["left_out"], found["pairs"]) == (state, num_late, 0)
+    said = "\n".join(drift.drift_lines("m", found))
+    assert ("another time" in said) is (num_late > 0)
 
 
 def test_a_share_of_pairs_is_no_paired_comparison(tmp_path):

@@ -127,6 +127,28 @@ def test_bootstrap_is_paired_seeded_and_right():
     assert first["mean_ratio"] == pytest.approx(np.percentile(plain, [2.5, 97.5]), rel=0.03)
 
 
+def held(number, runs=400):
+    """Shares of runs of so many questions whose intervals hold the truth: mean ratio, geometric."""
+    rng, found = np.random.default_rng(number), np.zeros(2)
+    truths = math.exp(0.3 + 0.25**2 / 2), math.exp(0.3)
+    for seed in range(runs):
+        speed = rng.lognormal(3, 0.4, number)
+        base = columns([100] * number, 100 / speed)
+        method = columns([100] * number, 100 / (speed * rng.lognormal(0.3, 0.25, number)))
+        ends = metrics.bootstrap_intervals(metrics.wall_ratios, method, base, 400, seed)
+        both = ends["mean_ratio"], ends["geometric_mean"]
+        found += [low <= truth <= high for (low, high), truth in zip(both, truths)]
+    return found / runs
+
+
+@pytest.mark.parametrize("number", [4, 10, 24])
+def test_intervals_of_few_questions_hold_what_they_say(number, monkeypatch):
+    assert (held(number) > 0.9).all()
+    if number == 4:  # what a percentile bootstrap alone gives
+        monkeypatch.setattr(metrics, "few_questions", lambda count: 1.0)
+        assert (held(number) < 0.88).all()
+
+
 def test_a_question_without_tokens_stays_in_the_interval():
     base = columns([4, 4], [1.0, 1.0])
     method = columns([0, 8], [1.0, 1.0])

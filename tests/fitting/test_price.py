@@ -21,8 +21,9 @@ class PlannedTime:
     def end_step(self):
         self.marks.append(PlannedTarget.time)
 
-    def seconds(self, first):
-        return {"verify": [self.marks[1] - self.marks[0]]}
+    def read(self):
+        begin, end = self.marks
+        return end, [({"verify": end - begin}, end)]
 
 
 class PlannedTarget:

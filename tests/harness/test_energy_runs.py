@@ -1,6 +1,7 @@
 """--energy from the flag to the answer files: a tiny target beside a powercap tree in a folder."""
 
 import math
+import time
 from bisect import bisect_right
 
 import pytest
@@ -8,6 +9,7 @@ from fake_meters import Powercap, Running
 from harness_runs import answer, messages, read, read_meta, run, timeless, where, without
 from ray_stand_in import stand_in
 
+from model.common.contract.sequence import EmptyDrafter
 from model.common.records.energy import log, rapl
 from model.common.records.energy.log import union
 
@@ -111,7 +113,7 @@ def test_a_load_run_has_the_steady_window(powered, model_dir, question_file, tmp
     assert (steady["slots"], steady["requests"]) == (2, 10)
     begin, end = (entry["began_s"] + steady[name] for name in ("begin_s", "end_s"))
     choices = [record["choices"][0] for record in records]
-    firsts = sorted(choice["begin_s"][0] + choice["prefill_s"][0] for choice in choices)
+    firsts = sorted(choice["begin_s"][0] + choice["first_s"][0] for choice in choices)
     assert begin == pytest.approx(firsts[1], abs=1e-4) and end == pytest.approx(firsts[7], abs=1e-4)
     stamps = [(when, 1) for when in firsts]
     for choice in choices:
@@ -236,8 +238,6 @@ def test_what_is_not_metered_is_named_beside_what_is(powered, paths, capfd):
 
 def test_a_meter_that_dies_ends_no_run(powered, model_dir, question_file, tmp_path, capfd):
     """The package's counter vanishes before the third question: two have an energy."""
-    from model.common.contract.sequence import EmptyDrafter
-
     out = tmp_path / "a.jsonl"
 
     class Breaking(EmptyDrafter):
@@ -263,17 +263,14 @@ def test_a_meter_that_dies_ends_no_run(powered, model_dir, question_file, tmp_pa
     assert dram["timed_j"] > 0
 
 
-def test_a_failed_question_has_none_and_the_others_have(
-    powered, model_dir, question_file, tmp_path, monkeypatch
-):
-    from model.common.contract.sequence import EmptyDrafter
-
+def test_what_a_failed_question_took_is_in_its_record(powered, model_dir, question_file, tmp_path):
     class Failing(EmptyDrafter):
         begun = 0
 
         def start(self, prompt):
             self.begun += 1
             if self.begun == 3:
+                time.sleep(0.1)
                 raise RuntimeError("out of luck")
             super().start(prompt)
 
@@ -282,17 +279,32 @@ def test_a_failed_question_has_none_and_the_others_have(
     records = answer("pld", model_dir, question_file, out, *METERED, **build)
     failed = [record for record in records if "error" in record]
     assert len(failed) == 1 and failed[0]["choices"] == []
+    assert failed[0]["energy_j"] > 0.1 * 8 * 0.5  # of 8 to 38 W, by a thread that may be late
     good = [record for record in records if "error" not in record]
-    total = sum(joules for *_, joules in turns_of(good))
+    assert not any("energy_j" in record for record in good)
+    total = sum(joules for *_, joules in turns_of(good)) + failed[0]["energy_j"]
     (entry,) = read_meta(out)["energy"]
     assert total == pytest.approx(entry["timed_j"], rel=1e-4) and entry["answers"] == 6
+
+
+def test_without_a_meter_a_failed_question_has_no_energy(model_dir, question_file, tmp_path):
+    flags = ["--question-end", 2, "--max-new-tokens", 4]
+    build = {"build": lambda args, target: Refusing(), "code": 1}
+    records = answer("pld", model_dir, question_file, tmp_path / "a.jsonl", *flags, **build)
+    assert all("error" in record and "energy_j" not in record for record in records)
+
+
+class Refusing(EmptyDrafter):
+    """Fails with every prompt."""
+
+    def start(self, prompt):
+        raise RuntimeError("out of luck")
 
 
 def test_an_interrupted_run_loses_what_was_in_flight_alone(
     powered, model_dir, question_file, tmp_path
 ):
     """Answers that waited for a sample behind their end are written with their energy."""
-    from model.common.contract.sequence import EmptyDrafter
 
     class Interrupted(EmptyDrafter):
         ended = 0

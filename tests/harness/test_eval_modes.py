@@ -79,6 +79,96 @@ def test_the_published_names(folder):
     assert (differ in done.stdout) == (done.returncode == 1)
 
 
+def rows_of(done):
+    """{first word: [lines]} of what was printed."""
+    found = {}
+    for line in filter(str.strip, done.stdout.splitlines()):
+        found.setdefault(line.split()[0], []).append(line)
+    return found
+
+
+def compared(folder, report):
+    """[(run, base)] of a serving report, without what the names share."""
+    document = json.loads((folder / REPORT / report).read_text())
+    ending = "-float32-temperature-0-clients-1"
+    pairs = [(pair["run"], pair["base"]) for pair in document["comparisons"]]
+    assert document["incomparable"] == [] and len(document["runs"]) > 1
+    return [tuple(n.removeprefix("target-").removesuffix(ending) for n in pair) for pair in pairs]
+
+
+def test_a_row_of_another_footing_has_a_table_of_its_own(folder):
+    """space and its baseline are of another target, vanilla-compile of another runtime."""
+    plan = json.dumps({"vanilla-compile": {"shared": {"runtime": "compile"}}})
+    rows = ("space", "vanilla-compile", "pld")
+    done = eval_sh.run(folder, "serve", *rows, NUM_PROMPTS="12", PLAN=plan)
+    assert done.returncode == 0, done.stderr
+    assert list(asked(folder)) == ["vanilla", "vanilla-space", "space", "vanilla-compile", "pld"]
+    assert compared(folder, "serving.json") == [("pld", "vanilla")]
+    assert compared(folder, "serving_runtimes.json") == [("vanilla-compile", "vanilla")]
+    assert compared(folder, "serving_space.json") == [("space", "vanilla-space")]
+    found = rows_of(done)
+    assert len(found["run"]) == 3  # tables
+    for name in ("pld", "vanilla-compile", "target-space", "target-vanilla-space"):
+        (line,) = found[f"{name}-float32-temperature-0-clients-1"]
+        assert line.split()[1] == "12"
+    assert "differ" not in done.stdout and "not comparable" not in done.stdout
+    assert "written:" not in found  # the suite's files hold one method
+    details = (folder / REPORT / "details.txt").read_text()
+    assert details.count("EQUAL: ") == 2 and "not comparable" not in details
+
+
+def test_space_alone_is_held_to_its_own_baseline(folder):
+    done = eval_sh.run(folder, "serve", "space", NUM_PROMPTS="12", ENABLE_TARGET="false")
+    assert done.returncode == 0, done.stderr
+    assert list(asked(folder)) == ["vanilla-space", "space"]
+    assert compared(folder, "serving_space.json") == [("space", "vanilla-space")]
+    parts = json.loads((folder / REPORT / "benchmark_results.json").read_text())
+    assert parts["speculative"]["model_id"].startswith("target-space-float32")
+    assert parts["target_ar"]["model_id"].startswith("target-vanilla-space-float32")
+
+
+def test_a_row_that_cannot_be_compared_costs_no_other(folder):
+    plan = json.dumps({"pld": {"shared": {"weights_sha256": "bb"}}})
+    done = eval_sh.run(folder, "serve", "pld", "sps", NUM_PROMPTS="12", PLAN=plan)
+    assert done.returncode == 2
+    assert 'are not comparable: weights_sha256: "bb", baseline "aa"' in done.stdout
+    assert "answers differ" not in done.stdout
+    document = json.loads((folder / REPORT / "serving.json").read_text())
+    assert len(document["runs"]) == 3 and len(document["comparisons"]) == 1
+    (line,) = document["incomparable"]
+    assert "target-pld-float32-temperature-0-clients-1.jsonl" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_words_with_spaces_and_stars_reach_the_commands(folder):
+    """As they are: nothing is split again, and no pattern is taken for files."""
+    settings = {
+        "NUM_PROMPTS": "12",
+        "SHAREGPT_DIR": "my talks",
+        "DRAFTER_MODEL": "my *",
+        "ARGS": "--question-file '* of mine' --categories \\* --note 'it'\"'\"'s'",
+        "FLAGS_sps": "--log \"a  b\" '' *",
+    }
+    done = eval_sh.run(folder, "serve", **settings)
+    assert done.returncode == 0, done.stderr
+    flags = asked(folder)
+    for given in flags.values():
+        after = dict(zip(given, given[1:]))
+        assert after["--sharegpt-dir"] == "my talks" and after["--question-file"] == "* of mine"
+        assert after["--categories"] == "*" and after["--note"] == "it's"
+    assert flags["sps"][-6:] == ["--drafter-path", "my *", "--log", "a  b", "", "*"]
+    done = eval_sh.run(folder, "pld", LOAD="--rate '1'", FLAGS_pld="--log 'a b'")
+    assert done.returncode == 0, done.stderr
+    assert has(asked(folder)["pld"], "--rate 1") and asked(folder)["pld"][-1] == "a b"
+
+
+@pytest.mark.parametrize("name", ["ARGS", "LOAD", "FLAGS_vanilla"])
+def test_an_open_quote_is_one_line(folder, name):
+    done = eval_sh.run(folder, "pld", **{name: "--log 'a"})
+    assert done.returncode == 2 and not (folder / "asked.jsonl").exists()
+    assert f"eval.sh: {name}=--log 'a: No closing quotation" in done.stderr.splitlines()
+
+
 @pytest.mark.parametrize(
     "settings, rows, ran",
     [
@@ -95,7 +185,7 @@ def test_which_methods_are_run(folder, settings, rows, ran):
     assert list(flags) == ran and all(has(given, "--num-prompts 12") for given in flags.values())
     assert all("--rate" not in given for given in flags.values())
     written = (folder / REPORT / "out").is_file()
-    assert written == (len(ran) < 3), done.stderr
+    assert written == (len(ran) < 3) and done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,29 @@ def test_all_and_named_rows(folder):
         assert done.stdout.count("method  ") == 2 and cells(done)["space"][4] == "equal"
 
 
+def test_a_corpus_is_asked_for(folder):
+    """Ours is of the mini bench: with another target rest is left out, samd has the text alone."""
+    other = {"TARGET": "elsewhere/target", "DTYPE": "float32"}
+    done = eval_sh.run(folder, "all", **other)
+    assert done.returncode == 0, done.stderr
+    flags = asked(folder)
+    assert "rest" not in flags and cells(done)["rest"][4] == "not run"
+    assert "--static-path" not in flags["samd"] and "--auxiliary" in flags["samd"]
+    said = "eval.sh: no index in data/mini_bench/index/target/rest, and CORPUS names no jsonl"
+    assert said in done.stderr and "eval.sh: rest is left out" in done.stderr
+    assert "eval.sh: samd copies from the text alone: CORPUS names no corpus" in done.stderr
+    assert not (folder / "data" / "mini_bench" / "index").exists()
+    assert eval_sh.run(folder, "rest", "pld", **other).returncode == 2
+    for name in ("rest", "samd"):  # indices that are there are used
+        manifest = folder / "data" / "mini_bench" / "index" / "target" / name / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text("{}")
+    assert eval_sh.run(folder, "rest", "samd", **other).returncode == 0
+    for row, flag in (("rest", "--datastore-path"), ("samd", "--static-path")):
+        given = asked(folder)[row]
+        assert given[given.index(flag) + 1] == f"data/mini_bench/index/target/{row}"
+
+
 def test_a_crash_is_no_row_and_leaves_an_older_file_out(folder):
     """Python's own exit status is 1 too, with which a run ends whose questions failed."""
     old = folder / ANSWERS / "target-sps-float32-temperature-0.jsonl"

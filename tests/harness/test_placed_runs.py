@@ -7,6 +7,8 @@ from tiny_methods import TINY_FLAGS, build, decode, tiny_target
 
 from evaluation.answers.meta import placement_text
 from evaluation.summary.rows import notes_of
+from model.common.loop import decode as loop
+from model.common.loop.clock import Clock
 from model.common.loop.turns import StopRules
 from model.common.target.loading import load_target
 from model.common.target.placement import Share
@@ -44,7 +46,14 @@ def test_a_command_tells_where_everything_is(paths, monkeypatch, capfd):
     seen(monkeypatch, 4)
     flags = ["--drafter-path", paths["draft"], "--device", "auto", "--turned-rows", "none"]
     where = "sps", paths["model"], paths["questions"]
-    ids, lines, found = {}, {}, {}
+    ids, lines, found, waited = {}, {}, {}, {}
+
+    class Noting(Clock):
+        def __init__(self, device, host, others):
+            waited.setdefault(strategy, set()).update(map(str, others))
+            super().__init__(device, host, others)
+
+    monkeypatch.setattr(loop, "Clock", Noting)
     for strategy in ("same", "separate", "multi-gpu-ratio:2:1"):
         out = paths["tmp"] / f"{strategy}.jsonl"
         more = [*flags, "--question-end", 2, "--max-new-tokens", 8, "--gpu-strategy", strategy]
@@ -54,6 +63,7 @@ def test_a_command_tells_where_everything_is(paths, monkeypatch, capfd):
         found[strategy] = read_meta(out)
     assert ids["same"] == ids["separate"] == ids["multi-gpu-ratio:2:1"]
     same, separate, ratio = (meta["placement"] for meta in found.values())
+    assert list(waited.values()) == [{"xla:0"}, {"xla:1"}, {"xla:2"}]  # for a drafter's work
     assert same["target"].keys() == same["drafter"].keys() == {"xla:0"} and not lines["same"]
     assert "crossings" not in same and same["peak_bytes"] == {}
     assert separate["target"] == same["target"] and separate["drafter"].keys() == {"xla:1"}

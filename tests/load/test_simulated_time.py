@@ -5,13 +5,26 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from harness_runs import write
-from load_simulation import LATE, LIMIT, TICK, Account, SimulatedTime, fake_bench, prefill_s, run
+from load_simulation import (
+    LATE,
+    LIMIT,
+    TICK,
+    Account,
+    SimulatedTime,
+    fake_bench,
+    prefill_s,
+    pretend_gpu,
+    run,
+)
 
 from evaluation.service.requests import of_answers
 from model.common.args import make_parser
 from model.common.load.queue import LoadQueue
 from model.common.load.schedule import Schedule, gaps_summed, schedules
+from model.common.loop import decode
+from model.common.loop.clock import Clock
 from model.common.loop.turns import Turn
 
 NUM = 200
@@ -48,11 +61,16 @@ LOADS = {
 }
 
 
-@pytest.mark.parametrize("load, num_slots", [*((load, 4) for load in LOADS), ("heavy", 1)])
-def test_every_moment(load, num_slots):
+SLOW = 5 * TICK  # of a drafter that reads prompts
+RUNS = [*((load, 4, 0.0) for load in LOADS), ("heavy", 1, 0.0)]
+RUNS += [("heavy", 4, SLOW), ("more clients than slots", 4, SLOW)]
+
+
+@pytest.mark.parametrize("load, num_slots, start_s", RUNS)
+def test_every_moment(load, num_slots, start_s):
     questions, schedule = questions_of(NUM), LOADS[load]
-    records, queue = run(questions, schedule, num_slots)
-    account = Account(questions, schedule, num_slots)
+    records, queue = run(questions, schedule, num_slots, start_s=start_s)
+    account = Account(questions, schedule, num_slots, start_s)
     assert len(records) == len(account.facts) == NUM
     for record in records:
         fact = account.facts[record["question_id"]]
@@ -65,9 +83,10 @@ def test_every_moment(load, num_slots):
         (choice,) = record["choices"]
         begin, ends = fact["begin"], fact["ends"]
         assert choice["begin_s"] == [begin] and begin >= fact["sent"] >= fact["arrival"]
-        assert choice["prefill_s"] == [fact["first"] - begin]
+        assert choice["first_s"] == [fact["first"] - begin]
+        assert choice["prefill_s"] == [fact["read"] - begin]
         assert choice["step_end_s"] == [[end - begin for end in ends]]
-        assert choice["wall_time"] == [[fact["first"], *ends][-1] - begin]
+        assert choice["wall_time"] == [[fact["read"], *ends][-1] - begin]
         assert choice["accept_lengths"] == fact["lengths"]
         assert choice["output_ids"] == [fact["ids"]]
         assert choice["finish_reason"] == ["stop" if fact["ids"][-1] == 60 else "length"]
@@ -76,11 +95,15 @@ def test_every_moment(load, num_slots):
     assert sum("error" in record for record in records) == 9 + 7  # see questions_of()
 
 
-def test_latencies_of_the_records(tmp_path):
-    """As evaluation/serving.py reads them: of 200 requests, exactly those of the account."""
+@pytest.mark.parametrize("start_s", [0.0, SLOW])
+def test_latencies_of_the_records(tmp_path, start_s):
+    """As evaluation/serving.py reads them: of 200 requests, exactly those of the account.
+
+    A first token is there before a slow drafter has read the prompt, the second one is not.
+    """
     questions, schedule = questions_of(NUM), LOADS["heavy"]
-    records, _ = run(questions, schedule, 4)
-    account = Account(questions, schedule, 4)
+    records, _ = run(questions, schedule, 4, start_s=start_s)
+    account = Account(questions, schedule, 4, start_s)
     requests = of_answers(write(tmp_path / "a.jsonl", records)).requests
     assert len(requests) == NUM
     for request in requests:
@@ -100,6 +123,23 @@ def test_latencies_of_the_records(tmp_path):
         parts = [gap / count for gap, count in zip(gaps, lengths) for _ in range(count)]
         assert request.token_gaps == parts
         assert (request.prompt_tokens, request.new_tokens) == (fact["prompt"], 1 + sum(lengths))
+
+
+def test_a_gpus_timer_that_runs_fast(tmp_path, monkeypatch):
+    """By 1 %, and the slots are never all empty: steps end within their turns all the same."""
+    host, cuda = SimulatedTime(), torch.device("cuda")
+    pretend_gpu(monkeypatch, host, 1.01)
+    monkeypatch.setattr(decode, "Clock", lambda device, *others: Clock(cuda, *others))
+    questions, schedule = questions_of(NUM), LOADS["all at once"]
+    records, _ = run(questions, schedule, 4, host=host)
+    account = Account(questions, schedule, 4)
+    assert host.time == account.time > 5
+    of_answers(write(tmp_path / "a.jsonl", records))  # is not refused
+    for record in records:
+        for choice in record["choices"]:
+            ends, begin = account.facts[record["question_id"]]["ends"], choice["begin_s"][0]
+            wanted = [end - begin for end in ends]
+            assert choice["step_end_s"][0] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_loads_are_what_their_names_say():

@@ -28,6 +28,7 @@ from model.common.loop.decode import Loop
 from model.common.loop.sampling import Sampler
 from model.common.loop.source import Request, Source
 from model.common.loop.turns import StopRules
+from model.common.target.cache import KVCache
 
 PROMPTS = make_prompts(4)
 EPSILON = 1e-3  # s between the clocks of two runs of a loop
@@ -76,12 +77,31 @@ def test_what_a_turn_says(target, known, kind, rows, num_slots):
         for length, depth, drafted, draft in zip(
             turn.accept_lengths, turn.depth, turn.drafted, drafter.drafts[first:]
         ):
-            assert 1 <= length <= 1 + depth and depth == draft.depth
+            assert 1 <= length <= 1 + depth <= 1 + draft.depth
             probe = draft.probe if draft.probe is not None else [False] * draft.tokens.shape[1]
-            candidates = zip(draft.tokens[turn.slot].tolist(), probe)
-            assert drafted == sum(token >= 0 and not unseen for token, unseen in candidates)
+            depths = draft.layout.depths.expand(len(draft.tokens), -1)[turn.slot, 1:].tolist()
+            nodes = zip(draft.tokens[turn.slot].tolist(), probe, depths)
+            own = [place for token, unseen, place in nodes if token >= 0 and not unseen]
+            assert drafted == len(own) and depth == max(own, default=0)
     assert last == len(drafter.drafts)  # a draft was made for every step, and for nothing else
     assert_times(turns)
+
+
+class OneSided(Scripted):
+    """Ten tokens for the first prompt, nothing for the others."""
+
+    max_nodes = 10
+
+    def propose(self):
+        first = [answer is self.known[0] for answer in self.answers]
+        drafts = [self.ahead(slot, 10) if first[slot] else [-1] * 10 for slot in self.slots()]
+        return Draft(self.tensor(drafts))
+
+
+def test_a_slots_depth_is_that_of_its_own_draft(target, known):
+    one, other = decode(target, OneSided(known[:2]), PROMPTS[:2], 24)
+    assert set(one.depth) == set(one.drafted) == {10}
+    assert other.depth == other.drafted == [0] * 23
 
 
 def assert_times(turns):
@@ -285,6 +305,20 @@ def test_a_source_decides_who_enters_a_slot(target, known):
     assert of_slot[0] == [("start", [0], [False]), ("end", [0]), *again]
     assert of_slot[1] == [("start", [1], [False]), ("end", [1])]
     assert turns[0][1].begin_s < turns[2][1].begin_s < turns[0][1].begin_s + turns[0][1].wall_s
+
+
+def test_a_slot_is_emptied_once(known, monkeypatch):
+    """When its answer has ended; not again while the next prompt is timed."""
+    emptied, clear = [], KVCache.clear
+
+    def noted(cache, slots):
+        emptied.extend(slots)
+        clear(cache, slots)
+
+    monkeypatch.setattr(KVCache, "clear", noted)
+    turns = decode(new_target(), Chain(known), PROMPTS, num_slots=2)
+    assert outputs(turns) == [ids[:24] for ids in known]
+    assert sorted(emptied) == sorted(turn.slot for turn in turns)
 
 
 class Zeros(Scripted):

@@ -209,6 +209,17 @@ def test_precision():
         assert found.dtype == torch.float32
 
 
+def test_a_step_copies_nothing_to_the_device(monkeypatch):
+    """Nothing that is made of a list on the host, for which a GPU would wait."""
+    slots, logits = PenalisedSlots(ALL, 2), torch.zeros(2, 3, 5)
+    slots.begin([0, 1], torch.tensor([[1], [2]]), [1, 1], logits[:, 0])
+    committed, draft = torch.tensor([[3, 4], [0, -1]]), Draft(torch.tensor([[1, 2], [3, 4]]))
+    monkeypatch.setattr(torch, "tensor", None)
+    slots.add(committed)
+    assert slots.rows(logits, draft).shape == (2, 3, 5)
+    assert slots.counts.tolist() == [[0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+
+
 def test_without_penalties_nothing_is_kept():
     slots, logits = PenalisedSlots(NO_PENALTIES, 2), torch.randn(2, 4, 7)
     assert slots.begin([0, 1], torch.tensor([[1], [2]]), [1, 1], logits[:, 0]).equal(logits[:, 0])

@@ -67,6 +67,19 @@ def test_stop_strings(ids, new, kept):
     assert rules.cut(ids, new, 100) == kept
 
 
+def as_bytes(ids):
+    return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("text", ["おしまい。", "終", "é" * 20])
+def test_stop_strings_of_tokens_that_are_bytes(text):
+    """A letter is up to four of them: the tail that is searched holds the whole string."""
+    rules, ids = StopRules(strings=(text,), decode=as_bytes), list(f"あ {text}".encode())
+    assert rules.cut(ids, 1, 100) == (1, "stop")
+    assert rules.cut([*ids, 32, 32], 3, 100) == (1, "stop")
+    assert rules.cut(ids[:-1], 1, 100) == (1, "")
+
+
 def test_stop_string_and_limit():
     rules = StopRules(frozenset({4}), ("bb",), as_text)
     assert rules.cut([2, 2, 1], 3, 2) == (2, "stop")

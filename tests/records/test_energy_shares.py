@@ -73,15 +73,21 @@ def test_many_random_turns_add_up_to_the_energy_of_their_union():
     assert total < track.between(0, now) - 1
 
 
-def test_a_failed_turn_takes_its_share_with_it(monkeypatch):
-    log = log_of(sampler_of(LINE), slots=2)
+def test_a_failed_turn_has_a_share_too(monkeypatch):
+    log = log_of(sampler_of(LINE), slots=3)
     log.begun(0, 0.0)
     log.begun(1, 0.0)
     monkeypatch.setattr(energy.time, "perf_counter", lambda: 4.0)
-    log.failed(1)
-    log.failed(1)  # a slot in which nothing began is none of its business
-    assert log.joules(log.ended(0, turn_of(6.0))) == 40
-    assert log.summary()[0]["answers"] == 1
+    failed = log.failed(1)
+    never = log.failed(1)  # nothing had begun in the slot
+    answered = log.ended(0, turn_of(6.0))
+    assert [log.joules(share) for share in (failed, never, answered)] == [20, 0, 40]
+    log.begun(2, 7.0)
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: 9.0)
+    alone = log.failed(2)
+    assert log.joules(failed, answered, alone) == 20 + 40 + 20 and log.joules() == 0
+    (entry,) = log.summary()
+    assert entry["answers"] == 1 and (entry["timed_s"], entry["timed_j"]) == (8, 80)
 
 
 def test_several_devices_are_added_and_one_that_died_leaves_no_sum():
@@ -123,7 +129,7 @@ def test_without_a_sampler_nothing_waits_and_nothing_has_an_energy():
     for slot in (0, 1):  # of a source that never says when a turn begins, too
         share = log.ended(slot, turn_of(3.0))
         log.when_known(lambda share=share: written.append(log.joules(share)))
-    log.failed(2)
+    assert log.joules(log.failed(2)) is None
     assert written == [None, None] and log.summary() == []
 
 

@@ -156,7 +156,17 @@ def test_warm_runs_are_not_resumed(tmp_path):
 
 def test_choice_record():
     turns = [
-        Turn([5, 6, 7, 8], "stop", 0.5, 1.5, [2, 1], [3, 0], [3, 0], {"draft": [0.1, 0.2]}),
+        Turn(
+            [5, 6, 7, 8],
+            "stop",
+            0.5,
+            1.5,
+            [2, 1],
+            [3, 0],
+            [3, 0],
+            {"draft": [0.1, 0.2]},
+            first_s=0.375,
+        ),
         Turn([9], "length", 0.25, 0.25, [], [], [], {"draft": []}, recompiled=2),
     ]
     for turn in turns:
@@ -173,6 +183,7 @@ def test_choice_record():
         "output_ids": [[5, 6, 7, 8], [9]],
         "prompt_tokens": [10, 20],
         "finish_reason": ["stop", "length"],
+        "first_s": [0.375, 0.0],
         "prefill_s": [0.5, 0.25],
         "begin_s": [1000.25, 0.0],
         "slot": [3, 0],

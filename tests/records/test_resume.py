@@ -280,10 +280,12 @@ def test_paired_files_never_double_a_line(ask, tmp_path):
     ask(out, "--paired", 1)
     full = read(out), read(beside)
     for short, lost in ((beside, -1), (out, 2)):
-        records = read(short)
-        del records[lost]
+        records, before = read(short), [read(path) for path in (out, beside)]
+        again = records.pop(lost)["question_id"]
         write(short, records)
         ask(out, "--paired", 1)
+        for path, old in zip((out, beside), before):  # a pair is decoded beside its answer
+            assert [r["question_id"] for r in read(path) if r not in old] == [again]
         assert timeless(read(out)) == timeless(full[0])
         assert timeless(read(beside)) == timeless(full[1])
 

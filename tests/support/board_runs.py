@@ -13,15 +13,17 @@ from evaluation.speedup.drift import pairs_path
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "data" / "mini_models" / "target"
-TIMES = ("wall_time", "prefill_s")
+TIMES = ("wall_time", "first_s", "prefill_s")
 STEP_TIMES = ("draft_s", "verify_s", "commit_s", "step_end_s")
-SETTINGS = ["--bench-name", "mini_bench", "--limit-per-category", 2, "--max-new-tokens", 32]
+SETTINGS = ["--bench-name", "mini_bench", "--categories", "mt_bench,translation"]
+SETTINGS += ["--limit-per-category", 8, "--max-new-tokens", 32]
 SETTINGS += ["--dtype", "float32", "--device", "cpu", "--num-threads", 1, "--paired", 1]
 SETTINGS += ["--warmup", 1]
+GAP_S = 0.001  # between two turns of baseline_of()
 
 
 def answer(method, path, *flags):
-    """Decode twelve questions of the mini bench by a method, and by the baseline beside them."""
+    """Decode sixteen questions of the mini bench by a method, and by the baseline beside them."""
     where = ["--model-path", MINI, "--answer-file", path, "--model-id", f"mini-{path.stem}"]
     assert run(method, *where, *SETTINGS, *flags) == 0
     return path
@@ -35,12 +37,18 @@ def with_meta(path, records, meta):
 
 
 def baseline_of(path):
-    """A run of the baseline of its own, as fast as the pairs of a method's run: those."""
+    """A run of the baseline of its own, as fast as the pairs of a method's run: those, in a row."""
     pairs = pairs_path(path)
     records, meta = read(pairs), read_meta(pairs)
     del meta["pairs_of"]
     meta["model_id"] = "mini-vanilla"
-    meta["run_s"] = {"decode": round(total_s(records), 3), "harness": 0.01}
+    choices = [choice for record in records for choice in record["choices"]]
+    begin, harness = choices[0]["begin_s"][0], 0.0
+    for choice in choices:
+        for turn, wall_s in enumerate(choice["wall_time"]):
+            choice["begin_s"][turn] = round(begin + harness, 6)
+            begin, harness = begin + wall_s, harness + GAP_S
+    meta["run_s"] = {"decode": round(total_s(records), 3), "harness": round(harness, 3)}
     records = [record | {"model_id": "mini-vanilla"} for record in records]
     return with_meta(path.with_name("vanilla.jsonl"), records, meta)
 

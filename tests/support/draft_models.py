@@ -1,6 +1,7 @@
 """Draft models for tests: right at times, scripted, and what a plain forward says of them."""
 
 import copy
+import sys
 
 import torch
 from conftest import make_model
@@ -45,6 +46,9 @@ class NoCache:
     def advance(self, count):
         pass
 
+    def clear(self, slots):
+        pass
+
 
 class ScriptedModel:
     """What DraftModel asks of a Target; says(tokens [B, r]) gives logits and hidden states."""
@@ -56,6 +60,9 @@ class ScriptedModel:
 
     def reserve(self, num_slots, capacity):
         pass
+
+    def limit_after(self, num_prompt):
+        return sys.maxsize
 
     def prefill(self, slots, ids, lengths, needs):
         pass

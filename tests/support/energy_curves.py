@@ -74,9 +74,9 @@ def log_of(sampler, began=0.0, slots=1):
     return log
 
 
-def turn_of(wall_s, prefill_s=0.0, ends=(), accepted=()):
+def turn_of(wall_s, first_s=0.0, ends=(), accepted=()):
     return Turn(
-        wall_s=wall_s, prefill_s=prefill_s, step_end_s=list(ends), accept_lengths=list(accepted)
+        wall_s=wall_s, first_s=first_s, step_end_s=list(ends), accept_lengths=list(accepted)
     )
 
 

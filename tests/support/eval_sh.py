@@ -40,6 +40,7 @@ if "--num-prompts" in flags or "--rate" in flags:
         own = f"{{name}}-{{kind}}-{{number}}"
         lines = random_lines(12, seed=int(number), speed=1 if method == "vanilla" else 2)
         load = load_meta(own, method, rate=number)
+        load["shared"] |= shared
         write(path.with_name(own + ".jsonl"), [l | {{"model_id": own}} for l in lines], load)
 elif plan.get("write", True):
     write(path, lines, meta(name, method, plan.get("lossy", False), **shared))
@@ -73,7 +74,7 @@ def make(folder, real=False):
 def run(folder, *rows, **environment):
     """The finished eval.sh."""
     named = ("TARGET", "BENCH", "ARGS", "PAIRED", "JUDGE", "DTYPE", "OVERWRITE", "SCALE_TO")
-    named += ("LOAD", "SLO", "NUM_PROMPTS", "BATCH_SIZE")
+    named += ("LOAD", "SLO", "NUM_PROMPTS", "BATCH_SIZE", "CORPUS", "REST", "SAM")
     kept = {name: value for name, value in os.environ.items() if name not in named}
     environment = {**kept, "PYTHON": str(folder / "python"), **environment}
     command = [str(folder / "eval.sh"), *rows]

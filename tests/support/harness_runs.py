@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("vanilla", "pld", "sps")
 COMMON = ["--dtype", "float32", "--device", "cpu", "--num-threads", "1", "--warmup", "0"]
 COMMON += ["--paired", "0"]
-TIMES = ("tstamp", "wall_time", "prefill_s", "begin_s")
+TIMES = ("tstamp", "wall_time", "first_s", "prefill_s", "begin_s")
 TIMES += ("step_end_s", "draft_s", "verify_s", "commit_s")
 
 

@@ -8,10 +8,13 @@ the first t % 4 are right.
 from collections import deque
 from types import SimpleNamespace
 
+import numpy as np
 from counting import counting_target
+from recording import Around
 
 from model.common.contract.sequence import PerSequence, SequenceDrafter
 from model.common.load.queue import LoadQueue
+from model.common.loop import clock
 from model.common.loop.decode import Loop
 from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
@@ -44,6 +47,49 @@ class SimulatedTime:
     def sleep(self, seconds):
         assert seconds > 0
         self.time += seconds + LATE
+
+
+class PretendedGpu:
+    """Stands for torch.cuda: devices that work in simulated time, with a timer of their own.
+
+    speed       of that timer, in its seconds a second of the host's
+    busy_until  {device: when its queued work ends}
+    """
+
+    def __init__(self, host, speed):
+        self.host, self.speed, self.busy_until = host, speed, {}
+
+    def idle_at(self, device):
+        return max(self.host.time, self.busy_until.get(device, 0.0))
+
+    def synchronize(self, device):
+        self.host.time = self.idle_at(device)
+
+    def current_stream(self, device):
+        return device
+
+    def Event(self, enable_timing):
+        assert enable_timing
+        return _Event(self)
+
+
+class _Event:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self, stream):
+        self.time = self.gpu.idle_at(stream)
+
+    def elapsed_time(self, later):
+        assert max(self.time, later.time) <= self.gpu.host.time  # else CUDA says: not ready
+        return float(np.float32(1e3 * (later.time - self.time) * self.gpu.speed))
+
+
+def pretend_gpu(monkeypatch, host, speed=1.0):
+    """Let clocks of CUDA devices ask a PretendedGpu, which is returned."""
+    gpu = PretendedGpu(host, speed)
+    monkeypatch.setattr(clock, "torch", SimpleNamespace(cuda=gpu))
+    return gpu
 
 
 class TimedTarget:
@@ -81,6 +127,18 @@ class PartlyRight(SequenceDrafter):
         return [(self.last + 1 + i + (i >= right)) % VOCAB for i in range(NUM_DRAFT)]
 
 
+class SlowToBegin(Around):
+    """A drafter that takes so many seconds to read prompts."""
+
+    def __init__(self, inner, host, start_s):
+        super().__init__(inner)
+        self.host, self.start_s = host, start_s
+
+    def start(self, prompt):
+        self.host.time += self.start_s
+        super().start(prompt)
+
+
 def ids_of_text(turns, answers, system=None):
     """A prompter's render(): the text holds the ids; "no" has no prompt."""
     if turns[0] == "no":
@@ -95,11 +153,14 @@ def fake_bench():
     return SimpleNamespace(prompter=prompter, args=args, history={}, stop=None)
 
 
-def run(questions, schedule, num_slots, broken_step=None):
-    """(records, queue) of a load run in simulated time; the loop is built anew where it breaks."""
-    host, records = SimulatedTime(), []
+def run(questions, schedule, num_slots, broken_step=None, start_s=0.0, host=None):
+    """(records, queue) of a load run in simulated time; the loop is built anew where it breaks.
+
+    start_s: that the drafter takes to read prompts
+    """
+    host, records = host or SimulatedTime(), []
     target = TimedTarget(counting_target(VOCAB, VOCAB), host, broken_step)
-    drafter = PerSequence(PartlyRight, NUM_DRAFT)
+    drafter = SlowToBegin(PerSequence(PartlyRight, NUM_DRAFT), host, start_s)
     queue = LoadQueue(fake_bench(), questions, "m", records.append, schedule, host)
     while queue.unfinished:
         stop = StopRules(frozenset({EOS}))
@@ -113,14 +174,14 @@ def run(questions, schedule, num_slots, broken_step=None):
 class Account:
     """What has to happen when, worked out request by request with plain numbers.
 
-    facts  {id: {arrival, sent, begin, first, ends [s], lengths, ids, prompt (its length)}, of a
-           request that failed {arrival, sent, failed}}
+    facts  {id: {arrival, sent, begin, first, read (by the drafter, too), ends [s], lengths, ids,
+           prompt (its length)}, of a request that failed {arrival, sent, failed}}
     idle   seconds asleep
     """
 
-    def __init__(self, questions, schedule, num_slots):
+    def __init__(self, questions, schedule, num_slots, start_s=0.0):
         self.coming = deque(questions)
-        self.clients = schedule.clients
+        self.clients, self.start_s = schedule.clients, start_s
         self.due = [0.0] * schedule.clients if schedule.clients else list(schedule.arrivals)
         self.queue, self.slots, self.facts = deque(), [None] * num_slots, {}
         self.time = self.idle = 0.0
@@ -167,9 +228,12 @@ class Account:
             if begun:
                 begin = self.time
                 self.time += prefill_s(max(len(answer["prompt"]) for _, answer in begun))
+                first = self.time
+                if any((answer["prompt"][-1] + 1) % VOCAB != EOS for _, answer in begun):
+                    self.time += self.start_s
                 for slot, answer in begun:
-                    answer["fact"] |= {"begin": begin, "first": self.time, "ends": []}
-                    answer["fact"] |= {"lengths": [], "ids": answer["answer"]}
+                    answer["fact"] |= {"begin": begin, "first": first, "read": self.time}
+                    answer["fact"] |= {"ends": [], "lengths": [], "ids": answer["answer"]}
                     answer["fact"]["prompt"] = len(answer["prompt"])
                     self.slots[slot] = answer
                     self.add(slot, 1)

@@ -75,8 +75,8 @@ def outputs(turns):
 
 
 def facts(turns):
-    """What was committed and how it came about, without the bounds that a batch shares."""
-    return [(turn.output_ids, turn.accept_lengths, turn.drafted) for turn in turns]
+    """What was committed and how it came about, which nobody in the same batch changes."""
+    return [(turn.output_ids, turn.accept_lengths, turn.drafted, turn.depth) for turn in turns]
 
 
 def new_target(family="llama", dtype=torch.float32, runtime="eager"):

@@ -106,10 +106,13 @@ def _bare(part):
 
 
 ITEMS = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
-TO_HOST = {getattr(torch.Tensor, name) for name in ("tolist", "item", "__index__", "__bool__")}
+SCALARS = ("tolist", "item", "__index__", "__bool__", "__int__")
+TO_HOST = {getattr(torch.Tensor, name) for name in SCALARS}
 DISPATCHED = {
     torch.Tensor.__invert__: torch.bitwise_not,
     torch.Tensor.copy_: torch.ops.aten.copy_,
+    torch.Tensor.nonzero: torch.ops.aten.nonzero,
+    torch.Tensor.argsort: torch.ops.aten.argsort,
     torch.Tensor.contiguous: lambda rows: rows.clone(memory_format=torch.contiguous_format),
 }
 FROM_LISTS = (torch.tensor, torch.as_tensor)
@@ -122,6 +125,8 @@ class _Python(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in TO_HOST:
             return func(args[0].cpu())
+        if func is torch.Tensor.nonzero and kwargs.get("as_tuple"):
+            return torch.ops.aten.nonzero(args[0]).unbind(1)
         func = DISPATCHED.get(func, func)
         if func in ITEMS and isinstance(args[0], Placed):
             where = _device("[]", (args[0], _on_devices(args[1]), args[2:]))

@@ -66,11 +66,12 @@ def server_line(number, arrival, begin, prefill, chunks, first=1, evidence=None)
     return record
 
 
-def failed_line(number, arrival, failed=None):
-    """A line of a request that failed; None: nobody knows when."""
+def failed_line(number, arrival, failed=None, energy_j=None):
+    """A line of a request that failed; failed None: nobody knows when."""
     record = {"question_id": number, "category": "qa", "choices": []}
     record |= {"error": "CUDA out of memory", "tstamp": 0.0}
     record["request"] = {"arrival_s": ticks(arrival), "sent_s": ticks(arrival)}
+    record |= {} if energy_j is None else {"energy_j": energy_j}
     return record | ({} if failed is None else {"failed_s": ticks(failed)})
 
 
@@ -91,7 +92,8 @@ def random_lines(number, seed, slots=4, speed=1.0):
     for name in range(number):
         arrival += rng.randrange(30)
         if rng.random() < 0.08:
-            lines.append(failed_line(name, arrival, arrival + 50 if rng.random() < 0.7 else None))
+            failed = arrival + 50 if rng.random() < 0.7 else None
+            lines.append(failed_line(name, arrival, failed, energy_j=2.75))
             continue
         steps = rng.choice((0, 1, 3, rng.randrange(40)))
         gaps = [
@@ -147,7 +149,9 @@ def counted(lines):
                 "drafted": choice.get("drafted", [[]])[0],
             }
         )
-    return {**latencies(rows), **totals(rows, failed), "rows": rows, "failed": failed}
+    lost = sum(Fraction(record.get("energy_j", 0)) for record in lines)
+    found = {**latencies(rows), **totals(rows, failed), "rows": rows, "failed": failed}
+    return found | {"energy": lost + sum(row["energy"] for row in rows)}
 
 
 def latencies(rows):

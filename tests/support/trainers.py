@@ -73,6 +73,15 @@ def new_files(folder, **lines):
     return paths
 
 
+def command(method, files, output, **changed):
+    """Arguments of a method's trainer on files; changed: flags, None = left out, "" = no value."""
+    data = files["examples" if method == "specdecpp" else "chats"]
+    flags = {"model-path": files["target"], "data": data, "output": str(output), **FLAGS}
+    flags |= METHODS[method][0] | changed
+    given = {key: value for key, value in flags.items() if value is not None}
+    return [f"--{key}={value}" if value != "" else f"--{key}" for key, value in given.items()]
+
+
 def trained(method, files, output, stop_at=None, **changed):
     """The held-out means of a run on files; it is interrupted after stop_at losses.
 
@@ -82,10 +91,6 @@ def trained(method, files, output, stop_at=None, **changed):
     found = [part for part in vars(script).values() if isinstance(part, type)]
     kinds = {part for part in found if issubclass(part, HeadTraining)}
     (kind,) = kinds - {HeadTraining, ModelTraining}
-    data = files["examples" if method == "specdecpp" else "chats"]
-    flags = {"model-path": files["target"], "data": data, "output": str(output), **FLAGS}
-    flags |= METHODS[method][0] | changed
-    given = {key: value for key, value in flags.items() if value is not None}
-    argv = [f"--{key}={value}" if value != "" else f"--{key}" for key, value in given.items()]
+    argv = command(method, files, output, **changed)
     args = make_parser("t", "doc", script.add_args, script.RECIPE).parse_args(argv)
     return train(args, interrupted(kind, stop_at), "the command", getattr(script, "load", None))

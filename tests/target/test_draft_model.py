@@ -5,7 +5,7 @@ And whose vocabularies fit: special and added tokens may differ.
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_prompts, make_tokenizer, save_model
 from draft_models import next_logits, plain
 from replays import with_graphs
 from specdecpp_dirs import specdecpp_dir
@@ -14,6 +14,7 @@ from tiny_methods import build, decode
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
+from model.common.loop.decode import generate
 from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.common.target.draft_model import DraftModel, check_vocabularies
@@ -73,7 +74,7 @@ class Followed:
 def test_slots_begin_end_and_accept_for_themselves(recorded):
     followed = Followed(recorded)
     followed.start([0, 2], [ONE, TWO])
-    assert followed.draft.running == [True, False, True]
+    assert followed.draft.committed == [5, 0, 2]
     assert followed.draft.room == [20 - 5 - 1, 0, 20 - 2 - 1]
     chain = followed.draft_tokens(3)
     assert followed.draft.longest == 5 + 2  # all tokens but the last are read
@@ -91,11 +92,52 @@ def test_slots_begin_end_and_accept_for_themselves(recorded):
 
 
 @torch.inference_mode()
+def test_nan_of_the_sequence_before_does_not_leak():
+    """A slot is emptied where the next prompt begins in it, the one beside it is not."""
+    followed = Followed(False)
+    followed.start([0, 1], [THREE, ONE])
+    followed.draft_tokens(3)
+    followed.end([0])
+    for part in followed.draft.model.cache.storage[0]:
+        part[:, 0] = float("nan")
+    followed.start([0], [TWO])
+    followed.draft_tokens(3)
+
+
+@torch.inference_mode()
 def test_a_full_answer_leaves_no_room():
     followed = Followed(False)
     followed.start([0, 1, 2], [ONE, TWO, THREE])
     followed.observe([[1] * 14, [1] * 17, [1] * 12])
     assert followed.draft.room == [0, 0, 0]
+
+
+@torch.inference_mode()
+def test_the_models_own_context_leaves_no_room():
+    """A prompt beyond it is not read, beside one that is; a method's window counts likewise."""
+    for context, window in ((16, None), (512, 16)):
+        model = make_model(num_hidden_layers=2, max_position_embeddings=context)
+        draft, read = DraftModel(Target(model), window), []
+        draft.reserve(2, 64)
+        inside = draft.model.prefill
+
+        def prefill(slots, ids, lengths, needs, inside=inside, read=read):
+            read.append((slots, tuple(ids.shape), lengths))
+            return inside(slots, ids, lengths, needs)
+
+        draft.model.prefill = prefill
+        draft.start(prompt_step([[*range(1, 31)], ONE], [60, 60]))
+        assert read == [([1], (1, 4), [3])]
+        assert draft.room == draft.context_room == [0, 16 - 5 - 1]
+        logits = draft.catch_up()
+        assert torch.allclose(logits[1], next_logits(plain(model), ONE), atol=1e-4)
+        draft.observe(chain_step([[3], [1] * 9]))
+        assert draft.room == [0, 1]
+        draft.observe(chain_step([[3], [1]]))
+        assert draft.room == [0, 0]
+        draft.end([0])
+        draft.start(prompt_step([ONE], [60], [0]))
+        assert read[1:] == [([0], (1, 4), [3])] and draft.room == [10, 0]
 
 
 @torch.inference_mode()
@@ -164,6 +206,29 @@ def test_added_tokens_that_differ_change_no_answer(tmp_path, of_draft, of_target
         exact = temperature == 0 or name in ("specexec", "sd2")  # point guesses
         assert (found == wanted) if exact else len(found) == 3, name
         assert temperature or max(map(max, lengths)) > 1, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_drafts_end_where_the_draft_models_context_ends(tmp_path, name, capsys):
+    """Of a question as far as it goes, of another never; both answers are the target's."""
+    target_path = save_model(tmp_path / "target")
+    draft_path = save_model(tmp_path / "draft", max_position_embeddings=24)
+    target, prompts = load_target(target_path, "float32", "cpu", "eager"), make_prompts(3)[::2]
+    method = {"specinfer": "specexec", "sd2-chain": "sd2"}.get(name, name)
+    flags = ["--drafter-path", draft_path, *METHODS[name](draft_path)]
+    capsys.readouterr()
+    drafter = build(method, target_path, target, flags)
+    said = [line for line in capsys.readouterr().err.splitlines() if "--drafter-path" in line]
+    assert said == ["--drafter-path: its context is 24 tokens; nothing is drafted beyond them"]
+    given = prompts, Sampler(), [0, 1], StopRules(), 24
+    turns, wanted = (generate(target, one, *given) for one in (drafter, EmptyDrafter()))
+    assert [turn.output_ids for turn in turns] == [turn.output_ids for turn in wanted]
+    for turn, prompt in zip(turns, prompts):
+        length = len(prompt) + 1
+        for committed, drafted in zip(turn.accept_lengths, turn.drafted):
+            assert (drafted > 0) == (24 - length - 1 > 0), name
+            length += committed
+    assert max(turns[0].accept_lengths) > 1 and not any(turns[1].drafted)
 
 
 ALLOWED = [  # (draft's tokenizer, the target's, what the line names)

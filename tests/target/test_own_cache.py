@@ -13,6 +13,8 @@ from tiny_methods import decode, transformers_ids
 
 from model.common.contract.sequence import EmptyDrafter, PerSequence, SequenceDrafter
 from model.common.errors import BadInput
+from model.common.loop.decode import generate
+from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.common.target.loading import load_plain, load_target
 from model.common.target.own_cache import EncoderDecoderTarget, OwnCacheTarget
@@ -152,11 +154,25 @@ def test_an_audit_knows_that_encoder_and_decoder_have_a_context_each(question_fi
     assert report_of(audit)["results"][0]["verdict"] == "CONSISTENT"
 
 
-def test_a_draft_model_whose_context_is_too_short_is_named():
-    small = load_target(save("codegen", n_positions=32), "float64", "cpu", "eager")
-    sps = SpSDrafter(small, target("falcon"), "constant", 3, 0.3)
-    with pytest.raises(BadInput, match="codegen: 33 tokens do not fit its context of 32"):
-        decode(target("falcon"), sps, [PROMPTS[1]], StopRules(), 40)
+@pytest.mark.parametrize(
+    "family, context, of_target",
+    [("codegen", "n_positions", "falcon"), ("bart", "max_position_embeddings", "bart")],
+)
+def test_a_draft_model_drafts_as_far_as_its_context_goes(family, context, of_target):
+    """Tables of positions end there. Of the second prompt it drafts nothing at all."""
+    small = load_target(save(family, **{context: 32}), "float64", "cpu", "eager")
+    sps = SpSDrafter(small, target(of_target), "constant", 3, 0.3)
+    for prompt in (PROMPTS[1], PROMPTS[1] * 3):
+        wanted, found = (
+            generate(target(of_target), drafter, [prompt], Sampler(), [0], StopRules(), 40)[0]
+            for drafter in (EmptyDrafter(), sps)
+        )
+        assert found.output_ids == wanted.output_ids and len(found.output_ids) == 40
+        length, drafts = len(prompt) + 1, prompt is PROMPTS[1]
+        end = 32 + (len(prompt) - 1 if family == "bart" else 0)
+        for committed, drafted in zip(found.accept_lengths, found.drafted):
+            assert drafted == (min(3, max(end - length - 1, 0)) if drafts else 0)
+            length += committed
 
 
 def test_longrope_on_transformers_own_cache():

@@ -10,6 +10,7 @@ from harness_runs import run as run_script
 from torch import nn
 
 from model.common.target import products
+from model.common.target.loading import load_target
 from model.common.target.model import Target
 from model.common.target.products import (
     LEAST_GAIN,
@@ -20,6 +21,7 @@ from model.common.target.products import (
     Turned,
     choose_products,
     choose_turned,
+    form_of,
     rows_text,
     turned,
 )
@@ -118,6 +120,22 @@ def test_the_first_model_decides_for_all(monkeypatch):
     choose_products(head, CPU)
     assert head.turned_rows == target.model.lm_head.turned_rows == Turned(1, 4)
     assert len(timed) == 1 and any(weight is target.model.lm_head.weight for weight in timed[0])
+
+
+def test_products_are_chosen_on_the_twins_weights(model_dir, monkeypatch):
+    """Not on its origin's, which is loaded before and decodes nothing."""
+    timed = []
+
+    def times(weights):
+        timed.append([tuple(weight.shape) for weight in weights])
+        return [2.0] * len(ROWS), [1.0] * len(ROWS)
+
+    monkeypatch.setattr(Chosen, "turned_rows", None)
+    monkeypatch.setattr(products, "_times", times)
+    twin = load_target(model_dir, "float32", "cpu", "eager", scale_to="256x4x200x300")
+    (shapes,) = timed
+    assert (300, 256) in shapes and all(256 in shape for shape in shapes)
+    assert form_of(twin.model) == "1-64" and Chosen.turned_rows == Turned(1, 64)
 
 
 def test_they_are_really_timed(monkeypatch):

@@ -17,6 +17,7 @@ from oracle import (
     new_target,
     outputs,
 )
+from recording import Around
 from replays import Replays, with_graphs
 from tiny_methods import METHODS, MINI, build, mini_bench, mini_flags
 
@@ -281,8 +282,8 @@ def test_a_new_or_grown_cache_has_new_graphs():
     assert capture.captured == 1
     decode(target, Chain(known[:1]), PROMPTS[:1])  # another number of slots: another cache
     assert capture.captured == 2 and len(target.step.graphs) == 1
-    drafter = Chain(known[:1])
-    drafter.max_nodes = 300
+    drafter = Around(Chain(known[:1]))  # which drafts more than it says
+    drafter.inner.max_nodes = 300
     turns = decode(target, drafter, PROMPTS[:1])
     assert outputs(turns) == [known[0][:24]]
     assert target.cache.capacity == 512

@@ -16,13 +16,16 @@ from oracle import (
     new_target,
     outputs,
 )
+from recording import Around
 from slow_trees import random_parents, slow_lines
 
 from model.common.contract.drafter import Draft, Needs
 from model.common.contract.sequence import EmptyDrafter
 from model.common.contract.trees import Tree
 from model.common.errors import BadInput
-from model.common.loop.source import pad_right
+from model.common.loop.decode import Loop
+from model.common.loop.sampling import Sampler
+from model.common.loop.source import Prompts, Request, pad_right
 from model.common.loop.turns import StopRules
 from model.common.target import model as target_module
 from model.common.target.model import Target
@@ -252,17 +255,35 @@ class Ending(Scripted):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_drafts_fill_the_last_columns(batch):
-    """250 + 5 tokens, all in one step: its last row stands in column 255 of 256, and is moved."""
+    """250 + 5 tokens, all in one step: its last row stands in column 255 of 256, and is moved.
+
+    The drafter drafts more than it says, so that there is no room behind them.
+    """
     prompts = [(PROMPTS[3] * 30)[row : 250 + row] for row in range(batch)]
     plain = outputs(decode(new_target(), EmptyDrafter(), prompts, 20))
-    target = new_target()
-    turns = decode(target, Ending(plain, 99), prompts, 5)
+    target, drafter = new_target(), Around(Ending(plain, 99))
+    drafter.max_nodes = 0
+    turns = decode(target, drafter, prompts, 5)
     assert outputs(turns) == [ids[:5] for ids in plain]
     assert target.cache.capacity == 256
     assert [turn.accept_lengths for turn in turns] == [[4]] * batch
     target.reserve(batch, 256)
-    turns = decode(target, Ending(plain, 99), prompts, 12)  # and beyond: the cache grows
+    turns = decode(target, Ending(plain, 99), prompts, 12)  # and beyond
     assert outputs(turns) == [ids[:12] for ids in plain]
+
+
+@pytest.mark.parametrize("kind", [Chain, StaticTree])
+def test_a_run_has_room_for_its_last_drafts(kind):
+    """231 + 24 tokens and the draft behind them, which is refused: no cache grows within a step."""
+    prompt = (PROMPTS[3] * 30)[:231]
+    plain = outputs(decode(new_target(), EmptyDrafter(), [prompt], 24))
+    target, drafter, source = new_target(), kind(plain, 0), Prompts([Request(prompt, 24)])
+    drafter.prompts = [prompt]
+    loop = Loop(target, drafter, Sampler(), StopRules(), 1, len(prompt) + 24)
+    cache, capacity = target.cache, target.cache.capacity
+    loop.run(source)
+    assert outputs(source.answers()) == plain
+    assert target.cache is cache and cache.capacity == capacity == 512
 
 
 def test_finished_row_with_the_longest_prompt_stays_inside_the_cache():

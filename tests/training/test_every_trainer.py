@@ -1,16 +1,22 @@
 """Every method's trainer on a tiny target: it learns, goes on exactly, saves what loads."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_model
 from interrupted import curve
 from tiny_methods import build, decode
-from trainers import METHODS, SMALL, new_files, trained
+from trainers import METHODS, SMALL, command, new_files, trained
 
 from model.common.errors import BadInput
 from model.common.loop.turns import StopRules
 from model.common.target.loading import load_target
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,21 @@ def test_the_loss_falls_and_the_files_are_there(method, whole):
 def test_an_acceptance_head_is_better_than_a_constant(whole):
     last = [line for line in curve(whole("specdecpp")) if "loss" in line][-1]
     assert last["kl"] < 0.8 * last["kl_constant"]
+
+
+@pytest.mark.gpu
+@every_method
+def test_trains_on_a_gpu(method, files, tmp_path):
+    """Losses, chains of held-out rows, files; in a process of its own, since accelerate keeps the
+    first device of one."""
+    argv = [sys.executable, "-m", f"model.{method}.train"]
+    argv += command(method, files, tmp_path, device="auto")
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert torch.cuda.get_device_name() in (tmp_path / "README.md").read_text(encoding="utf-8")
+    lines = curve(tmp_path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] and "held_out_loss" in lines[-1]
 
 
 @pytest.mark.training

@@ -15,12 +15,12 @@ from model.common.training.unroll import Places
 SHAPE = {"vocab_size": 23, "num_hidden_layers": 8}
 
 
-def training(name, *flags, vocab=23):
-    """(HeadTraining of a method, FrozenTarget) on a tiny target, without data."""
+def training(name, *flags, vocab=23, device="cpu", **shape):
+    """(HeadTraining of a method, FrozenTarget) on a tiny target of a shape, without data."""
     script = importlib.import_module(f"model.{name}.train")
     required = ["--model-path", "x", "--data", "x", "--output", "x"]
     args = make_parser(name, "", script.add_args, script.RECIPE).parse_args([*required, *flags])
-    target = FrozenTarget(make_model(**{**SHAPE, "vocab_size": vocab}))
+    target = FrozenTarget(make_model(**{**SHAPE, "vocab_size": vocab, **shape}).to(device))
     torch.manual_seed(1)
     counts = torch.arange(vocab).flip(0)
     data = SimpleNamespace(count_answers=lambda size: counts)
@@ -28,11 +28,11 @@ def training(name, *flags, vocab=23):
     return kind(args, target, data), target
 
 
-def batch_of(method, target, num=3):
+def batch_of(method, target, num=3, lengths=(9, 14, 12)):
     """Rows of random ids whose answers are ragged stretches."""
     generator = torch.Generator().manual_seed(5)
     rows = []
-    for length in (9, 14, 12)[:num]:
+    for length in lengths[:num]:
         ids = torch.randint(0, 23, (length,), generator=generator, dtype=torch.int32)
         rows.append(Row(ids, torch.arange(length) >= length // 2))
     return Features(target, tuple(method.needs), None, {}).batch(rows)

@@ -156,7 +156,7 @@ class Drafter:
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Drop what earlier questions taught (--state warm); called when a run begins."""
+        """Drop what earlier questions taught (--state warm) and were counted; a run begins."""
 
     def facts(self) -> dict:
         """What a report should say of it beside its row: {"datastore_bytes": 123}."""

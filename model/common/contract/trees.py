@@ -142,18 +142,22 @@ class Accepted:
             return self.successors.squeeze(1)
         return self.successors.gather(1, (self.count - 1).unsqueeze(1)).squeeze(1)
 
-    def for_host(self, candidates: Tensor, finite: Tensor, sound: Tensor | None) -> Tensor:
+    def for_host(
+        self, candidates: Tensor, depths: Tensor, finite: Tensor, sound: Tensor | None
+    ) -> Tensor:
         """All that the host reads, side by side: count, how many of the candidates [B, n] were
-        guesses (not -1), fault, successors.
+        guesses (not -1), the depth of the deepest of these, fault, successors.
 
-        finite [B, 1+n]: rows whose logits are; sound as in Draft. fault: 1 where a committed row's
-        are not, plus 2 where the draft is not sound.
+        depths [1 or B, 1+n] as in Tree; finite [B, 1+n]: rows whose logits are; sound as in Draft.
+        fault: 1 where a committed row's are not, plus 2 where the draft is not sound.
         """
         fault = (~finite.gather(1, self.path.clamp(min=0)).all(1)).long()
         if sound is not None:
             fault = fault + 2 * ~sound
-        drafted = (candidates >= 0).sum(1)
-        return torch.cat([torch.stack([self.count, drafted, fault], 1), self.successors], 1)
+        guessed = candidates >= 0
+        depth = (depths * pad(guessed, (1, 0))).amax(1)
+        facts = torch.stack([self.count, guessed.sum(1), depth, fault], 1)
+        return torch.cat([facts, self.successors], 1)
 
 
 def _pad(values: Tensor, count: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Times of a decoding loop, without adding a synchronisation to it.
 
-On a GPU a mark is a CUDA event on the stream, read when an answer has ended; on a CPU it is the
-host's time.
+On a GPU a mark is a CUDA event on the stream, on a CPU the host's time. Where the loop waits for
+its devices anyway, it reads the marks of the steps since the last time. A GPU's timer and the
+host's drift apart by some 20 millionths, 1 ms in 50 s: steps are laid between the host's times of
+two such readings, at the places that they have between them by the GPU's timer.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import time
 
 import torch
 
-PHASES = ("draft", "verify", "commit")
+from model.common.loop.turns import PHASES
 
 
 class HostTime:
@@ -42,19 +44,19 @@ def now(device, host: HostTime = HOST) -> float:
 
 
 class Clock:
-    """Marks the beginning of each phase of each step, and each step's end.
+    """Marks the beginning of each phase of each step, and each step's end; read() makes seconds.
 
-    Steps are numbered from 0; seconds() and ends() turn marks into numbers of `host`'s time.
+    device  whose work is timed; others: devices whose work is finished, too, where it is read
     """
 
-    def __init__(self, device, host: HostTime = HOST):
-        self.on_gpu, self.host = device.type == "cuda", host
-        self.origin = now(device, host)
+    def __init__(self, device, host: HostTime = HOST, others=()):
+        self.device, self.host, self.others = device, host, others
+        self.on_gpu = device.type == "cuda"
         if self.on_gpu:
             self.stream = torch.cuda.current_stream(device)
-            self.event = self._stamp()
         self.marks: list[tuple[str, object]] = []  # of the step in progress
-        self.steps: list[tuple[list, object]] = []  # (marks, end) of every step
+        self.steps: list[tuple[list, object]] = []  # (marks, end) of each since the last reading
+        self.last = self._finished()
 
     def _stamp(self):
         if not self.on_gpu:
@@ -62,6 +64,13 @@ class Clock:
         stamp = torch.cuda.Event(enable_timing=True)
         stamp.record(self.stream)
         return stamp
+
+    def _finished(self) -> tuple[float, object]:
+        """(host's time, a stamp of that moment), with all queued work finished."""
+        for device in self.others:
+            now(device, self.host)
+        stamp = self._stamp()
+        return now(self.device, self.host), stamp
 
     def mark(self, phase: str) -> None:
         """From here on time belongs to `phase`."""
@@ -71,22 +80,27 @@ class Clock:
         self.steps.append((self.marks, self._stamp()))
         self.marks = []
 
-    def seconds(self, first: int) -> dict[str, list[float]]:
-        """{phase: [s of every step from `first` on]}; the device's work has to be finished."""
-        times = {phase: [] for phase in PHASES}
-        for marks, end in self.steps[first:]:
-            step = dict.fromkeys(PHASES, 0.0)
-            for (phase, begin), (_, following) in zip(marks, [*marks[1:], (None, end)]):
-                step[phase] += self._between(begin, following)
-            for phase in PHASES:
-                times[phase].append(step[phase])
-        return times
+    def read(self) -> tuple[float, list[tuple[dict[str, float], float]]]:
+        """(now, [({phase: s}, end)] of the steps since the last reading, which are forgotten).
 
-    def ends(self, first: int) -> list[float]:
-        """The time at the end of every step from `first` on, likewise."""
-        if not self.on_gpu:
-            return [end for _, end in self.steps[first:]]
-        return [self.origin + self._between(self.event, end) for _, end in self.steps[first:]]
+        Waits until all queued work is finished. now, end: of `host`'s time.
+        """
+        (begin_s, first), (end_s, last) = self.last, self._finished()
+        steps, self.steps, self.last = self.steps, [], (end_s, last)
+        spent = self._between(first, last)
+        return end_s, [
+            (
+                self._phases(marks, end),
+                begin_s + (end_s - begin_s) * self._between(first, end) / spent,
+            )
+            for marks, end in steps
+        ]
+
+    def _phases(self, marks, end) -> dict[str, float]:
+        found = dict.fromkeys(PHASES, 0.0)
+        for (phase, begin), (_, following) in zip(marks, [*marks[1:], (None, end)]):
+            found[phase] += self._between(begin, following)
+        return found
 
     def _between(self, first, second) -> float:
         return first.elapsed_time(second) / 1e3 if self.on_gpu else second - first

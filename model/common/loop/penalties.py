@@ -70,7 +70,8 @@ class PenalisedSlots:
 
     counts [B, V] int32: how often each token stands in the slot's answer
     in_prompt [B, V] bool: whether it stands in the slot's prompt
-    Both are made with the first prompt, on its device.
+    every [B] long: all slots' numbers, so that a step copies none to the device
+    They are made with the first prompt, on its device.
     """
 
     def __init__(self, penalties: Penalties, num_slots: int):
@@ -86,6 +87,7 @@ class PenalisedSlots:
             size = (self.num_slots, width)
             self.counts = torch.zeros(size, dtype=torch.int32, device=device)
             self.in_prompt = torch.zeros(size, dtype=torch.bool, device=device)
+            self.every = torch.arange(self.num_slots, device=device)
         owner = torch.tensor(slots, device=device)
         place = torch.arange(ids.shape[1], device=device)
         own = place < torch.tensor(lengths, device=device).unsqueeze(1)
@@ -97,9 +99,8 @@ class PenalisedSlots:
         """Tokens [S, m] are committed to these slots (default: all B); -1 = none."""
         if not self.penalties:
             return
-        slots = range(self.num_slots) if slots is None else slots
-        rows = torch.tensor(list(slots), device=tokens.device).unsqueeze(1).expand_as(tokens)
-        place = rows, tokens.clamp(min=0)
+        owner = self.every if slots is None else torch.tensor(slots, device=tokens.device)
+        place = owner.unsqueeze(1).expand_as(tokens), tokens.clamp(min=0)
         self.counts.index_put_(place, (tokens >= 0).int(), accumulate=True)
 
     def rows(self, logits: Tensor, draft: Draft) -> Tensor:

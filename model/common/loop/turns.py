@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+PHASES = ("draft", "verify", "commit")  # of a step's time; the rest is the loop's own
+
 
 @dataclass
 class Turn:
     """One decoded answer turn; per-step lists are as long as the number of steps (target forwards).
 
     accept_lengths  tokens committed by each step, bonus included, after the stop cut
-    drafted         candidate nodes of each step (inert and probe rows not counted); depth their
-                    bound
-    prefill_s       until the prompt's own token stands, the device synchronised at both ends
+    drafted         candidate nodes of each step (inert and probe rows not counted)
+    depth           nodes on the path to the deepest of them
+    first_s         until the prompt's own token is on the host
+    prefill_s       until the drafter has read the prompt, too; devices synchronised at both ends
     wall_s          prefill + steps, likewise
     begin_s         Unix time when the prefill began
     step_end_s      end of each step, counted from there
@@ -32,6 +35,7 @@ class Turn:
     begin_s: float = 0.0
     step_end_s: list[float] = field(default_factory=list)
     slot: int = 0
+    first_s: float = 0.0
 
 
 @dataclass
@@ -64,7 +68,8 @@ class StopRules:
 
     def _has_string(self, ids: list[int]) -> bool:
         """Whether the text's tail holds a stop string; ids, since a string may span tokens."""
-        reach = max(len(text) for text in self.strings) + 4  # a token has at least one byte
+        sizes = [len(text.encode(errors="surrogatepass")) for text in self.strings]
+        reach = max(sizes) + 4  # a token has at least one byte
         tail = self.decode(ids[-reach:])
         return any(text in tail for text in self.strings)
 
@@ -91,10 +96,9 @@ class Sequence:
 
     def __init__(self, request, slot: int, limit: int, stop: StopRules, begin, compiled):
         self.request, self.slot, self.limit, self.stop = request, slot, limit, stop
-        self.begin, self.compiled = begin, compiled  # perf_counter(), compilations()
-        self.turn, self.error = Turn(slot=slot), ""
+        self.begin, self.compiled = begin, compiled  # host's time, compilations()
+        self.turn, self.error = Turn(slot=slot, phase_s={phase: [] for phase in PHASES}), ""
         self.length = len(request.ids)  # committed
-        self.first_step = 0  # of the loop's clock
 
     @property
     def max_length(self) -> int:
@@ -106,12 +110,12 @@ class Sequence:
         """Whether its answer is whole, or has failed."""
         return bool(self.turn.finish_reason or self.error)
 
-    def take_step(self, row: list[int], depth: int, dtype) -> list[int]:
+    def take_step(self, row: list[int], dtype) -> list[int]:
         """A step's row of Accepted.for_host(); the ids that were kept, none where it failed.
 
-        depth: of the draft; dtype: of the target.
+        dtype: of the target.
         """
-        count, drafted, fault, *ids = row
+        count, drafted, depth, fault, *ids = row
         if fault:
             self.fail(fault, dtype)
             return []
@@ -126,13 +130,18 @@ class Sequence:
         whose = "target" if fault & TARGET_FAULT else "drafter"
         self.error = not_finite(whose, len(self.turn.output_ids), dtype)
 
-    def finish(self, end: float, clock, compiled: int) -> None:
-        """Enter the times of a whole answer; end: perf_counter(), compiled: graphs made so far."""
-        turn, first = self.turn, self.first_step
+    def add_times(self, steps) -> None:
+        """Enter those of steps in which it took part, as Clock.read() gives them."""
+        for phases, end in steps:
+            for phase, seconds in phases.items():
+                self.turn.phase_s[phase].append(seconds)
+            self.turn.step_end_s.append(end - self.begin)
+
+    def finish(self, end: float, compiled: int) -> None:
+        """The answer is whole; end: of host's time, compiled: graphs made so far."""
+        turn = self.turn
         turn.wall_s = end - self.begin if turn.accept_lengths else turn.prefill_s
         turn.recompiled = compiled - self.compiled
-        turn.phase_s = clock.seconds(first)
-        turn.step_end_s = [stamp - self.begin for stamp in clock.ends(first)]
 
     def add(self, ids: list[int]) -> list[int]:
         """Append committed ids, cut at the stop; returns those that were kept."""

@@ -29,7 +29,7 @@ class Conversation:
     """One question being answered: its turns, the answers in later prompts, the results.
 
     index   which of the answers (--num-choices) to the question it is
-    shares  of each result, what records/energy/log.py keeps to know its energy by
+    shares  of each turn that began, what records/energy/log.py keeps to know its energy by
     """
 
     def __init__(self, question: dict, history: list[str] | None, index: int = 0):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from model.common.errors import BadInput, first_line
 from model.common.prompts.conversation import first_prompt
 from model.common.prompts.prompter import Prompter, load_tokenizer
 from model.common.records.meta import make_meta, question_totals
 from model.common.records.writer import AnswerFile, beside, meta_path, sha256_text
-from model.common.target.gguf_files import gguf_file
-from model.common.target.loading import check_model_path
+from model.common.target.loading import check_model_path, model_folder
 
 BASELINE_SUFFIX = "-paired-baseline"
 
@@ -68,17 +65,3 @@ def prompt_hash(prompter: Prompter, question: dict) -> str:
     """Of its first prompt's ids; "-" where the template refuses it, as the answer will say."""
     prompt = first_prompt(prompter, question)
     return "-" if prompt is None else sha256_text(json.dumps(prompt))[:16]
-
-
-def model_folder(path: str) -> Path:
-    """The directory of a model: itself, or a hub id's snapshot; of a GGUF model its file."""
-    if file := gguf_file(path):
-        return file
-    if os.path.isdir(path):
-        return Path(path)
-    from transformers.utils import cached_file
-
-    try:
-        return Path(cached_file(path, "config.json")).parent
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: {first_line(error)}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.common.args import ROOT
 from model.common.argument_types import shares_of
+from model.common.draft_flags import wanted_tree
 from model.common.load.flags import FLAGS as LOAD
 from model.common.records import writer as record
 
@@ -54,6 +55,7 @@ NOT_METHOD = (
 )
 NOT_METHOD += ("template", "history", "answer_file", "overwrite", "num_runs", "paired", *LOAD)
 NOT_METHOD += ("energy", "energy_interval")
+ON_NO_HUB = ("datastore_path", "static_path", "token_counts_path")
 
 
 def make_meta(method: str, args, hashes: dict, folder: Path, template: str) -> dict:
@@ -119,16 +121,38 @@ def question_totals(asked: dict[str, str]) -> dict[str, str]:
 
 
 def _method_args(values: dict, common: set) -> dict:
-    """The method's own flags; what names a file or a directory is followed by its hash."""
+    """The method's own flags; what names a file or a model is followed by its hashes."""
     own = {}
     if values["gpu_strategy"]:  # a name that files older than the flag do not have
         own["gpu_strategy"] = values["gpu_strategy"]
     for name, value in sorted(values.items()):
         if name not in common:
             own[name] = value
-            if isinstance(value, str) and name.endswith("_path") and Path(value).exists():
-                own[f"{name}_sha256"] = record.sha256_weights(Path(value))
+            if isinstance(value, str):
+                own |= _hashes(name, value)
     return own
+
+
+def _hashes(name: str, value: str) -> dict:
+    """Of what a method's flag names: a tree's file; weights or an index, and their config."""
+    from model.common.target.loading import check_model_path, model_folder
+
+    if name == "tree":
+        path = Path(wanted_tree(value, "")[0])  # where it is no file, the name of one of ours
+        return {"tree_sha256": record.sha256_file(path)} if path.is_file() else {}
+    if not name.endswith("_path"):
+        return {}
+    path = Path(value)
+    if not path.exists():
+        if name in ON_NO_HUB:  # its reader says that it is missing
+            return {}
+        check_model_path(value)
+        path = model_folder(value)
+    found = {f"{name}_sha256": record.sha256_weights(path)}
+    config = path / "config.json"
+    if config.is_file():
+        found[f"{name}_config_sha256"] = record.sha256_file(config)
+    return found
 
 
 def is_lossy(args) -> bool:

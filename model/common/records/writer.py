@@ -7,10 +7,10 @@ seconds within wall_times (of pairs too), `harness` all others between the first
 last. `pairs_of` stands in the meta of a method's pairs, NAME-paired-baseline.jsonl: the baseline's
 answers to a share (--paired N) of the questions that the meta lists. A load run's run_s also has
 `idle` seconds in which nothing had arrived and `client` seconds in load/queue.py, mostly while
-others were decoded. runtime_ran is what --runtime came to: eager, where graphs could not be
-captured. fitted_tree (fitting/fit.py) is the part of its tree that a method drafts where that was
-left to the harness. bandwidth.py says what step_reads and environment.bandwidth are, energy/ what
-`energy` is.
+others were decoded. runtime_ran is what --runtime came to: "eager" where a device has no graphs,
+"eager in part" where a capture failed, of the target's step or of a drafter's function.
+fitted_tree (fitting/fit.py) is the part of its tree that a method drafts where that was left to the
+harness. bandwidth.py says what step_reads and environment.bandwidth are, energy/ what `energy` is.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def choice_record(
         "output_ids": [turn.output_ids for turn in turns],
         "prompt_tokens": prompts,
         "finish_reason": [turn.finish_reason for turn in turns],
+        "first_s": [round(turn.first_s, 7) for turn in turns],
         "prefill_s": [round(turn.prefill_s, 7) for turn in turns],
         "begin_s": [round(turn.begin_s, 6) for turn in turns],
         "slot": [turn.slot for turn in turns],
@@ -194,6 +195,18 @@ class AnswerFile:
 
     def is_done(self, question_id: int | str) -> bool:
         return question_id in self.records
+
+    def drop(self, question_ids) -> None:
+        """Take the answers to these questions out of the file."""
+        dropped = self.records.keys() & set(question_ids)
+        if dropped:
+            self.records = {i: one for i, one in self.records.items() if i not in dropped}
+            self._rewrite()
+
+    def replace(self, records: list[dict]) -> None:
+        """Put these records in the place of those of the same questions."""
+        self.records |= {record["question_id"]: record for record in records}
+        self._rewrite()
 
     def add(self, record: dict) -> None:
         """Append one line, which the system has before this returns, and the disk soon."""
@@ -344,11 +357,15 @@ def sha256_file(path: Path) -> str:
 
 @functools.lru_cache(maxsize=32)
 def sha256_weights(path: Path) -> str:
-    """Of a file, or one hash over a model directory's weight files and their names."""
+    """Of a file, or one hash over a directory's weight files and their names.
+
+    A corpus' index may be one, of .bin or .npy files.
+    """
     if path.is_file():
         return sha256_file(path)
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt"))
-    files = [p for p in files or sorted(path.glob("*.gguf")) if p.is_file()]
+    files = files or sorted(path.glob("*.gguf")) or sorted(path.glob("*.npy"))
+    files = [p for p in files if p.is_file()]
     return sha256_text("".join(f"{p.name} {sha256_file(p)}\n" for p in files))
 
 

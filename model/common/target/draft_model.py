@@ -19,6 +19,7 @@ from model.common.errors import BadInput
 from model.common.target.loading import check_model_path, load_target
 from model.common.target.model import Target
 from model.common.target.placement import wanted_placement
+from model.common.target.runtime import tell_once
 
 NAMED = 8  # tokens of differing vocabularies that a line names
 
@@ -28,13 +29,14 @@ class DraftModel:
 
     model      the draft model's Target, on any device. Ids that it lacks, of a padded target, are
                read as its last one: a guess may be wrong
+    window     tokens behind which a method cannot use it, None = none but the model's context
     committed  [B] host ints: tokens of each slot's sequence, the root included; 0 = idle
     longest    host int: rows that the longest running slot has in the cache, kept by catch_up() and
                read(); what Target.read() is to be told
     """
 
-    def __init__(self, model: Target):
-        self.model = model
+    def __init__(self, model: Target, window: int | None = None):
+        self.model, self.window = model, window or sys.maxsize
         self.last_id = model.vocab_size - 1
         self.longest = 0
 
@@ -43,16 +45,25 @@ class DraftModel:
         self.model.reserve(num_slots, capacity)
         self.committed = [0] * num_slots
         self.tails = [[0, 0] for _ in range(num_slots)]  # the last two committed ids
-        self.max_lengths = [0] * num_slots
+        self.max_lengths, self.limits = [0] * num_slots, [0] * num_slots
 
     def start(self, prompt: Step) -> None:
-        """Read the prompts of prompt.slots; their last tokens stay unread, as their roots."""
-        lengths = [len(ids) - 2 for ids in prompt.host_ids]
-        ids = prompt.tokens.clamp(0, self.last_id).to(self.model.device)
-        self.model.prefill(prompt.slots, ids, lengths, Needs())
+        """Read the prompts of prompt.slots; their last tokens stay unread, as their roots.
+
+        Those that leave no room for a draft are not read at all.
+        """
         for slot, ids, most in zip(prompt.slots, prompt.host_ids, prompt.max_lengths):
             self.committed[slot], self.tails[slot] = len(ids), ids[-2:]
             self.max_lengths[slot] = most
+            self.limits[slot] = min(self.model.limit_after(len(ids) - 1), self.window)
+        self.model.cache.clear(prompt.slots)
+        left = self.context_room
+        rows = [row for row, slot in enumerate(prompt.slots) if left[slot]]
+        if rows:
+            lengths = [len(prompt.host_ids[row]) - 2 for row in rows]
+            ids = prompt.tokens[rows, : max(lengths) + 1].clamp(0, self.last_id)
+            slots = [prompt.slots[row] for row in rows]
+            self.model.prefill(slots, ids.to(self.model.device), lengths, Needs())
 
     def observe(self, step: Step) -> None:
         """Take over what every slot has committed."""
@@ -66,15 +77,18 @@ class DraftModel:
             self.committed[slot], self.tails[slot] = 0, [0, 0]
 
     @property
-    def running(self) -> list[bool]:
-        """Which slots have a sequence, [B]."""
-        return [length > 0 for length in self.committed]
+    def context_room(self) -> list[int]:
+        """Tokens that can still be drafted behind each sequence before the model's context ends,
+        [B]; 0 = none, or idle."""
+        pairs = zip(self.limits, self.committed)
+        return [max(limit - length - 1, 0) if length else 0 for limit, length in pairs]
 
     @property
     def room(self) -> list[int]:
-        """Tokens that each answer can still take of a draft, the bonus left out, [B]; 0 = idle."""
-        pairs = zip(self.max_lengths, self.committed)
-        return [max(most - length - 1, 0) if length else 0 for most, length in pairs]
+        """Tokens that each answer can still take of a draft, the bonus left out, as far as the
+        model's context goes, [B]; 0 = none, or idle."""
+        rows = zip(self.max_lengths, self.committed, self.context_room)
+        return [max(min(most - length - 1, left), 0) for most, length, left in rows]
 
     def unread(self) -> Tensor:
         """The last two committed ids of every slot, [B, 2], as the model reads them."""
@@ -82,7 +96,8 @@ class DraftModel:
 
     def catch_up(self) -> Tensor:
         """Forget the last draft and read the two unread tokens; logits [B, V] after them."""
-        kept = [max(length - 2, 0) for length in self.committed]
+        pairs = zip(self.committed, self.context_room)
+        kept = [max(length - 2, 0) if left else 0 for length, left in pairs]
         self.model.cache.rewind(torch.tensor(kept))
         self.longest = max(kept)
         return self.read(self.unread())[0]
@@ -117,7 +132,15 @@ def load_draft_model(args, target: Target, usual: str | None = None, trees: bool
         why = "can only read chains" if trees else "reads one question at a time (--batch-size 1)"
         kind = model.config.model_type
         raise BadInput(f"--drafter-path: model type {kind} keeps a cache of its own and {why}")
+    tell_shorter("context", model.context, target)
     return model
+
+
+def tell_shorter(what: str, size: int | None, target: Target) -> None:
+    """Say once that nothing is drafted beyond a draft model's `size` tokens, None = no end, where
+    the target goes on."""
+    if size is not None and size < (target.context or sys.maxsize):
+        tell_once(f"--drafter-path: its {what} is {size} tokens; nothing is drafted beyond them")
 
 
 def check_vocabularies(draft_path: str, target_path: str) -> None:

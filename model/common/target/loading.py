@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model.common.errors import BadInput, Unsupported, parse_json
+from model.common.errors import BadInput, Unsupported, first_line, parse_json
 from model.common.remote_code import check_needed, trusted
 from model.common.target.attention import NAME, register
 from model.common.target.gguf_files import check_taken, complete_config, gguf_file, pretrained
@@ -24,6 +24,8 @@ from model.common.target.quantised import (
 from model.common.target.runtime import tell_once
 
 PACKAGED = ("smollm2", "gemma3-270m")  # what data/download.py makes models of
+HUB_WEIGHTS = (["*.safetensors"], ["*.bin", "*.pt"])  # of a repository, as loaders prefer them
+NOT_OF_A_MODEL = ["*/*", "consolidated*"]  # other programs' copies of it
 
 
 def load_target(
@@ -56,12 +58,15 @@ def load_target(
     from model.common.target.offload import LayerStream, private_folder
 
     folder, where = private_folder(offload), share_of(device).devices[0]
-    model, twin = model_on("cpu")
-    refuse_quantised(model, f"{path}: --offload")
-    stream = LayerStream(model, where, offload, folder)
-    target = Target(model, runtime, twin)
-    target.facts = stream.facts
-    return target
+    try:
+        model, twin = model_on("cpu")
+        refuse_quantised(model, f"{path}: --offload")
+        stream = LayerStream(model, where, offload, folder)
+        target = Target(model, runtime, twin)
+        target.facts, target.forget = stream.facts, stream.forget
+        return target if twin else _checked(target)
+    except Unsupported as refusal:
+        raise BadInput(f"{path}: --offload: {refusal}") from refusal
 
 
 def _own_size(path: str, dtype: str, device: str | Share, runtime: str) -> Target:
@@ -211,6 +216,28 @@ def check_model_path(path: str) -> None:
     """Refuse a path that is no model's before transformers asks a hub; see gguf_file() too."""
     if gguf_file(path) is None:
         check_directory(path)
+
+
+def model_folder(path: str) -> Path:
+    """The directory of a model: itself, or a hub id's snapshot; of a GGUF model its file.
+
+    A snapshot's weights are fetched by this, so that its hash is that of what will be loaded.
+    """
+    if file := gguf_file(path):
+        return file
+    if os.path.isdir(path):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        for kinds in HUB_WEIGHTS:
+            wanted = {"allow_patterns": ["*.json", *kinds], "ignore_patterns": NOT_OF_A_MODEL}
+            folder = Path(snapshot_download(path, **wanted))
+            if any(file for kind in kinds for file in folder.glob(kind)):
+                return folder
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {first_line(error)}") from error
+    raise BadInput(f"{path}: no weights in its repository")
 
 
 def check_directory(path: str) -> None:

@@ -7,6 +7,7 @@ it is given and what it returns is on the one where its logits are made (placeme
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -69,6 +70,9 @@ class Target(CachedModel):
         """What a report should say of how it is run, as Drafter.facts()."""
         return {}
 
+    def forget(self) -> None:
+        """Begin anew what facts() counts; called when a run begins."""
+
     @property
     def origin(self) -> Target:
         """The target that heads were trained for: itself, or the one that it is a twin of."""
@@ -89,6 +93,10 @@ class Target(CachedModel):
         """Positions the model was built for, None = unbounded."""
         names = ("max_position_embeddings", "max_seq_len")  # the second of MPT's ALiBi
         return next((n for n in (getattr(self.config, name, None) for name in names) if n), None)
+
+    def limit_after(self, num_prompt: int) -> int:
+        """Tokens that a sequence with such a prompt can have, as far as the context goes."""
+        return self.context or sys.maxsize
 
     def fitting(self, num_prompt: int, limit: int) -> int:
         """New tokens, at most `limit`, that a prompt leaves room for; none is bad input."""
@@ -123,12 +131,11 @@ class Target(CachedModel):
 
     @torch.inference_mode()
     def prefill(self, slots: list[int], ids: Tensor, lengths: list[int], needs: Needs) -> Prefilled:
-        """Read right-padded prompts ids [S, P] into these slots, which are emptied."""
+        """Read right-padded prompts ids [S, P] into these slots, which the cache has cleared."""
         longest, cache = ids.shape[1], self.cache
         owner = torch.tensor(slots, device=self.device)
         some = None if len(slots) == cache.num_slots else owner
         self.make_room(longest)
-        cache.clear(slots)
         if self.rope is not None:
             self.rope.start(slots, lengths)
         logits, pieces, best = None, [], []

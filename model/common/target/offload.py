@@ -16,9 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.common.errors import BadInput
+from model.common.errors import BadInput, Unsupported
 
 ALIGNED = 256  # bytes; tensors of a layer begin at multiples
+
+
+def pinned_bytes(size: int) -> int:
+    """Bytes that a block of pinned memory takes: PyTorch rounds up to a power of two.
+
+    >>> pinned_bytes(5), pinned_bytes(8)
+    (8, 8)
+    """
+    return 1 << (size - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,14 @@ def wanted_offload(args) -> Offload | None:
     if place is None:
         if folder is not None:
             raise BadInput("--offload-folder needs --offload disk")
+        if getattr(args, "offload_buffers", None) is not None:
+            raise BadInput("--offload-buffers needs --offload")
         return None
     if (place == "disk") != (folder is not None):
         raise BadInput("--offload disk and --offload-folder go together")
     if args.runtime != "eager":
         raise BadInput(f"--offload needs --runtime eager, not {args.runtime}")
-    return Offload(place, folder, args.offload_buffers)
+    return Offload(place, folder, args.offload_buffers or Offload.num_buffers)
 
 
 def private_folder(offload: Offload):
@@ -59,18 +70,24 @@ class LayerStream:
     """The layers of a model that sits in host memory, streamed to `device` by hooks.
 
     folder: of private_folder(). Counts bytes and seconds; a pass is a forward of all layers.
+    host_bytes: that the waiting layers take, in memory or in files
     """
 
     def __init__(self, model: nn.Module, device: torch.device, offload: Offload, folder=None):
         self.folder = folder  # kept: the directory lives as long as this
         self.host_only = device.type == "cpu"
         decoder = model.get_decoder()
-        layers = list(decoder.layers)
+        layers = list(getattr(decoder, "layers", ()))
+        if not layers:
+            kind = model.config.model_type
+            raise Unsupported(f"model type {kind}: its layers cannot be streamed")
         decoder.layers = nn.ModuleList()
         model.to(device)
         decoder.layers = nn.ModuleList(layers)
         plans = [_plan(layer) for layer in layers]
         self.sizes = [size for _, size in plans]
+        pinned = folder is None and not self.host_only
+        self.host_bytes = sum(map(pinned_bytes, self.sizes) if pinned else self.sizes)
         num_buffers = min(offload.num_buffers, len(layers))
         self.buffers = [
             torch.empty(max(self.sizes[first::num_buffers]), dtype=torch.uint8, device=device)
@@ -86,8 +103,7 @@ class LayerStream:
         self.copies: list[Future | None] = [None] * num_buffers
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="offload")
         self.stream = None if self.host_only else torch.Stream(device)
-        self.num_bytes = self.num_passes = self.num_copies = 0
-        self.copy_s = self.wait_s = 0.0
+        self.forget()
 
     def _stored(self, plan, size: int, number: int) -> Tensor:
         """A layer's bytes in one piece: mapped from a file, or in memory, pinned for a device."""
@@ -159,20 +175,30 @@ class LayerStream:
         self.copy_s += time.perf_counter() - begin
         return done
 
-    def facts(self) -> dict:
-        """Bytes and seconds for a report.
+    def forget(self) -> None:
+        """Begin the counts anew."""
+        self._settle()
+        self.num_bytes = self.num_passes = self.num_copies = 0
+        self.copy_s = self.wait_s = 0.0
 
-        wait_s: the host stood still for a layer; copy_s: the copying thread was at work.
-        """
+    def _settle(self) -> None:
+        """Wait for the copies that are under way."""
         for copy in self.copies:
             if copy is not None:
                 copy.result()
+
+    def facts(self) -> dict:
+        """Bytes and seconds since forget(), for a report.
+
+        wait_s: the host stood still for a layer; copy_s: the copying thread was at work.
+        """
+        self._settle()
         return {
             "offload_passes": self.num_passes,
             "offload_bytes_per_pass": round(self.num_bytes / max(self.num_passes, 1)),
             "offload_copies": self.num_copies,
             "offload_device_bytes": sum(buffer.numel() for buffer in self.buffers),
-            "offload_host_bytes": sum(self.sizes),
+            "offload_host_bytes": self.host_bytes,
             "offload_copy_s": round(self.copy_s, 6),
             "offload_wait_s": round(self.wait_s, 6),
         }

@@ -152,19 +152,9 @@ class OwnCacheTarget(Target):
         """Tokens that the decoder has read."""
         return len(self.cache.ids)
 
-    def _check_room(self, num_tokens: int) -> None:
-        """Raise BadInput where a sequence leaves the context: a draft model's, which may be small.
-        Targets are never asked for it, see fitting() and padded()."""
-        if self.context is not None and num_tokens > self.context:
-            raise BadInput(
-                f"model type {self.config.model_type}: {num_tokens} tokens do not fit its context "
-                f"of {self.context}"
-            )
-
     @torch.inference_mode()
     def prefill(self, slots, ids, lengths, needs: Needs) -> Prefilled:
         prompt = ids[:, : lengths[0]]
-        self._check_room(lengths[0])
         if self.rope is not None:
             self.rope.start(slots, lengths)
             self.rope.choose(None)
@@ -189,7 +179,6 @@ class OwnCacheTarget(Target):
         return self._rows(tokens, False, hidden)
 
     def _rows(self, tokens: Tensor, stays: bool, hidden: tuple):
-        self._check_room(self._num_read() + tokens.shape[1])
         output = self.cache.read(tokens[0].tolist(), stays, bool(hidden))
         return output.logits, _states(output, hidden)
 
@@ -227,6 +216,11 @@ class EncoderDecoderTarget(OwnCacheTarget):
             return limit
         super().fitting(num_prompt, 1)
         return min(limit, self.context - 1)
+
+    def limit_after(self, num_prompt):
+        """The answer has the decoder's context, whose first token is the start token."""
+        context = super().limit_after(num_prompt)
+        return num_prompt + context - 1 if num_prompt <= context else 0
 
     @torch.inference_mode()
     def prefill(self, slots, ids, lengths, needs):

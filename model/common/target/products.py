@@ -14,6 +14,7 @@ in float32), as products of one row and of several do.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,17 @@ class Chosen:
     """What this process has found; the first model that is loaded, the target, decides for all."""
 
     turned_rows: Turned | None = None
+
+
+@contextmanager
+def undecided():
+    """Models that are loaded inside decide nothing: they decode no step."""
+    before = Chosen.turned_rows
+    Chosen.turned_rows = before or NEVER
+    try:
+        yield
+    finally:
+        Chosen.turned_rows = before
 
 
 def rows_text(turned_rows: Turned | None) -> str | None:

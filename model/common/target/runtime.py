@@ -15,7 +15,7 @@ import torch
 
 EAGER_BUCKET = 64  # columns: attended widths are multiples of it
 STATIC_BUCKET = 256  # columns: recorded widths are powers of two from it
-_made = {"graphs": 0}  # compiled or captured by this process
+_made = {"graphs": 0, "failed": 0}  # compiled or captured by this process; captures that failed
 told: set[str] = set()
 
 
@@ -52,7 +52,13 @@ class Runtime:
     static = False
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.failed = device, _made["failed"]
+
+    @property
+    def ran(self) -> str:
+        """Its name, or "eager in part" where a capture has failed since it was made, be it of the
+        target's step or of a drafter's function."""
+        return self.name if _made["failed"] == self.failed else "eager in part"
 
     def compiled(self, function):
         """A function of tensors (or a module's forward), compiled where this runtime compiles."""
@@ -179,6 +185,7 @@ class Recorded:
             reason = str(first).split("\n")[0]
             tell_once(f"--runtime cudagraph: {reason}; running eager")
             self.broken = True
+            _made["failed"] += 1
             return self.function(*arguments)
         _made["graphs"] += 1
         self.graphs[key] = buffers, replay, result

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.common.prompts.templates import Row, collate
+from model.common.target.logits import logits_of
 
 BEST_ROWS = 512  # of which all logits are there at a time
 
@@ -67,16 +68,15 @@ class FrozenTarget:
         """The likeliest ids [N] after states [N, H]; logits of BEST_ROWS rows at a time."""
         return torch.cat([self.logits(part).argmax(-1) for part in states.split(BEST_ROWS)])
 
-    @torch.no_grad()
     def logits(self, states: Tensor, head: torch.nn.Module | None = None) -> Tensor:
-        """float32 logits [.., V] of states [.., H] after the final norm.
+        """float32 logits [.., V] of states [.., H] after the final norm, true ones or guessed;
+        gradients flow through. Laws are the model's where check_logits() has passed it.
 
         head: some_ids() of the LM head, whose ids alone are scored; none: all
         """
         head = head or self.lm_head
         logits = head(states.to(head.weight.dtype)).float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits_of(logits, self.config)
 
     def some_ids(self, ids: Tensor) -> torch.nn.Linear:
         """The LM head's rows of ids [N] as a float32 layer without gradients, H -> N."""

@@ -121,7 +121,7 @@ def facts(job: Job, folder: Path) -> dict:
         name = str(path.relative_to(folder))
         if path.suffix == ".jsonl":
             records = [json.loads(line) for line in path.read_text().splitlines()]
-            timed = ("slot", "recompiled", "depth") if job.again else ()
+            timed = ("slot", "recompiled") if job.again else ()
             answers = records
             if "choices" in records[0]:
                 answers = without(timeless(records), *timed)

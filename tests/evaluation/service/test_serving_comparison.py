@@ -11,6 +11,7 @@ from served_files import counted, failed_line, load_meta, random_lines, request_
 from evaluation.answers.meta import AnswerError
 from evaluation.service import comparison, figures
 from evaluation.service.imports import read_runs
+from evaluation.speedup import intervals
 
 
 def run_of(path, lines, meta):
@@ -164,6 +165,37 @@ def test_knee_is_the_highest_rate_up_to_which_goodput_stays(shares, knee, text):
     assert found[0] == knee and text in found[1]
 
 
+BETWEEN = [
+    ([0.96, 0.96, 0.2], [1.0, 1.0, 0.4], [2.0, 2.0], "intervals 2"),
+    ([0.9, 0.5, 0.1], [0.99, 0.96, 0.3], [None, 2.0], "intervals below 1 to 2"),
+    ([0.96, 0.9, 0.9], [1.0, 1.0, 1.0], [1.0, None], "intervals 1 to above 4"),
+    ([0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [None, None], "intervals below 1"),
+]
+
+
+@pytest.mark.parametrize("lows, highs, between, text", BETWEEN)
+def test_where_the_knee_may_be(lows, highs, between, text):
+    found = comparison.knee_between([1.0, 2.0, 4.0], lows, highs)
+    assert found[0] == between and found[1].endswith(text)
+
+
+def test_a_share_of_few_or_of_neighbouring_requests_is_not_sure(tmp_path):
+    """20 of 20 may be 84 %; of 100, six in a row are less sure than six that lie apart."""
+    (few,) = sweep(tmp_path, "pld", ["1"], [0])
+    low, high = comparison.share_interval(few, {"ttft": 0.1})
+    assert low == pytest.approx(20 / (20 + intervals.Z**2)) and high == 1
+    widths = []
+    for name, late in (("apart", range(0, 96, 16)), ("row", range(6))):
+        lines = [
+            request_line(n, n, n + (600 if n in late else 1), 10, [(5, 1)]) for n in range(100)
+        ]
+        run = run_of(tmp_path / f"{name}.jsonl", lines, load_meta(name, "pld", rate="1"))
+        low, high = comparison.share_interval(run, {"ttft": 0.1})
+        assert low < 0.94 < high
+        widths.append(high - low)
+    assert widths[1] > 1.2 * widths[0]
+
+
 def sweep(folder, method, rates, waits):
     """Runs of one method at several rates; of 20 requests so many wait too long."""
     for rate, late in zip(rates, waits):
@@ -182,6 +214,7 @@ def test_runs_of_several_methods_have_a_knee_each(tmp_path):
     first, second = comparison.knees(runs, found)
     assert (first["label"], first["knee"]) == ("pld-rate", 2.0)
     assert [point["share"] for point in first["rates"]] == [1.0, 0.95, 0.55]
+    assert first["between"] == [None, 2.0] and "below 1 to 2" in first["text"]  # 20 requests each
     assert (second["label"], second["knee"]) == ("vanilla-rate", 1.0)
     other = run_of(tmp_path / "x.jsonl", random_lines(5, 1), load_meta("x", "pld", 8, rate="8"))
     assert len(comparison.knees([*runs, other], [*found, figures.figures_of(other)])) == 2

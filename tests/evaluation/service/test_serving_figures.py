@@ -18,8 +18,10 @@ from served_files import (
     ticks,
 )
 
+from evaluation.answers.meta import AnswerError
 from evaluation.service import figures, timeline
 from evaluation.service.imports import read_runs
+from evaluation.service.tables import throughput_lines
 from model.common.records.schema import SERVING
 
 SLO = {"ttft": 0.2, "tpot": 0.003, "e2e": 0.5}
@@ -57,7 +59,7 @@ def test_two_hundred_requests_as_counted_slowly(tmp_path, seed):
     assert found["request_throughput_wall"] == close(number / slow["wall"])
     assert found["token_throughput"] == close(tokens / slow["busy"])
     assert found["token_throughput_wall"] == close(tokens / slow["wall"])
-    assert found["joules_per_token"] == close(sum(r["energy"] for r in slow["rows"]) / tokens)
+    assert found["joules_per_token"] == close(slow["energy"] / tokens)
     slots = found["slots"]
     assert slots["mean"] == close(slow["used"] / slow["busy"])
     assert (slots["max"], slots["num"]) == (slow["most_used"], 4)
@@ -181,6 +183,48 @@ def test_failures_and_an_unmet_bound_lower_goodput_by_hand(tmp_path):
     assert found["goodput"]["met"] == 2 and found["goodput"]["share"] == 0.5
     assert found["goodput"]["per_s"] == pytest.approx(2 / (142 * TICK))
     assert found["failure_rate"] == 0.25
+
+
+def test_what_failed_requests_took_is_in_the_runs_joules(tmp_path):
+    lines = [request_line(1, 0, 0, 50, [(10, 3)], energy_j=8.0), failed_line(2, 0, 20, 4.0)]
+    found = figures.figures_of(run_of(tmp_path / "m.jsonl", lines))
+    assert found["joules_per_token"] == (8 + 4) / 4
+    del lines[1]["energy_j"]  # of an older file: nobody knows
+    assert figures.figures_of(run_of(tmp_path / "n.jsonl", lines))["joules_per_token"] is None
+    for odd in (-1.0, "4", True):
+        lines[1]["energy_j"] = odd
+        with pytest.raises(AnswerError, match="line 2: energy_j is no number of zero or more"):
+            run_of(tmp_path / "o.jsonl", lines)
+
+
+@pytest.mark.parametrize("full, printed", [(1.0, 0.5), (0.95, 0.5), (0.94, None), (None, None)])
+def test_a_window_that_was_not_steady_has_no_figure(tmp_path, full, printed):
+    steady = {"joules_per_token": 0.5} | ({} if full is None else {"full": full})
+    meta = load_meta() | {"energy": [{"steady": steady}]}
+    line = request_line(1, 0, 0, 50, [(10, 3)], energy_j=8.0)
+    found = figures.figures_of(run_of(tmp_path / "m.jsonl", [line], meta))
+    assert found["steady_joules_per_token"] == printed
+    row = next(line for line in throughput_lines([found]) if line.startswith("m "))
+    assert row.split()[-1] == ("-" if printed is None else "0.500")
+
+
+def test_a_first_token_is_there_before_the_drafter_has_read_the_prompt(tmp_path):
+    """first_s; a file without it is read as it always was, by prefill_s."""
+    late = request_line(1, 0, 10, 100, [(20, 2), (30, 2)])
+    late["choices"][0]["first_s"] = [60 * TICK]
+    single = request_line(2, 0, 10, 100, [], slot=1)
+    single["choices"][0]["first_s"] = [60 * TICK]
+    old = request_line(3, 0, 10, 100, [(20, 2), (30, 2)], slot=2)
+    run = run_of(tmp_path / "m.jsonl", [late, single, old])
+    first, second, third = (request.figures() for request in run.requests)
+    assert (first["ttft"], second["ttft"], third["ttft"]) == (70 * TICK, 70 * TICK, 110 * TICK)
+    assert (first["e2e"], second["e2e"], third["e2e"]) == (160 * TICK, 70 * TICK, 160 * TICK)
+    assert (first["tpot"], third["tpot"]) == (90 * TICK / 4, 50 * TICK / 4)
+    assert run.requests[0].chunk_gaps == [60 * TICK, 30 * TICK]
+    assert run.requests[2].chunk_gaps == [20 * TICK, 30 * TICK]
+    late["choices"][0]["first_s"] = [101 * TICK]
+    with pytest.raises(AnswerError, match="first_s is later than prefill_s"):
+        run_of(tmp_path / "n.jsonl", [late])
 
 
 def test_slots_never_exceed_their_number_where_rounded_times_overlap(tmp_path):

@@ -103,6 +103,35 @@ def test_every_run_is_held_to_the_base_of_its_schedule(sweep):
     assert [knee["label"] for knee in report["knees"]] == ["vanilla-rate", "pld-rate"]
 
 
+def test_a_run_that_no_base_fits_is_a_line_and_the_others_go_on(tmp_path):
+    lines = [request_line(n, 100 * n, 100 * n, 10, [(60, 2)]) for n in range(3)]
+    files = {
+        name: write(tmp_path / f"{name}.jsonl", lines, load_meta(name, method, slots))
+        for name, method, slots in (
+            ("pld", "pld", 4),
+            ("base", "vanilla", 4),
+            ("wide", "pld", 8),
+            ("wide-base", "vanilla", 8),
+        )
+    }
+    pld, base, wide, wide_base = files.values()
+    done = run_tool(TOOL, pld, wide, "--base-path", base)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = f"{wide} and {base} are not comparable: batch_size: 8, baseline 4"
+    assert done.stdout.splitlines()[-1] == line
+    report = report_of(done)
+    assert report["incomparable"] == [line] and len(report["runs"]) == 3
+    assert [(one["run"], one["base"]) for one in report["comparisons"]] == [("pld", "base")]
+    done = run_tool(TOOL, pld, wide, "--base-path", base, wide_base)
+    assert done.returncode == 0, done.stderr  # each is held to the base that fits
+    pairs = [(one["run"], one["base"]) for one in report_of(done)["comparisons"]]
+    assert pairs == [("pld", "base"), ("wide", "wide-base")]
+    out = tmp_path / "out.json"
+    done = run_tool(TOOL, pld, "--base-path", wide_base, "--as", "benchmark-results", out)
+    assert_refused(done, pld, wide_base, "not comparable: batch_size")
+    assert not out.exists()
+
+
 def test_definitions_are_those_of_the_schema():
     done = run_tool(TOOL, "--definitions", "--json", report_file())
     assert done.returncode == 0, done.stderr

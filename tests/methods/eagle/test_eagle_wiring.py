@@ -106,7 +106,7 @@ def test_twins_draft_what_their_origins_do(tmp_path, name):
         drafter = kind.drafter(kind.load(path, target, **more))
         runs.append(facts(decode(target, drafter, loopy_prompts(3), 12)))
     assert runs[0] == runs[1]
-    assert max(max(lengths) for _, lengths, _ in runs[0]) > 1 or name == "own embedding"
+    assert max(max(lengths) for _, lengths, *_ in runs[0]) > 1 or name == "own embedding"
 
 
 def refused(call, line):
@@ -208,6 +208,8 @@ REFUSED = [  # (fields of the config, or in transformer_layer_config, words of t
     ({"parallel_drafting": True}, "a P-EAGLE head"),
     ({"speculators_model_type": "dflash"}, "speculators_model_type dflash, eagle3 is needed"),
     ({"architectures": ["Eagle3DeepseekV2ForCausalLM"]}, "Eagle3DeepseekV2ForCausalLM has latent"),
+    ({"architectures": ["Qwen3Eagle3Model"]}, "Qwen3Eagle3Model reads five states and norms"),
+    ({"architectures": ["Gemma4Eagle3Model"]}, "Gemma4Eagle3Model reads five states"),
     ({"fc_norm": True, "norm_before_fc": True}, "norm_before_fc and fc_norm exclude each other"),
     ({"fc_norm": True}, "no tensor fc_norm.0.weight, expected (64,)"),
     ({"norm_before_fc": True}, "no tensor input_norm.weight, expected (192,)"),

@@ -188,6 +188,8 @@ def test_flags(target, tmp_path):
     for flags, line in (
         ([], "2 heads, a tree of depth 4 needs 4"),
         (["--acceptance", "typical"], "needs --temperature above 0"),
+        (["--acceptance", "typical", "--temperature", "1", "--min-p", "0.1"], "--min-p exclude"),
+        (["--posterior-alpha", "0.2"], "need --acceptance typical"),
     ):
         with pytest.raises(BadInput, match=line):
             script.build(parser.parse_args([*base, *flags]), target)

@@ -13,6 +13,7 @@ from model.common.contract.static_tree import StaticTree, read_tree
 from model.common.contract.trees import Tree
 from model.common.loop import verify
 from model.common.loop.decode import generate
+from model.common.loop.penalties import NO_PENALTIES, Penalties
 from model.common.loop.sampling import Sampler
 from model.common.loop.turns import StopRules
 from model.common.target.model import Target
@@ -130,3 +131,22 @@ def test_typical_acceptance_is_deterministic_and_bounded(target):
     assert facts(24, (0.09, 0.3)) == facts(24, (0.09, 0.3))
     assert [lengths for _, lengths in facts(26, (0.0, 0.3))] == [[5] * 5] * 4
     assert [lengths for _, lengths in facts(9, (2.0, 1e9))] == [[1] * 8] * 4
+
+
+@pytest.mark.parametrize("penalties", [NO_PENALTIES, Penalties(1.5, 0.5, 0.25)], ids=str)
+def test_typical_acceptance_draws_nothing(target, penalties):
+    """Not even an answer's first token, which is the best one, penalised or not."""
+    prompts, rule = make_prompts(4), (0.09, 0.3)
+
+    def ids(sampler, seeds, typical=None):
+        turns = generate(
+            target, medusa(target), prompts, sampler, seeds, StopRules(), 12, typical, num_slots=3
+        )
+        return [turn.output_ids for turn in turns]
+
+    hot, greedy = Sampler(5.0, penalties=penalties), Sampler(penalties=penalties)
+    found = ids(hot, [0, 1, 2, 3], rule)
+    assert found == ids(hot, [4, 5, 6, 7], rule)
+    best = ids(greedy, [0] * 4)
+    assert [row[0] for row in found] == [row[0] for row in best]
+    assert [row[0] for row in ids(hot, [0, 1, 2, 3])] != [row[0] for row in best]  # drawn

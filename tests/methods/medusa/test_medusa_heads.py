@@ -16,6 +16,8 @@ from model.medusa.drafter import MedusaDrafter
 from model.medusa.heads import MedusaHeads, load_heads
 
 PARAMETERS = {4096: 739_266_560, 5120: 950_297_600, 6656: 1_286_504_960}
+TYPICAL = ["--acceptance", "typical"]
+CUTS = ["--top-p", 0.9], ["--top-k", 5], ["--min-p", 0.1]
 HEAD_FILE, WHOLE_FILE = "medusa_lm_head.pt", "model.safetensors"
 
 
@@ -161,8 +163,10 @@ def test_flags(target, tmp_path):
     for flags, line in (
         ([], "3 heads, 4 are needed"),
         (["--medusa-num-heads", 3], "depth of 4 needs 4 heads, --medusa-num-heads is 3"),
-        (["--acceptance", "typical"], "needs --temperature above 0"),
-        (["--acceptance", "typical", "--temperature", 1, "--top-p", 0.9], "exclude each other"),
+        (TYPICAL, "needs --temperature above 0"),
+        *(([*TYPICAL, "--temperature", 1, *cut], "exclude each other") for cut in CUTS),
+        (["--posterior-threshold", 0.2], "need --acceptance typical"),
+        (["--posterior-alpha", 0.2, "--temperature", 1], "need --acceptance typical"),
         (["--tree", "none"], "--tree none: neither"),
     ):
         with pytest.raises(BadInput, match=line):

@@ -2,20 +2,18 @@
 
 import json
 import os
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from conftest import make_tokenizer
 from counting import counting_target
 from oracle import decode
-from rest_stores import GOLDEN, make_store
+from rest_stores import GOLDEN, SOURCE, make_store
 from steps import prompt_step
 
-from model.common.contract.sequence import PerSequence
 from model.common.errors import BadInput
 from model.common.loop.sampling import Sampler
-from model.rest.drafter import RESTDrafter, facts_of, make_drafter
+from model.rest.drafter import RESTDrafter, make_drafter
 from model.rest.retriever import Retriever
 
 
@@ -23,8 +21,7 @@ def test_token_zero_is_a_token(tmp_path):
     """Whole answers out of the corpus, and what the answer file says of the datastore."""
     text = [*range(55, 61), *range(10)]
     retriever = Retriever(make_store(tmp_path, [text, [*text[:8], 9], [56, 57, 1]]))
-    sizes = retriever.num_nodes, retriever.depth
-    drafter = PerSequence(lambda: RESTDrafter(retriever), *sizes, partial(facts_of, retriever))
+    drafter = RESTDrafter(retriever)
     (turn,) = decode(counting_target(), drafter, [[3, 55, 56]], 12)
     assert turn.output_ids == [57, 58, 59, 60, *range(8)]
     assert max(turn.accept_lengths) == 11 and turn.accept_lengths[0] == 11
@@ -32,6 +29,12 @@ def test_token_zero_is_a_token(tmp_path):
     assert known["datastore_tokens"] == 16 + 9 + 3
     assert known["datastore_bytes"] == 6 * (17 + 10 + 4)
     assert known["num_lookups"] >= 1 and 0 < known["lookup_s"] < 1 and known["build_s"] > 0
+    assert known["datastore_corpus"] == SOURCE["name"]
+    assert known["datastore_corpus_sha256"] == SOURCE["sha256"]
+    digest = retriever.store.manifest["tokenizer_sha256"]
+    assert known["datastore_tokenizer_sha256"] == digest and len(digest) == 64
+    drafter.forget()  # what a warm-up asked
+    assert drafter.facts() == known | {"num_lookups": 0, "lookup_s": 0.0}
 
 
 def settings(folder, **changes):
@@ -75,6 +78,7 @@ def test_foreign_and_broken_datastores_are_refused(tmp_path, tokenizer_dir):
         ({"version": 2}, "version 2"),
         ({"format": "other"}, "not a datastore"),
         ({"chunks": None}, "incomplete"),
+        ({"source": None}, "incomplete"),
         ({"chunks": [{}]}, "incomplete"),
     ):
         path.write_text(json.dumps(store.manifest | change))

@@ -18,9 +18,10 @@ from samd_checks import (
 
 from model.common.errors import BadInput
 from model.common.prompts.prompter import Prompter
+from model.common.records.writer import sha256_file
 from model.samd import build_sam
 from model.samd.drafter import SamSequence, Settings
-from model.samd.static import ARRAYS, HEAVY, StaticAutomaton
+from model.samd.static import ARRAYS, HEAVY, StaticAutomaton, tokenizer_hash
 
 CHAT = [
     {"from": "human", "value": "ab?"},
@@ -168,13 +169,16 @@ def test_documents_are_prompts_with_their_answers(built, tokenizer):
     assert text == [token for ids in documents for token in [*ids, tokenizer.eos_token_id]]
 
 
-def test_what_is_built_is_read(built, tokenizer):
+def test_what_is_built_is_read(built, tokenizer, tmp_path):
     corpus = StaticAutomaton.open(str(built), tokenizer)
     manifest = json.loads((built / "manifest.json").read_text())
     facts = corpus.facts()
     assert facts["automaton_states"] == manifest["sizes"]["length"]
     assert facts["automaton_tokens"] == len(corpus.text)
     assert facts["automaton_build_s"] == manifest["build_s"] >= 0
+    assert facts["automaton_corpus"] == "corpus.jsonl"
+    assert facts["automaton_corpus_sha256"] == sha256_file(tmp_path / "corpus.jsonl")
+    assert facts["automaton_tokenizer_sha256"] == tokenizer_hash(tokenizer)
     assert facts["automaton_bytes"] == sum(np.load(built / f"{n}.npy").nbytes for n in ARRAYS)
     sequence = SamSequence(Settings(), corpus)
     sequence.start(tokenizer("xyzef?\n").input_ids)

@@ -24,6 +24,7 @@ from model.samd.drafter import CombinedDrafter, SamSequence, Settings
 COMBINED = Settings(combined=True)
 COPIES, COPY = [1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]
 FRESH = [1, 2, 3, 4]
+RECYCLING = ["--auxiliary", "recycling"]
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +290,8 @@ def test_the_heads_cache_is_what_it_would_be_alone(paths, num_slots):
     target, plain = (load_target(paths[0], "float32", "cpu", "eager") for _ in range(2))
     own = ["--auxiliary", "eagle2", "--eagle-path", paths[1], "--len-threshold", "2"]
     drafter = build("samd", paths[0], target, own)
+    tree = drafter.auxiliary
+    assert (tree.max_nodes, tree.depth, tree.top_k) == (62, 5, 8)
     check = FreshCaches(plain.model, load_eagle(paths[1], plain))
     recording = Recording(drafter, lambda combined, one: check(combined.auxiliary, one))
     prompts = [ids * 4 for ids in make_prompts(4)]  # so that there is something to copy
@@ -348,6 +351,14 @@ def test_flags_out_of_range(flags, capsys):
     [
         (["--state", "warm"], "--state warm needs an --auxiliary"),
         (["--auxiliary", "eagle2"], "needs --eagle-path"),
+        (["--eagle-path", "x"], "--eagle-path says nothing to --auxiliary none"),
+        (["--len-threshold", "9"], "--len-threshold says nothing to --auxiliary none"),
+        (["--len-bias", "9"], "--len-bias says nothing to --auxiliary none"),
+        ([*RECYCLING, "--alpha", "2"], "--alpha says nothing to --auxiliary recycling"),
+        ([*RECYCLING, "--total-token", "9"], "--total-token says nothing to --auxiliary recycl"),
+        ([*RECYCLING, "--depth", "2"], "--depth says nothing to --auxiliary recycling"),
+        ([*RECYCLING, "--draft-top-k", "2"], "--draft-top-k says nothing to --auxiliary recycl"),
+        ([*RECYCLING, "--len-bias", "0"], "--len-bias needs --static-path"),
         (["--auxiliary", "eagle2", "--eagle-path", "x", "--state", "warm"], "keeps no state"),
         (["--prompt-seeds"], "--prompt-seeds says nothing to --auxiliary none"),
         (

@@ -228,7 +228,10 @@ def test_exits_add_up_to_the_drafted_tokens(target, shape):
     drafter, found = make(shape, target, [0.7, 0.7, 0.0]), []
     for slots in (1, 2, 4):
         drafter.forget()
-        assert set(drafter.facts().values()) == {0}
+        known = drafter.facts()
+        assert known.pop("draft_exits") == EXITS
+        assert known.pop("draft_thresholds") == [0.7, 0.7, 0.0]
+        assert set(known.values()) == {0}
         turns = decode(target, drafter, PROMPTS, LIMIT, num_slots=slots)
         found.append(drafter.facts())
         counts = [found[-1][f"drafted_at_exit_{layer}"] for layer in EXITS]

@@ -136,10 +136,11 @@ def slow_terms(model, batch, sample):
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("scheme, groups", [("cut", 1), ("append", 1), ("append", 3)])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "granite"])
 def test_loss_against_plain_forwards(family, scheme, groups, weight):
     flags = {"scheme": scheme, "num_groups": groups, "mask_loss_weight": weight}
-    method = new_method(make_model(family), **flags)
+    more = {"logits_scaling": 4.0} if family == "granite" else {}
+    method = new_method(make_model(family, **more), **flags)
     batch = new_batch()
     torch.manual_seed(5)
     sample = method.sample(batch)

@@ -24,6 +24,7 @@ from model.specdecpp.drafter import SpecDecPPDrafter
 from model.sps.drafter import SpSDrafter
 
 FIRST = 10  # candidate s of a scripted draft is the token FIRST + s
+CONSTANT = ["--schedule", "constant"]
 FAKE = SimpleNamespace(vocab_size=97, device=torch.device("cpu"))
 
 
@@ -66,16 +67,18 @@ def started(chances, threshold, bounds, eos_ids=(), room=1000):
     return drafter
 
 
-def scripted(*how, **more):
+def scripted(chances, threshold, bounds, *eos_ids, **more):
     """Draft lengths of the slots of one proposal."""
-    drafter = started(*how, **more)
+    drafter = started(chances, threshold, bounds, *eos_ids, **more)
     rows = drafter.propose().tokens.tolist()
     for row in rows:
         kept = [token for token in row if token >= 0]
         assert kept == list(range(FIRST + 1, FIRST + 1 + len(kept)))
         assert row[len(kept) :] == [-1] * (len(row) - len(kept))
     lengths = [sum(token >= 0 for token in row) for row in rows]
-    assert len(rows[0]) == max(lengths) == drafter.draft.model.reads  # nothing is read in vain
+    # nothing is read in vain, but where EOS ends all drafts before their least length
+    least = min(bounds[0], max(drafter.lengths))
+    assert len(rows[0]) == max(*lengths, least) == drafter.draft.model.reads
     return lengths
 
 
@@ -121,6 +124,11 @@ def test_host_reads_are_declared_and_kept(target, drafts, monkeypatch):
     counts = count_reads(monkeypatch, drafter)
     decode(target, drafter, make_prompts(2), 20)
     assert max(counts) == drafter.reads_per_step == 5
+    drafter = ada(drafts["noisy"], target, threshold=1.0, bounds=(3, 6), eos_ids=range(97))
+    counts = count_reads(monkeypatch, drafter)  # every draft ends with its first token
+    turns = decode(target, drafter, make_prompts(2), 20)
+    assert max(counts) == 1 and drafter.reads_per_step == 3
+    assert {1} <= {n for turn in turns for n in turn.drafted} <= {0, 1}
 
 
 def test_an_idle_slot_is_not_waited_for():
@@ -211,12 +219,16 @@ def test_schedules(model_dir, draft_dir):
     drafter = build(*head, "--threshold", "0.4", "--bound", "3", "9")
     assert type(drafter) is SpecDecPPDrafter
     assert (drafter.threshold, drafter.fewest, drafter.num_draft) == (0.4, 3, 9)
+    usual = build(*head)
+    assert (usual.threshold, usual.fewest, usual.num_draft) == (0.7, 2, 20)
     assert drafter.eos_ids.tolist() == [1]
     for name in ("constant", "heuristic"):
         other = build("--schedule", name, "--num-draft", "7")
         assert type(other) is SpSDrafter
         assert (other.schedule, other.num_draft) == (name, 7)
-    assert type(build("--schedule", "none")) is EmptyDrafter
+        assert build("--schedule", name).num_draft == 5
+    none = build_method("specdecpp", model_dir, target, ["--schedule", "none"])
+    assert type(none) is EmptyDrafter
 
 
 @pytest.mark.parametrize(
@@ -227,6 +239,11 @@ def test_schedules(model_dir, draft_dir):
         (["--head-path", "HEAD", "--bound", 9, 3], "--bound 9 3: the first is above the second"),
         (["--head-path", "HEAD", "--bound", 0, 3], "--bound"),
         (["--head-path", "HEAD", "--threshold", 1.5], "--threshold"),
+        (["--head-path", "HEAD", "--num-draft", 7], "--num-draft says nothing to --schedule ada"),
+        ([*CONSTANT, "--threshold", 0.5], "--threshold says nothing to --schedule constant"),
+        ([*CONSTANT, "--head-path", "HEAD"], "--head-path says nothing to --schedule constant"),
+        (["--schedule", "heuristic", "--bound", 2, 3], "--bound says nothing to --schedule heur"),
+        (["--schedule", "none"], "--drafter-path says nothing to --schedule none"),
     ],
 )
 def test_refusals(paths, capfd, flags, words):

@@ -13,7 +13,6 @@ from replays import Replays
 from specexec_slow import best_paths, every_path, live_paths, paths_of
 
 from model.common.contract.sequence import EmptyDrafter
-from model.common.errors import BadInput
 from model.common.loop import verify
 from model.common.target.model import Target
 from model.common.target.runtime import CudaGraphs, compilations
@@ -254,9 +253,27 @@ def test_an_oracle_is_accepted_whole(target, drafts, name):
     assert [turn.accept_lengths for turn in turns] == [[5] * 6] * 4
 
 
-def test_short_sliding_attention_is_refused(target):
-    with pytest.raises(BadInput, match="sliding attention of 12 tokens"):
-        decode(target, specexec(Target(make_model("mistral")), target), make_prompts(1))
+@pytest.mark.parametrize("kind", [SpecExecDrafter, SpecInferDrafter])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: make_model("mistral"), lambda: noisy_copy(max_position_embeddings=12)],
+    ids=["window", "context"],
+)
+def test_nothing_is_drafted_beyond_what_the_draft_model_can_read(target, make, kind, capsys):
+    """Of a question as far as its 12 tokens go, beside another that is longer from the start."""
+    prompts = make_prompts(2)
+    drafter = kind(TreeReader(Target(make()), target), Shape(4, 5, 20, 3))
+    turns = decode(target, drafter, prompts, 20, num_slots=2)
+    assert outputs(turns) == outputs(decode(target, EmptyDrafter(), prompts, 20))
+    for turn, prompt in zip(turns, prompts):
+        length = len(prompt) + 1
+        for committed, drafted in zip(turn.accept_lengths, turn.drafted):
+            assert (drafted > 0) == (12 - length - 1 > 0)
+            length += committed
+    assert turns[0].drafted[0] > 0 and not any(turns[1].drafted)
+    said = capsys.readouterr().err.splitlines()
+    wanted = "--drafter-path: its sliding attention is 12 tokens; nothing is drafted beyond them"
+    assert said == ([wanted] if drafter.reader.draft.model.config.model_type == "mistral" else [])
 
 
 @pytest.mark.parametrize("kind", [SpecExecDrafter, SpecInferDrafter])

@@ -65,6 +65,7 @@ def test_every_flag_arrives():
         ([*BEST, "--draft-temperature", 2], "--draft-temperature says nothing to --draws best"),
         (["--gen-type", "zero"], "--drafter-path says nothing"),
         (["--offload", "disk"], "--offload-folder"),
+        (["--offload-buffers", 3], "--offload-buffers needs --offload"),
     ],
 )
 def test_refusals(capfd, paths, flags, words):
@@ -130,6 +131,16 @@ def test_table_and_files(capfd, where, tmp_path):
         assert row["tokens"] == sum(sum(r["choices"][0]["accept_lengths"]) for r in records)
         rates = [r["choices"][0]["accept_lengths"] for r in records]
         assert row["gen_rate"] == pytest.approx(sum(sum(n) / len(n) for n in rates) / 6)
+
+
+def test_rows_count_their_own_passes(where, tmp_path):
+    """Not those of loading, of warm-ups, or of the rows before."""
+    flags = ["--max-budget", "8,8", "--max-beam-len", 3, "--offload", "ram", "--warmup", 1]
+    assert swept(*where, *flags, "--output", tmp_path / "sweep") == 0
+    first, second = json.loads((tmp_path / "sweep" / "summary.json").read_text())["rows"]
+    turns = 7  # each with a prefill
+    assert first["offload_passes"] == second["offload_passes"] == first["steps"] + turns
+    assert first["offload_copies"] == second["offload_copies"] > 0
 
 
 def test_a_row_by_hand(monkeypatch):

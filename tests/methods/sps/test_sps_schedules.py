@@ -7,8 +7,11 @@ import torch
 from conftest import make_model
 from draft_models import ScriptedModel
 from steps import chain_step, prompt_step
+from tiny_methods import build
 
+from model.common.errors import BadInput
 from model.common.loop.sampling import Sampler
+from model.common.target.loading import load_target
 from model.common.target.model import Target
 from model.sps.drafter import GROWTH, SpSDrafter
 
@@ -126,3 +129,14 @@ def test_a_slot_that_ends_near_the_cache_end_stays_inside():
     drafter.observe(chain_step([[1], [1]]))
     drafter.end([0])
     assert drafter.propose().tokens.shape == (2, 74)
+
+
+def test_the_threshold_is_of_its_schedule_alone(model_dir, draft_dir):
+    target, draft = load_target(model_dir, "float32", "cpu", "eager"), ["--drafter-path", draft_dir]
+    for flags, threshold in (([], 0.4), (["--confidence", "0.1"], 0.1)):
+        drafter = build("sps", model_dir, target, [*draft, "--schedule", "confidence", *flags])
+        assert drafter.confidence == threshold
+    for schedule in ("constant", "heuristic"):
+        with pytest.raises(BadInput, match=f"--confidence says nothing to --schedule {schedule}"):
+            flags = ["--schedule", schedule, "--confidence", "0.4"]
+            build("sps", model_dir, target, [*draft, *flags])

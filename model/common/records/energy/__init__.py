@@ -9,7 +9,7 @@ absent, never 0. An entry:
     interval_s               seconds between two samples
     answers                  turns that this process answered
     timed_s, timed_j         length and energy of the time in which at least one turn of this file
-                             was being answered; of all devices
+                             was being answered, or had not failed yet; of all devices
     run_s, run_j             from began_s to ended_s: pairs and the harness' own work among it
     idle_w                   sum over devices
     devices                  [{
@@ -38,7 +38,8 @@ absent, never 0. An entry:
     unread                   lines: devices that the run uses and that are in no figure
     steady                   of a load run, see log.steady_window(): {slots, requests, begin_s and
                              end_s (seconds after began_s), joules, tokens, joules_per_token,
-                             full: share of the window in which all slots were taken}
+                             full: share of the window in which all slots were taken; below 95 %
+                             nothing was steady, and serving.py prints no figure}
 
 Idle power is subtracted nowhere. Only the devices that the run uses are metered: of a run on GPUs
 neither the processor nor its memory is in any figure.

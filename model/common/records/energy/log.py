@@ -79,7 +79,8 @@ class EnergyLog:
         self.begins: dict[int, float] = {}
         self.last = self.began  # of the events below
         self.waiting: deque = deque()  # (time to be covered, write)
-        self.spans: list[tuple[float, float]] = []  # of answered turns
+        self.answers = 0  # turns that were answered
+        self.spans: list[tuple[float, float]] = []  # of all turns that began
         self.tokens: list[tuple[float, int, bool]] = []  # (time, how many, first of its turn)
         self.counts: list[tuple[float, int]] = [(self.began, 0)]  # (from when on, turns running)
         if sampler:
@@ -105,17 +106,20 @@ class EnergyLog:
             return Share()
         begin = self.begins[slot]
         self._advance(begin + turn.wall_s)
+        self.answers += 1
         self.spans.append((begin, begin + turn.wall_s))
-        self.tokens.append((begin + turn.prefill_s, 1, True))
+        self.tokens.append((begin + turn.first_s, 1, True))
         steps = zip(turn.step_end_s, turn.accept_lengths)
         self.tokens += [(begin + end, count, False) for end, count in steps]
         return self._leave(slot)
 
-    def failed(self, slot: int) -> None:
-        """There is no answer, if it had begun; its share of the energy is in no record."""
-        if slot in self.running:
-            self._advance(max(time.perf_counter(), self.last))
-            self._leave(slot)
+    def failed(self, slot: int) -> Share:
+        """There is no answer; its share is that of the time since it began, if it had."""
+        if slot not in self.running:
+            return Share()
+        self._advance(max(time.perf_counter(), self.last))
+        self.spans.append((self.begins[slot], self.last))
+        return self._leave(slot)
 
     def _advance(self, now: float) -> None:
         """The time since the last event belongs to those that were running, in equal parts."""
@@ -131,14 +135,15 @@ class EnergyLog:
             self.sampler.sample(whole=False)  # untimed: the answer's end has been read
         return share
 
-    def joules(self, share: Share) -> float | None:
-        """A turn's energy; None where a device was not read all the time."""
+    def joules(self, *shares: Share) -> float | None:
+        """The energy of turns; None where a device was not read all the time."""
         if self.sampler is None:
             return None
-        parts = [self.sampler.joules(begin, end) for begin, end, _ in share.parts]
-        if None in parts:
+        parts = [part for share in shares for part in share.parts]
+        joules = [self.sampler.joules(begin, end) for begin, end, _ in parts]
+        if None in joules:
             return None
-        return sum(joules / n for joules, (_, _, n) in zip(parts, share.parts))
+        return sum(all_of / n for all_of, (_, _, n) in zip(joules, parts))
 
     def when_known(self, write) -> None:
         """Call write() as soon as the energy of all that has ended is known: now, or later."""
@@ -156,7 +161,7 @@ class EnergyLog:
         self._write_known()
 
     def summary(self, load: bool = False) -> list[dict]:
-        """This process' entry of the meta's `energy`, [] where it has metered no answer.
+        """This process' entry of the meta's `energy`, [] where it has metered no turn.
 
         load: of a load run.
         """
@@ -172,7 +177,7 @@ class EnergyLog:
             "began_s": began + sampler.unix,
             "ended_s": ended + sampler.unix,
             "interval_s": sampler.interval_s,
-            "answers": len(self.spans),
+            "answers": self.answers,
             "timed_s": sum(end - begin for begin, end in timed),
             "timed_j": _total(device.get("timed_j") for device in devices),
             "run_s": ended - began,
@@ -195,7 +200,7 @@ class EnergyLog:
             return None
         return {
             "slots": self.num_slots,
-            "requests": len(self.spans),
+            "requests": self.answers,
             "begin_s": begin - self.began,
             "end_s": end - self.began,
             "joules": joules,

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from model.common.errors import BadInput
+from model.common.target.products import undecided
 from model.common.target.twin.corner import Corner, head_places, heads_of, layer_places
 from model.common.target.twin.shapes import HEAD_SIZES, Shape, read_shape
 
@@ -196,7 +197,8 @@ def load_twin(path: str, dtype: str, device: torch.device, name: str):
         shape = read_shape(name)
     except ValueError as error:
         raise BadInput(f"scale to {error}") from error
-    origin = load_target(path, "float32", "cpu", "eager")
+    with undecided():
+        origin = load_target(path, "float32", "cpu", "eager")
     refuse_quantised(origin.model, f"{path}: a twin")
     twin = Twin(origin, shape, name)
     return twin.model(getattr(torch, dtype), device), twin
