@@ -24,18 +24,13 @@ def add_args(parser):
         lambda args: target_name(args.model_path) in HEADS,
     )
     add = parser.add_argument
-    add(
-        "--num-draft",
-        type=at_least(1),
-        default=3,
-        help="draft length (tokens); native heads were trained for 1, FastMTP's for 3",
-    )
+    text = "draft length (tokens); native heads were trained for 1, FastMTP's for 3"
+    add("--num-draft", type=at_least(1), default=3, help=text)
     add(
         "--target-state",
         choices=STATES,
         help="what the head reads of the target: behind its final norm, or before it (default: "
-        "plain for MiMo's layout, else normed; SGLang, with which FastMTP was measured, has normed "
-        "for MiMo too)",
+        "plain for MiMo's layout, as its authors, else normed)",
     )
     add(
         "--chained-state",

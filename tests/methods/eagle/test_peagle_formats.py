@@ -92,7 +92,7 @@ SAME = [  # changes that draft nothing else
 ]
 
 
-@pytest.mark.parametrize("changes", SAME, ids=str)
+@pytest.mark.parametrize("changes", SAME)
 def test_variants_of_a_file_draft_the_same(tmp_path, changes):
     target, path = target_of("eagle3", torch.float32), new_peagle(tmp_path)
 
