@@ -10,8 +10,8 @@
 #                                  about an hour a method; with another TARGET or BENCH no argument means all
 #   python data/download.py spec_bench; python data/download.py smollm2
 #   TARGET=smollm2 BENCH=spec_bench ARGS="--limit-per-category 10" ./eval.sh
-#                                  a published model of 135 M on a CPU (gemma3-270m: another), 60 questions: at 12
-#                                  tokens/s some 15 minutes a method
+#                                  a published model of 135 M on a CPU (gemma3-270m: another), 60 questions: at 25
+#                                  tokens/s some ten minutes a method
 #   ./eval.sh serve                under a load: latencies, throughput, energy (evaluation/serve.sh has its settings)
 #   ENGINE_CMD="vllm serve ..." ENGINE_BASE="vllm serve ..." ./eval.sh engine
 #                                  a server that speculates beside the same server without (started and ended here, each in its

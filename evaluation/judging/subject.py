@@ -153,8 +153,7 @@ def compare_hash(answers, args, name, rebuilt, what):
 def check_weights(answers, args):
     """Hold --model-path to the hashes of the file's own target."""
     from model.common.records import writer as record
-    from model.common.records.files import model_folder
-    from model.common.target.loading import check_model_path
+    from model.common.target.loading import check_model_path, model_folder
 
     check_model_path(args.model_path)
     if answers.meta is None:

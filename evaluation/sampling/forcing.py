@@ -24,9 +24,9 @@ from model.common.loop.ranking import finite_rows
 from model.common.prompts.conversation import read_history, render
 from model.common.prompts.prompter import Prompter, load_tokenizer
 from model.common.records import writer as record
-from model.common.records.files import asked_hash, model_folder, prompt_hash
+from model.common.records.files import asked_hash, prompt_hash
 from model.common.remote_code import trust
-from model.common.target.loading import check_model_path, load_target
+from model.common.target.loading import check_model_path, load_target, model_folder
 from model.common.target.model import Target
 
 PROMPT_FLAGS = ("system_prompt", "template_args")
@@ -69,6 +69,7 @@ class ForcedTurn:
     question_id: object
     choice: int
     turn: int
+    where: str  # what messages call it
     prompt_ids: list
     output_ids: list
     blocks: Iterator
@@ -181,27 +182,29 @@ def forced_turns(
     _check_first_prompts(answers, asked, prompter)
     for question in answers.questions.values():
         for choice in question.choices:
-            where = f"{answers.path}: question {question.question_id} choice {choice.index}"
+            name = f"{answers.path}: question {question.question_id} choice {choice.index}"
             if choice.output_ids is None:
-                raise AnswerError(f"{where}: no output_ids; only token ids can be scored")
+                raise AnswerError(f"{name}: no output_ids; only token ids can be scored")
             own = asked.questions[question.question_id]
             turns = own["turns"]
             past = asked.history.get(question.question_id) or choice.texts
             if len(choice.output_ids) > len(turns):
-                raise AnswerError(f"{where}: more turns than its question has ({len(turns)})")
+                raise AnswerError(f"{name}: more turns than its question has ({len(turns)})")
             for turn, output_ids in enumerate(choice.output_ids):
                 with refusals_of_tools():
                     prompt_ids = render(prompter, own, past[:turn])
                 recorded = choice.prompt_tokens and choice.prompt_tokens[turn]
-                _check_turn(f"{where} turn {turn}", prompt_ids, output_ids, recorded, target)
+                where = f"{name} turn {turn}"
+                _check_turn(where, prompt_ids, output_ids, recorded, target)
                 blocks = logit_blocks(target, prompt_ids, output_ids, block_rows)
                 yield ForcedTurn(
                     question.question_id,
                     choice.index,
                     turn,
+                    where,
                     prompt_ids,
                     output_ids,
-                    finite_blocks(blocks, f"{where} turn {turn}"),
+                    finite_blocks(blocks, where),
                 )
 
 

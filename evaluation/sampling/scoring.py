@@ -126,7 +126,7 @@ class Scorer:
         """
         target, prompter = self.loaded
         turns = forcing.forced_turns(answers, asked, target, prompter)
-        texts = [Text(t.prompt_ids, t.output_ids, _where(answers, t)) for t in turns]
+        texts = [Text(turn.prompt_ids, turn.output_ids, turn.where) for turn in turns]
         windows = sample_windows(texts, NOISE_TOKENS, self.args.seed)
         if not windows:  # every answer is one token long
             return 0.0
@@ -182,11 +182,6 @@ class Scorer:
                 " rounding"
             )
         return notes
-
-
-def _where(answers, turn) -> str:
-    """A turn's name in messages."""
-    return f"{answers.path}: question {turn.question_id} choice {turn.choice} turn {turn.turn}"
 
 
 def _place(turn, position: int) -> dict:

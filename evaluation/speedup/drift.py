@@ -130,17 +130,13 @@ def span_of(questions):
     questions = list(questions)
     if any(choice.begin_s is None for question in questions for choice in question.choices):
         return None
-    turns = [turn for question in questions for turn in turns_of(question)]
-    return (min(turns)[0], max(end for _, end in turns)) if turns else None
-
-
-def turns_of(question):
-    """(begin, end) of a Question's turns in Unix seconds, [] where it does not say."""
-    return [
+    turns = [
         (begin, begin + wall)
+        for question in questions
         for choice in question.choices
-        for begin, wall in zip(choice.begin_s or (), choice.wall_s)
+        for begin, wall in zip(choice.begin_s, choice.wall_s)
     ]
+    return (min(turns)[0], max(end for _, end in turns)) if turns else None
 
 
 def num_apart(method, pairs):
@@ -173,14 +169,12 @@ def moves_of(ours, theirs, span):
         speeds = [pace(side, by_step) for side in (question, other) if side is not None]
         if len(speeds) < 2 or None in speeds:
             continue
-        turns = turns_of(question)
-        begin = min((begin for begin, _ in turns), default=None)
-        end = max((end for _, end in turns), default=None)
-        apart = span and turns and (end < span[0] - APART_S or begin > span[1] + APART_S)
+        own = span_of([question])
+        apart = span and own and (own[1] < span[0] - APART_S or own[0] > span[1] + APART_S)
         if apart or compiled(question) or compiled(other):
             left_out += 1
             continue
-        found.append((begin or 0, place, math.log(speeds[0] / speeds[1])))
+        found.append((own[0] if own else 0, place, math.log(speeds[0] / speeds[1])))
     return [(begin, move) for begin, _, move in sorted(found)], left_out
 
 

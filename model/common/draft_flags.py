@@ -38,11 +38,12 @@ def flags_read(args, choice: str, read_by: dict[str, dict]) -> dict:
     of them was given, which would say nothing.
 
     choice: the name of that flag; read_by: {its value: {flag: default}}, where no flag has a
-    default of its own
+    default of its own but None, or False of a switch
     """
     value = getattr(args, choice)
-    every = {name for flags in read_by.values() for name in flags}
-    given = {name: getattr(args, name) for name in sorted(every) if getattr(args, name) is not None}
+    every = sorted({name for flags in read_by.values() for name in flags})
+    given = {name: getattr(args, name) for name in every}
+    given = {name: own for name, own in given.items() if own is not None and own is not False}
     for name in given:
         if name not in read_by[value]:
             flag, own = (f"--{one.replace('_', '-')}" for one in (name, choice))

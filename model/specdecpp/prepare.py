@@ -84,9 +84,8 @@ def settings(args) -> dict:
     """What the examples depend on, --limit aside."""
     from pathlib import Path
 
-    from model.common.records.files import model_folder
     from model.common.records.writer import sha256_file, sha256_weights
-    from model.common.target.loading import check_model_path
+    from model.common.target.loading import check_model_path, model_folder
 
     hashes = {"data_sha256": sha256_file(Path(args.data))}
     for name in ("model_path", "drafter_path"):

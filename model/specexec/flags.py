@@ -6,19 +6,21 @@ import copy
 from dataclasses import dataclass
 
 from model.common.args import add_weights, at_least, between
-from model.common.draft_flags import AUTO, PAYS, or_auto
+from model.common.draft_flags import AUTO, PAYS, flags_read, or_auto
 from model.common.errors import BadInput
 from model.sps.inference_sps import DRAFTS as PATHS
 
-SHAPE = ("max_num_beams", "max_beam_len")
-GROWTH = ("max_budget", "max_branch_width", "min_log_prob", "decay")
-DRAFTS = ("drafter_path", "drafter_device", "draft_scale_to", "draft_temperature")
-READ_BY = {
-    "specexec": (*DRAFTS, *SHAPE, *GROWTH),
-    "specinfer": (*DRAFTS, *SHAPE, "draws", "replacement"),
-    "zero": (),
-}
 NODES = 128  # of a draft, where no flag says otherwise
+DRAFT = {"drafter_path": None, "drafter_device": None, "draft_scale_to": None}
+DRAFT |= {"draft_temperature": 1.0}
+GROWTH = {"max_budget": NODES, "max_branch_width": None}
+GROWTH |= {"min_log_prob": float("-inf"), "decay": 0.95}
+DRAWS = {"draws": "sample", "replacement": False}
+READ_BY = {  # --gen-type -> its flags and their defaults; None: depends on others
+    "specexec": {**DRAFT, "max_num_beams": None, "max_beam_len": 32, **GROWTH},
+    "specinfer": {**DRAFT, "max_num_beams": 8, "max_beam_len": 16, **DRAWS},
+    "zero": {},
+}
 MOST_NODES = 1024  # of one whose size is left to the harness
 
 
@@ -124,36 +126,29 @@ def between_nodes(text: str) -> int:
 
 def shape_of(args, num_ids: int) -> Shape | None:
     """The checked shape of a draft, None = there is none; num_ids: tokens both models know."""
-    mode = args.gen_type
-    for name in sorted({name for names in READ_BY.values() for name in names}):
-        value = getattr(args, name)
-        if value is not None and value is not False and name not in READ_BY[mode]:
-            raise BadInput(f"--{name.replace('_', '-')} says nothing to --gen-type {mode}")
-    if mode == "zero":
+    given = flags_read(args, "gen_type", READ_BY)
+    if args.gen_type == "zero":
         return None
-    given = {name: getattr(args, name) for name in READ_BY[mode][len(DRAFTS) :]}
-    common = {"temperature": 1.0 if args.draft_temperature is None else args.draft_temperature}
-    if mode == "specinfer":
-        beams, length = given["max_num_beams"] or 8, given["max_beam_len"] or 16
+    beams, length = given["max_num_beams"], given["max_beam_len"]
+    common = {"temperature": given["draft_temperature"]}
+    if args.gen_type == "specinfer":
         if beams > num_ids:
             raise BadInput(f"--max-num-beams {beams}: both models know {num_ids} tokens")
-        best = args.draws == "best"
+        best = given["draws"] == "best"
         for name in ("draft_temperature", "replacement") if best else ():
             if getattr(args, name):
                 raise BadInput(f"--{name.replace('_', '-')} says nothing to --draws best")
-        common |= {"replacement": args.replacement, "best": best}
+        common |= {"replacement": given["replacement"], "best": best}
         return Shape(beams, length, beams * length, **common)
-    budget, width = given["max_budget"] or NODES, given["max_branch_width"]
+    budget, width = given["max_budget"], given["max_branch_width"]
     budget = MOST_NODES if budget == AUTO else budget
-    beams = given["max_num_beams"] or min(128, budget)
+    beams = beams or min(128, budget)
     if beams > budget:
         raise BadInput(f"--max-num-beams {beams} is more than the --max-budget of {budget} nodes")
     if width is not None and width > num_ids:
         raise BadInput(f"--max-branch-width {width}: both models know {num_ids} tokens")
-    least = float("-inf") if given["min_log_prob"] is None else given["min_log_prob"]
-    decay = 0.95 if given["decay"] is None else given["decay"]
-    length, width = given["max_beam_len"] or 32, width or min(32, num_ids)
-    return Shape(beams, length, budget, width, least, decay, **common)
+    width = width or min(32, num_ids)
+    return Shape(beams, length, budget, width, given["min_log_prob"], given["decay"], **common)
 
 
 def load_draft(args, target):

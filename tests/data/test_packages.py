@@ -26,9 +26,8 @@ from data.fetching import packaged, unpack
 from data.fetching.packaged import PackagedModel, Wheel, complaint
 from data.fetching.web import Published
 from model.common.prompts.prompter import load_tokenizer
-from model.common.records.files import model_folder
 from model.common.records.writer import sha256_weights
-from model.common.target.loading import PACKAGED, load_model
+from model.common.target.loading import PACKAGED, load_model, model_folder
 
 pytest.importorskip("gguf")
 PROJECTS = ("tiny-gguf", "tiny-gguf-part1", "tiny-gguf-part2")

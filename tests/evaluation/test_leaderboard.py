@@ -36,9 +36,7 @@ def honest(tmp_path_factory, runs):
 @pytest.fixture
 def board(honest, tmp_path):
     """A copy of it, to be forged."""
-    shutil.copytree(honest.store, tmp_path / "leaderboard")
-    shutil.copy(honest.page, tmp_path)
-    return Board(tmp_path)
+    return honest.copied(tmp_path)
 
 
 def test_the_projects_own_rows_are_sound(capsys):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from board_runs import Board, answer, baseline_of, slower, with_meta
@@ -32,9 +31,7 @@ def honest(tmp_path_factory, runs):
 @pytest.fixture
 def board(honest, tmp_path):
     """A copy of it, to be forged."""
-    shutil.copytree(honest.store, tmp_path / "leaderboard")
-    shutil.copy(honest.page, tmp_path)
-    return Board(tmp_path)
+    return honest.copied(tmp_path)
 
 
 PHASES = ("draft_s", "verify_s", "commit_s")

@@ -13,8 +13,8 @@ from harness_runs import COMMON, answer, read_meta, refusal, run
 from model.common import args as arguments
 from model.common.errors import BadInput
 from model.common.records import writer as record
-from model.common.records.files import model_folder
 from model.common.records.meta import make_meta
+from model.common.target.loading import model_folder
 from model.samd.build_sam import main as build_sam
 
 OTHER = {"note": 1}  # of a config

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from harness_runs import read, read_meta, run, write
@@ -73,6 +74,12 @@ class Board:
     def __init__(self, folder):
         self.store, self.page = folder / "leaderboard", folder / "Leaderboard.md"
         self.store.mkdir(exist_ok=True)
+
+    def copied(self, folder):
+        """A Board in another folder with the same rows, to be forged."""
+        shutil.copytree(self.store, folder / "leaderboard")
+        shutil.copy(self.page, folder)
+        return Board(folder)
 
     def run(self, *argv):
         """Exit status of the command."""

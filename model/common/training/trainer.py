@@ -161,8 +161,8 @@ class Trainer:
     """One run: the method's module, its optimizer, the data and counts."""
 
     def __init__(self, args, method: HeadTraining, target, data, accelerator):
-        from model.common.records.files import model_folder
         from model.common.records.writer import sha256_file, sha256_weights
+        from model.common.target.loading import model_folder
         from model.common.training.step import LossModule, make_optimizer
 
         self.args, self.method, self.target, self.data = args, method, target, data
