@@ -4,6 +4,7 @@ Run:  python evaluation/leaderboard.py add ANSWERS/pld.jsonl ANSWERS/sps.jsonl A
       python evaluation/leaderboard.py add --paired ANSWERS/pld.jsonl
       python evaluation/leaderboard.py check
       python evaluation/leaderboard.py write
+      python evaluation/leaderboard.py unpack data/leaderboard/*/*/*/*.row.json --output FOLDER
 
 add stores a method's answer file, its pairs and its baseline's (the last FILE) compressed under
 data/leaderboard/BENCH/TARGET/DEVICE/, with a row of their numbers, and writes Leaderboard.md; a
@@ -13,6 +14,9 @@ those of ./eval.sh, in a *-report folder beside the answers, are found.
 
 check unpacks every row's files, holds them to their hashes, recomputes the row by the functions of
 speed.py and equal.py, and refuses again what add refuses. evaluation/README.md lists what.
+
+unpack writes rows' answer files, as the runs left them, to FOLDER/BENCH/TARGET/DEVICE/, for
+speed.py, report.py, plot.py and show.py. A file that is there already is left alone.
 
 Exit status: 0; 1 a row (check: a line each) or a comparison (add: likewise) is none; 2 bad input.
 """
@@ -37,9 +41,12 @@ METHOD, BASE = "answers.jsonl", "baseline.jsonl"  # names of a row's files where
 def parse_args(argv=None):
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("command", choices=("add", "check", "write"))
+    parser.add_argument("command", choices=("add", "check", "write", "unpack"))
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="add: methods' answer files, then the baseline's"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="add: methods' answer files, then the baseline's; unpack: rows (default: all)",
     )
     parser.add_argument(
         "--paired",
@@ -60,12 +67,18 @@ def parse_args(argv=None):
         "--store", type=Path, default=store.FOLDER, help="its folder (default: data/leaderboard)"
     )
     parser.add_argument("--page", type=Path, help="default: Leaderboard.md of the project")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of unpack")
     args = parser.parse_intermixed_args(argv)
     if args.page is None:
         args.page = store.FOLDER.parents[1] / page.NAME
-    given = args.files or args.paired or args.judgement or args.replace
-    if args.command != "add" and given:
+    flags = args.paired or args.judgement or args.replace
+    if args.command != "add" and (flags or (args.files and args.command != "unpack")):
         parser.error(f"{args.command} takes all rows, no FILE and no flag of add")
+    if (args.command == "unpack") != (args.output is not None):
+        parser.error("unpack and --output FOLDER go together")
+    for path in args.files if args.command == "unpack" else ():
+        if not path.endswith(store.ROW) or not Path(path).is_file():
+            parser.error(f"{path}: no row (NAME{store.ROW})")
     if args.command == "add" and len(args.files) < (1 if args.paired else 2):
         parser.error("add: name a method's answer file and the baseline's, or give --paired")
     if not args.store.is_dir():
@@ -202,6 +215,28 @@ def examine_stored(path, row, root):
     return found
 
 
+def unpack(args):
+    """Write the answer files of rows, of all where none is named; the exit status."""
+    for path in map(Path, args.files or store.row_paths(args.store)):
+        try:
+            files = store.read_row(path)["files"]
+            folder = args.output.joinpath(*path.resolve().parts[-4:-1])
+            method = folder / f"{path.name.removesuffix(store.ROW)}.jsonl"
+            places = {"method": method, "pairs": drift.pairs_path(method)}
+            if files["baseline"] != files.get("pairs"):
+                places["baseline"] = folder / f"{store.model_id(files['baseline'], path)}.jsonl"
+            folder.mkdir(parents=True, exist_ok=True)
+            for side, place in places.items():
+                if side in files and not place.exists():
+                    store.take(files[side], path.parent, place)
+                    print(place)
+        except AnswerError as error:
+            raise AnswerError(f"{path}: {error}") from None
+        except OSError as error:
+            raise AnswerError(f"{error.filename}: {error.strerror}") from None
+    return 0
+
+
 def write(args):
     """Write Leaderboard.md; the exit status."""
     known = [store.read_row(path) for path in store.row_paths(args.store)]
@@ -210,9 +245,10 @@ def write(args):
 
 
 def main(argv=None):
-    """Run one of the three commands."""
+    """Run one of the commands."""
     args = parse_args(argv)
-    return {"add": add, "check": check, "write": write}[args.command](args)
+    commands = {"add": add, "check": check, "write": write, "unpack": unpack}
+    return commands[args.command](args)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def train_acceptance(threads, rest) -> None:
 def corpus(path, num_conversations) -> None:
     """Invent conversations where the file is missing."""
     if not (ROOT / path).exists():
+        (ROOT / path).parent.mkdir(exist_ok=True)
         flags = ["--num-conversations", num_conversations, "--seed", CORPUS_SEED]
         run("data/mini_bench/generate.py", "corpus", "--output", path, *flags)
 

@@ -73,6 +73,15 @@ def put(path, folder):
     return {**entry, "meta": f"{name}.meta.json", "archives": names}
 
 
+def model_id(entry, row):
+    """The name of the run that a stored answer file of a row is of, as part of a file's name."""
+    path = row.parent / safe(entry["meta"])
+    try:
+        return safe(parse_json(read_bytes(path))["model_id"])
+    except (ValueError, KeyError, TypeError):
+        raise AnswerError(f"{path}: no meta with a model_id") from None
+
+
 def take(entry, folder, path):
     """Write a stored answer file and its meta at `path`; raises AnswerError if a byte differs."""
     archives = [read_bytes(folder / safe(name)) for name in entry["archives"]]

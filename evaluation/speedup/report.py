@@ -265,12 +265,12 @@ def profile_lines(results):
         found, shares = result["profile"], result["profile"]["shares"] or {}
         cells = [row_label(result["method"])]
         cells += [percent(shares.get(name)) for name in header[1:5]]
-        cells += [fixed(found["rows"], 0), fixed(found["verify_ms"]), fixed(found["price"], 2)]
+        cells += [fixed(found["rows"], 1), fixed(found["verify_ms"]), fixed(found["price"], 2)]
         cells += [fixed(found["break_even"], 2), fixed(found["accepted"], 2)]
         cells += [NO_VALUE if found["pays"] is None else "yes" if found["pays"] else "no"]
         rows.append([*cells, percent(result["method"]["harness_share"])])
     return [
-        "draft ... rest: shares of the decode time; rows, verify ms: medians of a step; price:"
+        "draft ... rest: shares of the decode time; rows, verify ms: means of a step; price:"
         " verify ms / the baseline's, which reads one row",
         "break-even: accept length at which the method is as fast as the baseline, prefill left"
         " out; harness: share of the run outside timed regions",

@@ -1,9 +1,9 @@
 """Where a method's time goes, and how many accepted tokens pay for it.
 
 share        of the decode time: draft, verify, commit, and the rest of the wall time
-rows         1 + drafted candidates of a step, the median (probe and inert rows are read too, but no
-             file counts them)
-price        of verification: a step's verify_s / the baseline's, whose step reads one row; medians
+rows         1 + drafted candidates of a step (probe and inert rows are read too, but no file counts
+             them); a mean over steps, as the times are, since drafts come and go
+price        of verification: a step's verify_s / the baseline's, whose step reads one row
 break-even   accept length at which the method is as fast as the baseline, prefill left out:
              (draft + verify + commit + rest) of a step / the baseline's step
 harness      share of the run outside every timed region: tokenising, detokenising (but for stop
@@ -11,7 +11,7 @@ harness      share of the run outside every timed region: tokenising, detokenisi
 """
 
 import math
-from statistics import median
+from statistics import fmean
 
 
 def profile(identity, ours, theirs):
@@ -28,8 +28,8 @@ def profile(identity, ours, theirs):
         even = identity["base_tokens_per_step"] * step_ms / identity["base_step_ms"]
         found["break_even"], found["accepted"] = even, identity["tokens_per_step"]
         found["pays"] = identity["tokens_per_step"] > even
-    verify_s, base_verify_s = median_step(ours, "verify_s"), median_step(theirs, "verify_s")
-    drafted = median_step(ours, "drafted")
+    verify_s, base_verify_s = mean_step(ours, "verify_s"), mean_step(theirs, "verify_s")
+    drafted = mean_step(ours, "drafted")
     return {
         **found,
         "rows": None if drafted is None else 1 + drafted,
@@ -39,15 +39,15 @@ def profile(identity, ours, theirs):
     }
 
 
-def median_step(questions, name):
-    """The median over all steps of a per-step field of the choices, None where one lacks it."""
+def mean_step(questions, name):
+    """The mean over all steps of a per-step field of the choices, None where one lacks it."""
     values = []
     for choice in (choice for question in questions for choice in question.choices):
         turns = getattr(choice, name)
         if turns is None:
             return None
         values += [value for turn in turns for value in turn]
-    return median(values) if values else None
+    return fmean(values) if values else None
 
 
 def recompiled_turns(questions):

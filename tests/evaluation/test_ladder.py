@@ -125,8 +125,8 @@ def test_profile_by_hand(tmp_path):
         {"draft": 0.1, "verify": 0.6, "commit": 0.1, "rest": 0.2}
     )
     assert found["rows"] == 6
-    assert (found["verify_ms"], found["base_verify_ms"]) == pytest.approx((150, 300))
-    assert found["price"] == pytest.approx(0.5)
+    assert (found["verify_ms"], found["base_verify_ms"]) == pytest.approx((187.5, 300))
+    assert found["price"] == pytest.approx(0.625) == found["break_even"]
     assert found["break_even"] == pytest.approx(1.25 / 4 / 0.5)
     assert (
         found["accepted"] == pytest.approx(6 / 4) and found["pays"] is None
@@ -139,8 +139,8 @@ def test_profile_by_hand(tmp_path):
     done = run_tool(SPEED, "--file-path", method, slow, "--base-path", base, "--profile")
     rows = [text.split() for text in done.stdout.splitlines() if text.startswith(("m ", "s "))]
     shares = ["10.0", "%", "60.0", "%", "10.0", "%", "20.0", "%"]
-    assert ["m", *shares, "6", "150.000", "0.50", "0.62", "1.50", "-", "-"] in rows
-    assert ["s", *shares, "6", "600.000", "2.00", "2.00", "1.50", "no", "25.0", "%"] in rows
+    assert ["m", *shares, "6.0", "187.500", "0.62", "0.62", "1.50", "-", "-"] in rows
+    assert ["s", *shares, "6.0", "600.000", "2.00", "2.00", "1.50", "no", "25.0", "%"] in rows
     assert "break-even" not in run_tool(SPEED, "--file-path", slow, "--base-path", base).stdout
 
 

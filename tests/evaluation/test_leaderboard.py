@@ -65,6 +65,22 @@ def test_a_stored_file_gives_back_its_bytes(honest, runs, tmp_path):
         assert read_meta(tmp_path / "back.jsonl") == read_meta(path)
 
 
+def test_unpacked_rows_are_the_runs_files(honest, runs, tmp_path, capsys):
+    assert honest.run("unpack", "--output", tmp_path) == 0
+    found = {path.name: path for path in tmp_path.glob("mini_bench/*/*/*.jsonl")}
+    assert sorted(found) == sorted(path.split("/")[-1] for path in capsys.readouterr().out.split())
+    assert found.keys() == {"mini-vanilla.jsonl"} | {
+        f"mini-{name}{end}.jsonl" for name in ("pld", "medusa") for end in ("", "-paired-baseline")
+    }
+    for name in ("pld", "medusa"):
+        unpacked = found[f"mini-{name}.jsonl"]
+        for mine, path in ((unpacked, runs[name]), map(pairs_path, (unpacked, runs[name]))):
+            assert mine.read_bytes() == path.read_bytes() and read_meta(mine) == read_meta(path)
+    assert read(found["mini-vanilla.jsonl"]) == read(runs["vanilla"])
+    assert honest.run("unpack", honest.row("pld"), "--output", tmp_path) == 0
+    assert capsys.readouterr().out == ""  # all there
+
+
 def test_the_page_has_a_table_a_setting_and_says_what_is_lossy(honest):
     lines = honest.page.read_text().split("\n")
     tables = [line for line in lines if line.startswith("| method")]
@@ -340,6 +356,8 @@ def test_add_refuses_what_check_would(runs, board, tmp_path, capsys):
         (("check", "--replace"), "takes all rows"),
         (("write", "one.jsonl"), "takes all rows"),
         (("bogus",), "invalid choice"),
+        (("check", "--output", "folder"), "unpack and --output FOLDER go together"),
+        (("unpack", "none.row.json", "--output", "folder"), "none.row.json: no row"),
     ],
 )
 def test_bad_commands_end_in_one_line(argv, words, board, capsys):

@@ -102,6 +102,7 @@ def block_dir(folder, model_path, seed=0, scale=0.2, states=2, edit=None, **fiel
     config |= {**LAYER, "block_size": 5, "mask_token_id": 3}
     config["target_layer_ids"] = list(range(states))
     config |= fields
+    config["mask_token_id"] = min(config["mask_token_id"], config["vocab_size"] - 1)
     make = dspark_shapes if "markov_rank" in config else dflash_shapes
     tensors = random_tensors(make(config, len(config["target_layer_ids"])), seed, scale)
     if edit:
@@ -128,7 +129,8 @@ def knows_pairs(tensors: dict) -> None:
     first, second = (tensors[f"markov_head.markov_{part}.weight"] for part in ("w1", "w2"))
     first[: len(second)] += torch.eye(RANK).repeat(len(second) // RANK + 1, 1)[: len(second)]
     for before, token in FOLLOWING.items():
-        second[token, before] += 8
+        if max(before, token) < len(second):
+            second[token, before] += 8
     if (joint := tensors.get("markov_head.joint_proj.weight")) is not None:
         joint[2 * RANK :, RANK : 2 * RANK] += 2 * torch.eye(RANK)
 

@@ -117,8 +117,8 @@ def peagle_dir(
     folder, model_path: str, draft_vocab=None, seed=0, scale=0.15, states=3, layers=2, **changes
 ):
     """A head of P-EAGLE over draft_vocab ids, None = all."""
-    fields = {"mask_token_id": 3, "num_hidden_layers": layers, **changes}
-    config = head_config(model_path, **fields)
+    config = head_config(model_path, num_hidden_layers=layers, **changes)
+    config.setdefault("mask_token_id", min(3, config["vocab_size"] - 1))
     config["draft_vocab_size"] = draft_vocab or config["vocab_size"]
     tensors = random_tensors(peagle_shapes(config, states, layers), seed, scale)
     save_checkpoint(folder, config, FILE, tensors)
