@@ -130,7 +130,7 @@ def attended(key: Tensor, value: Tensor, rotary, attention, rows: Tensor, masks:
     batch, _, num, dim = query.shape
     blocks = (batch, key.shape[1], 1, -1, rows.shape[2], dim)
     query = query.view(batch, key.shape[1], -1, num, dim) * attention.scaling
-    far = torch.finfo(query.dtype).min
+    far = float("-inf")  # no row is without all: it reads itself
     scores = query @ key.unsqueeze(2).transpose(-1, -2)  # [S, g, group, A * b, T]
     scores = scores.masked_fill(~before[:, None, None], far)
     split = query.unflatten(3, (-1, rows.shape[2]))  # [S, g, group, A, b, D]

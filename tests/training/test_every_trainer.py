@@ -77,6 +77,16 @@ def test_trains_on_a_gpu(method, files, tmp_path):
 
 @pytest.mark.training
 @every_method
+def test_trains_in_bfloat16(method, files, tmp_path):
+    """As most recipes do: a target of half precision, a head of full precision under autocast."""
+    half = {"dtype": "bfloat16", "mixed-precision": "bf16", "feature-dtype": None}
+    trained(method, files, tmp_path, **half)
+    losses = [line["loss"] for line in curve(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.training
+@every_method
 def test_what_was_trained_drafts(method, whole, files):
     """The saved files load, and the answers stay those of the target."""
     folder, (_, _, flags) = str(whole(method)), METHODS[method]
