@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers.differences import file_verdicts  # noqa: E402
+from evaluation.answers.differences import file_verdicts, other_texts  # noqa: E402
 from evaluation.answers.foreign import read_any  # noqa: E402
 from evaluation.answers.meta import (  # noqa: E402
     AnswerError,
@@ -147,6 +147,8 @@ def notes(base, other, passed):
         )
     if other.lossy:
         lines.append(f"acceptance {other.meta['acceptance']}: equality is not claimed (lossy)")
+    if count := other_texts(other, base):
+        lines.append(f"{count} answers have the baseline's ids and another text")
     if base.lossy:
         lines.append(f"the baseline {base.label} is lossy itself")
     return lines

@@ -16,7 +16,7 @@ check unpacks every row's files, holds them to their hashes, recomputes the row 
 speed.py and equal.py, and refuses again what add refuses. evaluation/README.md lists what.
 
 unpack writes rows' answer files, as the runs left them, to FOLDER/BENCH/TARGET/DEVICE/, for
-speed.py, report.py, plot.py and show.py. A file that is there already is left alone.
+speed.py, report.py, plot.py and show.py.
 
 Exit status: 0; 1 a row (check: a line each) or a comparison (add: likewise) is none; 2 bad input.
 """
@@ -66,11 +66,13 @@ def parse_args(argv=None):
     parser.add_argument(
         "--store", type=Path, default=store.FOLDER, help="its folder (default: data/leaderboard)"
     )
-    parser.add_argument("--page", type=Path, help="default: Leaderboard.md of the project")
+    parser.add_argument(
+        "--page", type=Path, help="default: Leaderboard.md of the project, or of another --store"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of unpack")
     args = parser.parse_intermixed_args(argv)
-    if args.page is None:
-        args.page = store.FOLDER.parents[1] / page.NAME
+    own = args.store.resolve() == store.FOLDER
+    args.page = args.page or (store.FOLDER.parents[1] if own else args.store) / page.NAME
     flags = args.paired or args.judgement or args.replace
     if args.command != "add" and (flags or (args.files and args.command != "unpack")):
         parser.error(f"{args.command} takes all rows, no FILE and no flag of add")
@@ -83,6 +85,8 @@ def parse_args(argv=None):
         parser.error("add: name a method's answer file and the baseline's, or give --paired")
     if not args.store.is_dir():
         parser.error(f"--store {args.store}: no such folder")
+    if problem := page.no_page(args.page):
+        parser.error(f"--page {problem}")
     return args
 
 
@@ -98,7 +102,7 @@ def add(args):
     """Store every row that is one; the exit status."""
     for report in args.judgement:
         verdicts.check_report(report)
-    status = 0
+    status, stored = 0, False
     for method, base in pairs_of_files(args):
         try:
             found = examine_run(args, method, base)
@@ -114,9 +118,11 @@ def add(args):
             status = status or 1
             continue
         write_row(path, method, base, found)
+        stored = True
         speedup = found.numbers["speedup"]["Overall"]
         print(f"{path}: {speedup_text(speedup)}, {found.verdict['verdict']}")
-    write(args)
+    if stored:
+        write(args)
     return status
 
 
@@ -225,21 +231,27 @@ def unpack(args):
             places = {"method": method, "pairs": drift.pairs_path(method)}
             if files["baseline"] != files.get("pairs"):
                 places["baseline"] = folder / f"{store.model_id(files['baseline'], path)}.jsonl"
-            folder.mkdir(parents=True, exist_ok=True)
             for side, place in places.items():
-                if side in files and not place.exists():
-                    store.take(files[side], path.parent, place)
+                if side in files and store.give_back(files[side], path.parent, place):
                     print(place)
         except AnswerError as error:
             raise AnswerError(f"{path}: {error}") from None
         except OSError as error:
+            if error.filename is None:
+                raise
             raise AnswerError(f"{error.filename}: {error.strerror}") from None
     return 0
 
 
 def write(args):
     """Write Leaderboard.md; the exit status."""
-    known = [store.read_row(path) for path in store.row_paths(args.store)]
+    known = []
+    for path in store.row_paths(args.store):
+        try:
+            known.append(store.read_row(path))
+            page.text(known[-1:])
+        except AnswerError as error:
+            raise AnswerError(f"{path}: {error}") from None
     args.page.write_text(page.text(known), encoding="utf-8")
     return 0
 

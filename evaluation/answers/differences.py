@@ -164,3 +164,15 @@ def file_verdicts(base, other, decode=None):
     for share in (side for side in (base, other) if side.is_share):
         ids = [question_id for question_id in ids if question_id in share.questions]
     return [question_verdict(base.questions.get(i), other.questions.get(i), decode) for i in ids]
+
+
+def other_texts(one, other):
+    """Answers of an AnswerFile that have the ids of another's to the same question, and another
+    text: one of the two is not what its ids say."""
+    count = 0
+    for question_id, question in one.questions.items():
+        beside = other.questions.get(question_id)
+        for mine, theirs in zip(question.choices, beside.choices if beside else ()):
+            alike = mine.output_ids is not None and mine.output_ids == theirs.output_ids
+            count += alike and mine.texts != theirs.texts
+    return count

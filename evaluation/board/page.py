@@ -12,8 +12,8 @@ from model.common.visible import visible
 
 NAME = "Leaderboard.md"
 MINI = "mini_bench"
-HEAD = """# Leaderboard
-
+HEADING = "# Leaderboard\n"
+HEAD = f"""{HEADING}
 Written by `python evaluation/leaderboard.py write` from the rows under `data/leaderboard/`, never
 by hand. Beside every row lie the answer files that it is computed from, and `python
 evaluation/leaderboard.py check` computes all of them again. Rows of different tables are not
@@ -27,6 +27,18 @@ ALIKE = ("bench_name", "target", "scale_to", "device", "num_threads", "dtype", "
 ALIKE += ("top_p", "batch_size", "runtime", "max_new_tokens", "weights_sha256", "questions_sha256")
 LINE = ("dtype", "temperature", "top_p", "runtime", "batch_size", "num_threads")
 MARKUP = re.compile(r"[\\`*#~|<>\[\]]")
+
+
+def no_page(path):
+    """Why a page cannot be written there, or is not to be; None: it can."""
+    if not path.parent.is_dir():
+        return f"{path}: no such folder"
+    if not path.exists():
+        return None
+    if not path.is_file():
+        return f"{path}: no file"
+    begins = path.read_bytes()[: len(HEADING)]
+    return None if begins == HEADING.encode() else f"{path}: another file than a leaderboard's page"
 
 
 def text(rows):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+from evaluation.answers import differences
 from evaluation.answers.meta import AnswerError, find_field
 from evaluation.board.verdicts import NOT_JUDGED, REFUSED
 from evaluation.speedup import drift
@@ -11,6 +12,9 @@ from evaluation.speedup import drift
 # vLLM's and SGLang's settings: the name of one, and a value, alone or within a setting as JSON
 SYNTHETIC = re.compile(r"synthetic|simulate_acc", re.IGNORECASE)
 SYNTHETIC_VALUE = re.compile(r"^synthetic$|[\"']synthetic|simulate_acc", re.IGNORECASE)
+
+
+MOST_REST = 0.25  # of a step's time outside its phases; ours have a few per cent
 
 
 def require_metas(method, base):
@@ -26,7 +30,7 @@ def require_metas(method, base):
 def problems(method, base, result):
     """Every reason that a method's and a baseline's AnswerFile, and speed.py's result, give."""
     checks = (lossy_without_the_word, another_method, no_baseline, not_whole)
-    checks += (drifted, unbounded, synthetic, load_runs)
+    checks += (drifted, unbounded, odd_phases, other_texts, synthetic, load_runs)
     return [line for check in checks for line in check(method, base, result)]
 
 
@@ -107,7 +111,10 @@ def drifted(method, base, result):
     found = result["drift"]
     if found["marked"]:
         moved = drift.moved_text(found)
-        yield f"drifted: the baseline beside it ran at {moved} of its file's speed"
+        yield (
+            f"drifted: the baseline beside it ran at {moved} of its file's speed (add --paired, of a"
+            " run of PAIRED=1 ./eval.sh, compares with the one beside it)"
+        )
     elif found["state"] == "unknown":
         yield f"drift unknown: {found['reason']}"
 
@@ -116,6 +123,21 @@ def unbounded(method, base, result):
     """A baseline of which nothing says whether it is launch-bound."""
     if not base.meta.get("step_reads"):
         yield "no bound recorded: whether its baseline is launch-bound is not known"
+
+
+def odd_phases(method, base, result):
+    """Phases that do not fill the steps, or a verification that costs less than a row."""
+    price, shares = result["profile"]["price"], result["profile"]["shares"]
+    if price is not None and price < drift.CHEAP:
+        yield f"price of verification {price:.2f}, below 1"
+    if shares and shares["rest"] > MOST_REST:
+        yield f"{100 * shares['rest']:.0f} % of its steps are in none of their phases"
+
+
+def other_texts(method, base, result):
+    """Texts that differ where ids are the same: one of them is not what the ids say."""
+    if count := differences.other_texts(method, base):
+        yield f"{count} answers have the baseline's ids and another text"
 
 
 def synthetic(method, base, result):

@@ -84,6 +84,29 @@ def model_id(entry, row):
 
 def take(entry, folder, path):
     """Write a stored answer file and its meta at `path`; raises AnswerError if a byte differs."""
+    content, meta = contents(entry, folder)
+    path.write_bytes(content)
+    meta_path(path).write_bytes(meta)
+
+
+def give_back(entry, folder, path):
+    """Whether a stored answer file and its meta were written at `path`: not if they are there.
+
+    Raises AnswerError where a byte differs from the row's, or another file is there.
+    """
+    found = dict(zip((path, meta_path(path)), contents(entry, folder)))
+    missing = [place for place in found if not place.exists()]
+    for place, content in found.items():
+        if place not in missing and place.read_bytes() != content:
+            raise AnswerError(f"{place}: there is another file of that name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        place.write_bytes(found[place])
+    return bool(missing)
+
+
+def contents(entry, folder):
+    """The bytes of a stored answer file and of its meta; AnswerError if one differs."""
     archives = [read_bytes(folder / safe(name)) for name in entry["archives"]]
     first = entry["archives"][0]
     if max(map(len, archives)) >= packing.MOST_BYTES:
@@ -96,8 +119,7 @@ def take(entry, folder, path):
     for name, found, kind in ((first, content, "sha256"), (entry["meta"], meta, "meta_sha256")):
         if sha256(found) != entry[kind]:
             raise AnswerError(f"{name}: its {kind} is not the row's: edited, or another file")
-    path.write_bytes(content)
-    meta_path(path).write_bytes(meta)
+    return content, meta
 
 
 def read_row(path):
@@ -115,6 +137,8 @@ def read_row(path):
     if not {"method", "baseline"} <= row["files"].keys() <= {"method", "baseline", "pairs"}:
         raise AnswerError("files are not method, baseline and, where there are, pairs")
     for side, entry in row["files"].items():
+        if not isinstance(entry, dict):
+            raise AnswerError(f"files.{side} is no object")
         texts = [entry.get(name) for name in ("sha256", "meta_sha256", "meta")]
         archives = entry.get("archives")
         named = isinstance(archives, list) and archives and set(map(type, archives)) == {str}

@@ -7,7 +7,8 @@ import pytest
 from board_runs import MINI, Board, answer, baseline_of, slower, total_s, with_meta
 from harness_runs import read, read_meta
 
-from evaluation import equal
+from evaluation import equal, leaderboard
+from evaluation.answers.meta import AnswerError
 from evaluation.board import packing, page, store
 from evaluation.speedup.drift import pairs_path
 
@@ -79,6 +80,14 @@ def test_unpacked_rows_are_the_runs_files(honest, runs, tmp_path, capsys):
     assert read(found["mini-vanilla.jsonl"]) == read(runs["vanilla"])
     assert honest.run("unpack", honest.row("pld"), "--output", tmp_path) == 0
     assert capsys.readouterr().out == ""  # all there
+    pairs = pairs_path(unpacked)
+    pairs.unlink()
+    assert honest.run("unpack", "--output", tmp_path) == 0
+    assert capsys.readouterr().out == f"{pairs}\n" and pairs.read_bytes() == path.read_bytes()
+    pairs.write_text("of another run\n")
+    with pytest.raises(AnswerError, match="there is another file of that name"):
+        honest.run("unpack", "--output", tmp_path)
+    assert pairs.read_text() == "of another run\n"
 
 
 def test_the_page_has_a_table_a_setting_and_says_what_is_lossy(honest):
@@ -162,6 +171,16 @@ def renamed(records, meta):
     meta["method"] = "eagle3"
 
 
+def cheap_verification(records, meta):
+    """Price and shares alone: no turn takes longer or shorter."""
+    for choice in (choice for record in records for choice in record["choices"]):
+        choice["verify_s"] = [[0.5 * s for s in turn] for turn in choice["verify_s"]]
+
+
+def other_text(records, meta):
+    records[1]["choices"][0]["turns"][0] = "No."
+
+
 FORGERIES = {  # run, side, edit, what a forger who makes hashes and numbers fit is found by
     "edited time": ("pld", "method", faster, "times do not fit: its turns take"),
     "edited time and sum": ("pld", "method", faster_run, "times do not fit: its turns take"),
@@ -176,6 +195,9 @@ FORGERIES = {  # run, side, edit, what a forger who makes hashes and numbers fit
     "lossy rule": ("medusa", "method", without_the_word, "lossy without the word"),
     "drifted run": ("pld", "pairs", of_another_time, "drifted"),
     "renamed method": ("pld", "method", renamed, "not a run of eagle3"),
+    "cheap verification": ("pld", "method", cheap_verification, "% of its steps are in none of"),
+    "cheap price": ("pld", "method", cheap_verification, "price of verification 0."),
+    "other text": ("pld", "method", other_text, "1 answers have the baseline's ids and another"),
 }
 
 
@@ -313,8 +335,25 @@ def test_what_belongs_to_no_row_and_a_page_by_hand(board, capsys):
     stray.unlink()
     edit_row(board, "pld", lambda row: row["numbers"].pop("bound"), write=False)
     assert any("a row has no numbers to print" in line for line in board.failures(capsys))
+    row = json.loads(board.row("pld").read_text())
+    board.row("pld").write_text(json.dumps(row | {"files": row["files"] | {"method": "x"}}))
+    assert any("files.method is no object" in line for line in board.failures(capsys))
     board.row("pld").write_text("{}")
     assert any("no row of schema 1" in line for line in board.failures(capsys))
+    with pytest.raises(AnswerError, match="mini-pld.row.json: no row of schema 1"):
+        board.run("write")
+
+
+def test_a_store_of_ones_own_has_a_page_of_its_own(runs, tmp_path):
+    before = (ROOT / page.NAME).read_bytes()
+    store_flags = ("--store", str(tmp_path))
+    assert leaderboard.main(["add", "--paired", str(runs["pld"]), *store_flags]) == 0
+    written = (tmp_path / page.NAME).read_bytes()
+    assert b"| pld" in written and b"smollm2" not in written
+    assert (ROOT / page.NAME).read_bytes() == before
+    assert leaderboard.main(["check", *store_flags]) == 0
+    assert leaderboard.main(["add", "--paired", str(runs["pld"]), *store_flags]) == 1  # is there
+    assert (tmp_path / page.NAME).read_bytes() == written
 
 
 def test_damaged_archives_are_named(board, capsys):
@@ -363,6 +402,20 @@ def test_add_refuses_what_check_would(runs, board, tmp_path, capsys):
 def test_bad_commands_end_in_one_line(argv, words, board, capsys):
     with pytest.raises(SystemExit) as ended:
         board.run(*argv)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("README.md", "another file than a leaderboard's page"),
+        ("tests", "tests: no file"),
+        ("none/page.md", "no such folder"),
+    ],
+)
+def test_a_page_is_written_over_a_page_alone(name, words, board, capsys):
+    with pytest.raises(SystemExit) as ended:
+        leaderboard.main(["write", "--store", str(board.store), "--page", str(ROOT / name)])
     assert ended.value.code == 2 and words in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ proportion; with nodes and slots at most in proportion; memory of an answer with
 memory with its questions by what an answer file's lines hold.
 
 Run:    python tests/bench/reliability/limits.py               (10 minutes)
+        python tests/bench/reliability/limits.py --tables length --longest 200000
 """
 
 import argparse
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / part) for part in (".", "tests", "tests/support", "tests/bench")]
 CONTEXT = 1 << 18
 TABLES = {  # name: (values, most that a step's time may grow by, as a power)
-    "length": ((1000, 4000, 16000, 64000), 1.1),
+    "length": ((1000, 4000, 16000, 64000, 200000), 1.1),
     "nodes": ((8, 16, 32, 64, 128, 256), 1.1),
     "slots": ((1, 2, 4, 8, 16, 32), 1.1),
     "questions": ((30, 120, 480), 1.1),

@@ -19,9 +19,11 @@ from dflash_dirs import DSPARK, dspark_shapes
 from dflash_slow import SlowBlock
 from oracle import decode, outputs
 from recording import Recording
+from tiny_methods import MINI
 
 from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
+from model.common.heads.checkpoint import read_tensors
 from model.common.loop.sampling import Sampler
 from model.dflash.head import load_head
 from model.dspark.drafter import DSparkDrafter
@@ -186,6 +188,13 @@ def test_published_formats(name, monkeypatch, capsys):
         assert parameters == 615_221_249 and parameters + 2 * 151936 * 2560 == 1_393_133_569
     assert head.design.num_drafts == 7 and head.design.from_anchor
     assert capsys.readouterr().err == ""
+
+
+def test_the_mini_head_is_as_large_as_its_sizes_say():
+    tensors = read_tensors(f"{MINI}/dspark/model.safetensors")
+    copies = sum(tensors.pop(name).numel() for name in EMBEDDED)
+    assert sum(tensor.numel() for tensor in tensors.values()) == 1_029_601
+    assert copies == 2 * 2048 * 192
 
 
 REFUSED = [
