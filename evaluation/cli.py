@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from evaluation.answers.meta import AnswerError
-from model.common.errors import CRASHED, disk_fault, parse_json
+from model.common.errors import CRASHED, disk_fault, first_line, parse_json
 from model.common.visible import Visible
 
 PROGRESS = re.compile(r"\d+ of \d+ questions, ")  # how a method's progress lines begin
@@ -217,5 +217,5 @@ def load_tokenizer(path):
         options = {"local_files_only": os.path.isdir(path), "trust_remote_code": False}
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise AnswerError(f"--tokenizer-path {path}: no tokenizer loads: {lines[0]}") from None
+        reason = first_line(error)
+        raise AnswerError(f"--tokenizer-path {path}: no tokenizer loads: {reason}") from None

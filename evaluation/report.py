@@ -27,7 +27,9 @@ from evaluation.pictures.pieces import Pieces  # noqa: E402
 from evaluation.pictures.published import read_published  # noqa: E402
 from evaluation.pictures.views import Settings  # noqa: E402
 from evaluation.serving import bounds  # noqa: E402
+from evaluation.speedup.comparison import baseline_notes  # noqa: E402
 from evaluation.speedup.drift import is_pairs  # noqa: E402
+from evaluation.speedup.metrics import question_columns  # noqa: E402
 from evaluation.summary.rows import verdicts_of  # noqa: E402
 from model.common.errors import parse_json  # noqa: E402
 
@@ -136,7 +138,17 @@ def make_document(args):
     """(document, groups) of the files that the command line names."""
     files, base = read_files(args)
     settings = Settings(args.resamples, args.seed, args.allow, args.common)
-    return document(files, settings, base, read_verdicts(args.reports), args.slo)
+    found, groups = document(files, settings, base, read_verdicts(args.reports), args.slo)
+    for note in notes_of_baselines(groups):
+        warn(note)
+    return found, groups
+
+
+def notes_of_baselines(groups):
+    """speed.py's line about each baseline that drafts, as one of --base-path may."""
+    for answers in (one.files[number] for one in groups for number in one.baselines):
+        answered = [question for question in answers.questions.values() if not question.error]
+        yield from baseline_notes(answers, question_columns(answered))
 
 
 def read_questions(path):

@@ -6,7 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const NARROW = 560; // pixels of width below which names stand above their bars
 const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "wedge"];
 const COLOURS = 7; // classes c0 ... c6; 7 colours and 6 shapes give 42 different marks
-const LETTER = 7.1; // pixels of a letter, about
+const FONT = "system-ui, sans-serif"; // as page.css has it
+const ruler = document.createElement("canvas").getContext("2d");
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -76,8 +77,18 @@ function ratio(entry) {
   return `${entry.value.toFixed(3)} [${entry.low.toFixed(3)}, ${entry.high.toFixed(3)}]`;
 }
 
-function cut(name, letters) {
-  return name.length <= letters ? name : `${name.slice(0, letters - 3)}...`;
+function widthOf(text, size = 13) {
+  // pixels of a text in letters of that size
+  ruler.font = `${size}px ${FONT}`;
+  return ruler.measureText(text).width;
+}
+
+function cut(name, room) {
+  // a name in so many pixels, without its end where it is longer
+  const letters = [...name];
+  if (widthOf(name) <= room) return name;
+  while (letters.length && widthOf(`${letters.join("")}...`) > room) letters.pop();
+  return `${letters.join("")}...`;
 }
 
 function mark(number, x, y, size, attributes) {
@@ -119,9 +130,11 @@ function canvas(width, height, label) {
 // text}]}; y is the middle of a row.
 function rowChart(width, rows, axis, label) {
   const narrow = width < NARROW;
-  const names = rows.map((row) => row.name.length + (row.note ? row.note.length + 1 : 0));
-  const left = narrow ? 4 : Math.min(width * 0.35, Math.max(...names, 4) * LETTER + 20);
-  const right = narrow ? 12 : Math.max(...rows.map((row) => (row.value || "").length), 2) * LETTER + 14;
+  const noteWidth = (row) => (row.note ? widthOf(row.note) + 6 : 0);
+  const names = rows.map((row) => widthOf(row.name) + noteWidth(row));
+  const left = narrow ? 4 : Math.min(width * 0.35, Math.max(...names, 30) + 20);
+  const values = rows.map((row) => widthOf(row.value || ""));
+  const right = narrow ? 12 : Math.max(...values, 14) + 14;
   const scale = linear(axis.from, axis.to, left, width - right);
   const height = narrow ? 40 : 26,
     captions = rows.filter((row) => row.caption).length;
@@ -145,10 +158,10 @@ function rowChart(width, rows, axis, label) {
     }
     const group = svg("g", { class: "row" }),
       middle = narrow ? y + 27 : y + height / 2;
-    const letters = Math.floor((narrow ? width * 0.5 : left - 12) / LETTER) - (row.note ? row.note.length + 1 : 0);
+    const room = (narrow ? width - 24 - widthOf(row.value || "") : left - 12) - noteWidth(row);
     group.append(svg("rect", { x: 0, y, width, height, class: "hit" }));
     labels.append(
-      words(narrow ? 4 : left - 8, narrow ? y + 13 : middle + 4.5, cut(row.name, letters), {
+      words(narrow ? 4 : left - 8, narrow ? y + 13 : middle + 4.5, cut(row.name, room), {
         class: "name",
         "text-anchor": narrow ? "start" : "end",
       }),
@@ -222,12 +235,16 @@ function placeNames(points, box, others) {
   const taken = [...others, ...points.map((p) => [p.x - 7, p.y - 7, p.x + 7, p.y + 7])],
     nodes = [];
   for (const p of points) {
-    const wide = p.name.length * 6.4;
+    const wide = widthOf(p.name, 12);
     for (const [dx, dy, anchor] of [
       [10, 4, "start"],
       [-10, 4, "end"],
       [0, -11, "middle"],
       [0, 19, "middle"],
+      [10, 15, "start"],
+      [10, -7, "start"],
+      [-10, 15, "end"],
+      [-10, -7, "end"],
     ]) {
       const begin = p.x + dx - (anchor === "end" ? wide : anchor === "middle" ? wide / 2 : 0);
       const spot = [begin, p.y + dy - 10, begin + wide, p.y + dy + 3];

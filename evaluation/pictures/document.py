@@ -1,7 +1,7 @@
 """All that the page and the figures show, as one plain dict: groups of files and their views."""
 
 from evaluation.answers.meta import find_field
-from evaluation.pictures.files import group
+from evaluation.pictures.files import check_base, group
 from evaluation.pictures.load import load_part
 from evaluation.pictures.steps import EDGES, acceptance
 from evaluation.pictures.views import PAIRED, views
@@ -16,6 +16,8 @@ def document(files, settings, base=None, verdicts=None, slo=None):
     path: words} of reports of equal.py and audit_sampling.py; slo: of load.load_part().
     """
     groups = group(files, base, settings.common)
+    if base is not None:
+        check_base(groups, base)
     return {
         "edges": list(EDGES),
         "bootstrap": {"resamples": settings.resamples, "seed": settings.seed, "level": 0.95},

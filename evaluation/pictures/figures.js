@@ -55,7 +55,7 @@ function speedupFigure(shown) {
         caption: i
           ? null
           : members.length > 1
-            ? `places ${place} to ${last}: not distinguishable`
+            ? `places ${place} to ${last}: not distinguishable from the first`
             : `place ${place}`,
         tip: rowTip(shown, row),
         draw: (x, y, h) => [
@@ -83,7 +83,9 @@ function speedupFigure(shown) {
     row.notes.join("; "),
   ]);
   const { source } = shown,
-    said = source && `Grey lines: published, not recomputable: ${source.title} (${source.source}). ${source.counted}.`;
+    said =
+      source &&
+      `Grey lines: published, not recomputable: ${source.title} (${source.source}). ${source.counted}.`;
   return [
     chart,
     source ? el("p", { class: "small", id: "published" }, said) : null,
@@ -300,17 +302,20 @@ function phaseFigure(shown) {
 }
 
 function boundFigure(shown) {
+  // a row's bound is that of its baseline's step: one for all, or that of its own pairs
   const rows = withBase(shown).filter((row) => numbers(shown, row).identity),
-    bound = (shown.view.base || rows[0] || {}).roofline;
-  if (!rows.length || !bound) return null;
+    { base } = shown.view;
+  if (!rows.length) return null;
   const cost = (row) => {
     const identity = numbers(shown, row).identity;
     return Object.values(identity.parts_ms).reduce((a, b) => a + b, 0) / identity.tokens_per_step;
   };
-  const lines = bound.bound_ms ? [{ at: bound.bound_ms, text: "bound" }] : [];
+  const bound = (row) => (base || row).roofline.bound_ms,
+    common = base && bound(base);
+  const times = (row) => (bound(row) ? ` = ${fixed(cost(row) / bound(row), 1)} bounds` : "");
   const drawn = rows.map((row) => ({
     name: nameOf(shown, row.file),
-    value: fixed(cost(row), 2) + (bound.bound_ms ? ` = ${fixed(cost(row) / bound.bound_ms, 1)} bounds` : ""),
+    value: fixed(cost(row), 2) + times(row),
     draw: (x, y, h) => [
       svg("rect", {
         x: x(0),
@@ -319,55 +324,68 @@ function boundFigure(shown) {
         height: h,
         class: "bar",
       }),
+      ...(!base && bound(row)
+        ? [svg("path", { d: `M${x(bound(row))} ${y - h / 2 - 2}v${h + 4}`, class: "bound" })]
+        : []),
     ],
-    tip: `${nameOf(shown, row.file)}: ${fixed(cost(row), 3)} ms a token`,
+    tip:
+      `${nameOf(shown, row.file)}: ${fixed(cost(row), 3)} ms a token` +
+      (bound(row) ? `${times(row)} of ${fixed(bound(row), 3)} ms` : ""),
   }));
-  const chart = rowChart(
-    shown.width,
-    drawn,
-    {
-      from: 0,
-      to: 1.05 * Math.max(...rows.map(cost), bound.bound_ms || 0),
-      title: "ms a token, prefill left out",
-      lines,
-    },
-    "Time a token against the bound",
-  );
-  const text =
-    bound.share === null
-      ? `${shown.baseName}: ${bound.no_bound}`
-      : `${shown.baseName}: step ${fixed(bound.step_ms, 3)} ms, bound ${fixed(bound.bound_ms, 3)} ms: it runs at ${fixed(100 * bound.share, 1)} % of its bound` +
-        (bound.label ? ` (${bound.label}: a draft's rows seem cheap)` : "");
-  return [el("p", { class: "finding" }, text), chart];
+  const axis = {
+    from: 0,
+    to: 1.05 * Math.max(...rows.flatMap((row) => [cost(row), bound(row) || 0])),
+    title: "ms a token, prefill left out",
+    lines: common ? [{ at: common, text: "bound" }] : [],
+  };
+  const chart = rowChart(shown.width, drawn, axis, "Time a token against the bound");
+  const text = base ? boundText(shown.baseName, base.roofline) : ownBoundsText(shown, rows);
+  return [el("p", { class: "finding" }, text), chart, base ? null : boundTable(shown, rows, cost)];
 }
 
-function energyFigure(shown) {
-  const rows = withBase(shown).filter((row) => numbers(shown, row).joules !== null);
-  if (!rows.length) return null;
-  const drawn = rows.map((row) => {
-    const { joules, energy, speedup } = numbers(shown, row),
-      name = nameOf(shown, row.file);
-    return {
-      name,
-      value: `${short(joules)} J`,
-      tip: `${name}: ${short(joules)} joules a token, ${ratio(energy)} of the baseline's, at a speedup of ${ratio(speedup)}`,
-      draw: (x, y, h) => [
-        svg("rect", { x: x(0), y: y - h / 2, width: x(joules) - x(0), height: h, class: "bar" }),
-      ],
-    };
-  });
-  const most = Math.max(...rows.map((row) => numbers(shown, row).joules));
-  const chart = rowChart(
-    shown.width,
-    drawn,
-    { from: 0, to: 1.05 * most || 1, title: "joules a token" },
-    "Joules a token",
+function boundText(name, bound) {
+  if (bound.share === null) return `${name}: ${bound.no_bound}`;
+  return (
+    `${name}: step ${fixed(bound.step_ms, 3)} ms, bound ${fixed(bound.bound_ms, 3)} ms: it runs at ${fixed(100 * bound.share, 1)} % of its bound` +
+    (bound.label ? ` (${bound.label}: a draft's rows seem cheap)` : "")
   );
-  const cells = rows.map((row) => [
-    nameOf(shown, row.file),
-    short(numbers(shown, row).joules),
-    ratio(numbers(shown, row).energy),
-    ratio(numbers(shown, row).speedup),
-  ]);
-  return [chart, table(["method", "joules/token", "energy (total ratio)", "speedup (mean ratio)"], cells)];
+}
+
+function ownBoundsText(shown, rows) {
+  // the range over each row's own pairs; rows without a bound say why
+  const known = rows.filter((row) => row.roofline.share !== null),
+    without = rows.filter((row) => row.roofline.share === null),
+    labelled = known.filter((row) => row.roofline.label);
+  const range = (value, digits) => {
+    const texts = [Math.min(...known.map(value)), Math.max(...known.map(value))].map((v) => fixed(v, digits));
+    return texts[0] === texts[1] ? texts[0] : texts.join(" to ");
+  };
+  const found = without.map((row) => `${nameOf(shown, row.file)}: ${row.roofline.no_bound}`);
+  if (known.length)
+    found.unshift(
+      `${shown.baseName}: steps of ${range((row) => row.roofline.step_ms, 3)} ms, bounds (ticks) of ${range((row) => row.roofline.bound_ms, 3)} ms:` +
+        ` they run at ${range((row) => 100 * row.roofline.share, 1)} % of their bounds` +
+        (labelled.length
+          ? ` (${labelled.length} of ${known.length} launch-bound: a draft's rows seem cheap)`
+          : ""),
+    );
+  return found.join("; ");
+}
+
+function boundTable(shown, rows, cost) {
+  const cells = rows.map((row) => {
+    const { step_ms, bound_ms, share, label } = row.roofline;
+    return [
+      nameOf(shown, row.file),
+      fixed(cost(row), 3),
+      fixed(step_ms, 3),
+      fixed(bound_ms, 3),
+      share === null ? "-" : `${fixed(100 * share, 1)} %${label ? ` ${label}` : ""}`,
+      bound_ms ? fixed(cost(row) / bound_ms, 2) : "-",
+    ];
+  });
+  return table(
+    ["method", "ms a token", "baseline's step ms", "bound ms", "of its bound", "bounds a token"],
+    cells,
+  );
 }

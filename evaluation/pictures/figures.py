@@ -8,6 +8,7 @@ import math
 
 from evaluation.pictures.steps import EDGES
 from evaluation.speedup.drift import BOUND
+from model.common.visible import visible
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5578f", "#c98500", "#3d9bd1", "#333333")
 SHAPES = ("o", "s", "^", "D", "P", "v")
@@ -27,6 +28,7 @@ STYLE = {
     "legend.fontsize": 6,
     "font.family": "sans-serif",
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a $ of a name, too
     "svg.hashsalt": "specgauge",  # the same files give the same picture
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,8 +59,8 @@ class Picture:
         self.with_base = [*([base] if has_base else []), *self.rows]
 
     def name(self, number):
-        """What a file is called."""
-        return self.group["files"][number]["name"]
+        """What a file is called, its control characters as escapes."""
+        return visible(self.group["files"][number]["name"], kept="")
 
     def numbers(self, row):
         """The task's numbers of a row."""
@@ -95,7 +97,7 @@ class Picture:
 
 
 def speedup(picture):
-    """Bars with intervals; a thin line between methods that are told apart."""
+    """Bars with intervals; a thin line where a method is told from the first above it."""
     rows = [row for row in picture.rows if picture.numbers(row)["speedup"]["value"] is not None]
     if not rows:
         return None
@@ -193,20 +195,28 @@ def phases(picture):
 
 
 def bound(picture):
-    """Milliseconds a token, and the least that the baseline's step could take."""
+    """Milliseconds a token, and the least that the baseline's step could take.
+
+    Each row has a tick at the bound of its own baseline where there is no common one.
+    """
     rows = [row for row in picture.with_base if picture.numbers(row)["identity"]]
     if not rows:
         return None
+    base = picture.view["base"]
     figure, axes = picture.bars(rows)
     for place, row in enumerate(rows):
         identity = picture.numbers(row)["identity"]
         cost = sum(identity["parts_ms"].values()) / identity["tokens_per_step"]
         axes.barh(place, cost, height=0.72, color=BAR)
-    least = rows[0]["roofline"]["bound_ms"]
+        least = row["roofline"]["bound_ms"]
+        if base is None and least:
+            axes.plot([least, least], [place - 0.36, place + 0.36], color="black", linewidth=0.9)
+    least = base and base["roofline"]["bound_ms"]
     if least:
         axes.axvline(least, color="black", linewidth=0.7, linestyle="--")
         axes.annotate("bound", (least, -0.6), fontsize=5.5, va="bottom")
-    axes.set_xlabel("ms a token, prefill left out")
+    own = "ms a token without prefill; tick: its bound"
+    axes.set_xlabel(own if base is None else "ms a token, prefill left out")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evaluation.answers.meta import differing_fields, find_field
+from evaluation.answers.meta import AnswerError, differing_fields, find_field
 from evaluation.summary.rows import shortened
 
 SETTINGS = ("target", "scale_to", "bench_name", "dtype", "temperature", "top_p", "batch_size")
@@ -47,6 +47,24 @@ def group(files, base=None, common=False):
         baselines.sort(key=lambda i: members[i] is not base)
         groups.append(Group(settings, members, names_of(members), baselines))
     return groups
+
+
+def check_base(groups, base):
+    """Refuse a baseline that no other file can be held to: others are of other settings."""
+    mine = next(one for one in groups if any(answers is base for answers in one.files))
+    others = [one for one in groups if one is not mine]
+    if len(mine.files) > 1 or not others:
+        return
+    theirs = others[0].settings
+    differing = [
+        f"{name} {value!r}, in {others[0].files[0].path.name} {theirs.get(name)!r}"
+        for name, value in mine.settings.items()
+        if value != theirs.get(name)
+    ]
+    raise AnswerError(
+        f"--base-path {base.path}: no FILE is of its settings:"
+        f" {'; '.join(differing) or 'other questions were asked'}"
+    )
 
 
 def names_of(files):

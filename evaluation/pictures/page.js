@@ -7,7 +7,7 @@ const FIGURES = [
     "speedup",
     "Speedup by method",
     "Bars with 95 % intervals (bootstrap over questions, widened by the drift). Methods are not distinguishable where the" +
-      " interval of the first of them against the other holds 1. An outlined bar's acceptance rule may change the output (lossy).",
+      " interval of the first of them against the other holds 1 (of their speedups' ratio, where each has its own pairs). An outlined bar's acceptance rule may change the output (lossy).",
     speedupFigure,
   ],
   [
@@ -20,7 +20,7 @@ const FIGURES = [
   [
     "bound",
     "Distance to the roofline",
-    "Time a token beside the least time of the baseline's step: bytes of weights and KV over the measured read bandwidth." +
+    "Time a token beside the least time of the baseline's step, of all questions: bytes of weights and KV over the measured read bandwidth." +
       " No faster runtime gets a baseline below one bound; drafting can.",
     boundFigure,
   ],

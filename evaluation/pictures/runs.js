@@ -1,5 +1,5 @@
 "use strict";
-// Figures of what happened within the runs: acceptance by place, drift, load. As those of figures.js they
+// Figures of what happened within the runs: acceptance by place, drift, load, energy. As those of figures.js they
 // take what is shown and return nodes, or null where the files do not hold what they need.
 
 const FEW = 20; // drafts or steps below which a cell of a heat map is faint
@@ -93,6 +93,15 @@ function outputFigure(shown) {
   return [heatTable(shown, files, names, cell, "tokens before the step")];
 }
 
+function noMovesText(shown, rows) {
+  // what is said where no row has a pair that was timed twice
+  const unknown = rows.filter((row) => row.drift.state !== "none");
+  if (unknown.length === rows.length) return "No pairs: how far the machine moved is unknown.";
+  const names = unknown.map((row) => nameOf(shown, row.file)).join(", "),
+    but = names ? ` Not so of ${names}: how far the machine moved is unknown.` : "";
+  return `Method and baseline were decoded together: no drift stands between them.${but}`;
+}
+
 function driftFigure(shown) {
   const rows = rowsOf(shown);
   const moves = rows
@@ -107,18 +116,7 @@ function driftFigure(shown) {
   ]);
   const numbersTable = table(["method", "drift", "pairs", "moved: whole, parts", "what is known"], cells);
   if (!moves.length)
-    return rows.length
-      ? [
-          el(
-            "p",
-            { class: "finding" },
-            rows[0].drift.state === "none"
-              ? "Method and baseline were decoded together: no drift stands between them."
-              : "No pairs: how far the machine moved is unknown.",
-          ),
-          numbersTable,
-        ]
-      : null;
+    return rows.length ? [el("p", { class: "finding" }, noMovesText(shown, rows)), numbersTable] : null;
   const wide = Math.max(1.25, ...moves.map((m) => Math.max(m.moved, 1 / m.moved))) * 1.05;
   const { chart, x, y, box } = plane(
     shown.width,
@@ -234,4 +232,35 @@ function loadFigure(shown) {
     ...knees,
     listed,
   ];
+}
+
+function energyFigure(shown) {
+  const rows = withBase(shown).filter((row) => numbers(shown, row).joules !== null);
+  if (!rows.length) return null;
+  const drawn = rows.map((row) => {
+    const { joules, energy, speedup } = numbers(shown, row),
+      name = nameOf(shown, row.file);
+    return {
+      name,
+      value: `${short(joules)} J`,
+      tip: `${name}: ${short(joules)} joules a token, ${ratio(energy)} of the baseline's, at a speedup of ${ratio(speedup)}`,
+      draw: (x, y, h) => [
+        svg("rect", { x: x(0), y: y - h / 2, width: x(joules) - x(0), height: h, class: "bar" }),
+      ],
+    };
+  });
+  const most = Math.max(...rows.map((row) => numbers(shown, row).joules));
+  const chart = rowChart(
+    shown.width,
+    drawn,
+    { from: 0, to: 1.05 * most || 1, title: "joules a token" },
+    "Joules a token",
+  );
+  const cells = rows.map((row) => [
+    nameOf(shown, row.file),
+    short(numbers(shown, row).joules),
+    ratio(numbers(shown, row).energy),
+    ratio(numbers(shown, row).speedup),
+  ]);
+  return [chart, table(["method", "joules/token", "energy (total ratio)", "speedup (mean ratio)"], cells)];
 }

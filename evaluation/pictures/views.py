@@ -1,16 +1,17 @@
 """A group of files against one baseline: every number of the page and the figures, as speed.py.
 
 Each row is what comparison.compare() says of a file, for all questions and for each task. Methods
-are ranked by speedup, and a method that cannot be told from the fastest above it shares its place:
-the interval of speed.py --file-path FASTEST --base-path METHOD holds 1.
+are ranked by speedup, and a method that cannot be told from the fastest above it shares its place
+(ranking.py says how two of them are told apart).
 """
 
 from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import read_answers
 from evaluation.equal import compare_files
 from evaluation.pictures.files import other_runtime
+from evaluation.pictures.ranking import Ranking
 from evaluation.speedup import drift, metrics
-from evaluation.speedup.comparison import compare, tasks_of, with_intervals
+from evaluation.speedup.comparison import compare, tasks_of
 from evaluation.speedup.pairing import pair_questions
 from evaluation.speedup.step_profile import profile
 
@@ -31,47 +32,6 @@ class Settings:
         return [*self.allow, *other_runtime(method, base)]
 
 
-class Ranking:
-    """Which files of a Group are told apart; a comparison of two is made once."""
-
-    def __init__(self, group, settings):
-        self.group, self.settings = group, settings
-        self.drifts, self.known = {}, {}
-
-    def ranked(self, rows, task):
-        """[[numbers]] of a task's methods, fastest first; those of one list are not told apart."""
-
-        def speedup(row):
-            return row["tasks"][task]["speedup"]["value"] or 0.0
-
-        places = []
-        for one in sorted((r for r in rows if task in r["tasks"]), key=speedup, reverse=True):
-            number = one["file"]
-            if places and not self.told_apart(places[-1][0], number, task):
-                places[-1].append(number)
-            else:
-                places.append([number])
-        return places
-
-    def told_apart(self, first, number, task):
-        """Whether the first of two files is faster beyond its interval, widened by the drift."""
-        if (first, number, task) not in self.known:
-            method, base = (self.group.files[i] for i in (first, number))
-            if (first, number) not in self.drifts:
-                self.drifts[first, number] = drift.measure(method, base)
-            pairs = pair_questions(method, base, self.settings.common).pairs
-            members = next(members for name, _, members in tasks_of(pairs) if name == task)
-            entry = with_intervals(
-                metrics.wall_ratios,
-                *map(metrics.question_columns, zip(*members)),
-                self.settings.resamples,
-                self.settings.seed,
-            )["mean_ratio"]
-            drift.widen(entry, self.drifts[first, number])
-            self.known[first, number, task] = entry["low"] is not None and entry["low"] > 1
-        return self.known[first, number, task]
-
-
 def views(group, settings):
     """{baseline's number, or PAIRED: view} of a Group, the one that the page opens with first."""
     found, ranking = {}, Ranking(group, settings)
@@ -80,7 +40,7 @@ def views(group, settings):
         found[number] = view(group, bases, settings, ranking)
     pairs = dict(own_pairs(group))
     if pairs:
-        found[PAIRED] = view(group, pairs, settings, ranking)
+        found[PAIRED] = view(group, pairs, settings, Ranking(group, settings, pairs))
     return found
 
 

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from answer_samples import ROOT, assert_refused, report_of, run_tool, write, write_pair
 from conftest import make_tokenizer
-from page_files import make_run, own_meta, record
+from page_files import lines, make_run, own_meta, record
 
 from evaluation.pictures.pieces import Pieces
 from evaluation.speedup.report import markdown_lines
@@ -128,6 +128,10 @@ def test_show_refuses_in_one_line(answers):
     assert_refused(run_tool(SHOW, "none.jsonl", "--question-id", "8"), "none.jsonl")
     bad = run_tool(SHOW, one, "--question-id", "7", "--tokenizer-path", one.parent / "none")
     assert_refused(bad, "--tokenizer-path")
+    (one.parent / "empty").mkdir()
+    bad = run_tool(SHOW, one, "--question-id", "7", "--tokenizer-path", one.parent / "empty")
+    assert_refused(bad, "no tokenizer loads: ")
+    assert not bad.stderr.rstrip().endswith(":")
 
 
 def test_pieces_make_the_text():
@@ -171,6 +175,18 @@ def test_figures_are_written_with_text_as_text_and_the_same_again(run, tmp_path)
     for name in ("speedup.svg", "speedup.png", "price.svg"):
         both = [(tmp_path / folder / name).read_bytes() for folder in ("first", "again")]
         assert both[0] == both[1]
+
+
+def test_names_are_drawn_as_text_without_control_characters(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    name = "\x1b[31mred\n $x^"
+    odd = write(tmp_path / "odd.jsonl", lines(name, 3, 0.02, 1), own_meta(name, "pld"))
+    args = "--base-path", run["vanilla"], "--resamples", 10, "--formats", "svg", "png"
+    done = run_tool(PLOT, odd, run["vanilla"], *args, "--output", tmp_path / "out")
+    assert done.returncode == 0 and done.stderr == ""
+    root = ElementTree.parse(tmp_path / "out" / "speedup.svg").getroot()
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "\\x1b[31mred\\n $x^" in texts
 
 
 def test_plot_refuses_in_one_line(run, tmp_path):

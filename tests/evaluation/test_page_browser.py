@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from answer_samples import report_of, run_tool
+from answer_samples import report_of, run_tool, write
 from conftest import make_tokenizer
-from page_files import HOSTILE, hostile_files, make_run
+from page_files import HOSTILE, hostile_files, lines, make_paired_run, make_run, own_meta
 from served_files import load_meta, random_lines
 from test_report import REPORT, SPEED
 
@@ -129,6 +129,49 @@ def test_published_figures_are_grey_lines(browser, run, tmp_path):
         assert "published, not recomputable: T, B (arxiv 1)" in page.inner_text("#published")
         page.select_option("select[name=task]", value="rag")
         assert page.locator(".published").count() == 0
+
+
+def test_each_method_with_own_pairs_stands_beside_its_own_bound(browser, tmp_path):
+    files, path = make_paired_run(tmp_path), tmp_path / "page.html"
+    done = run_tool(REPORT, *files.values(), "--resamples", 100, "--output", path)
+    assert done.returncode == 0, done.stderr
+    profile = report_of(run_tool(SPEED, "--paired", "--file-path", *files.values()))["results"]
+    with Opened(browser, path) as page:
+        values = page.locator("#bound .value").all_text_contents()
+        names = page.locator("#bound .name").all_text_contents()
+        assert page.locator("#bound path.bound").count() == 3
+        for result in profile:
+            identity = result["time_identity"]
+            cost = sum(identity["parts_ms"].values()) / identity["tokens_per_step"]
+            ratio = cost / result["roofline"]["bound_ms"]
+            shown = values[names.index(result["method"]["label"])]
+            assert shown == f"{cost:.2f} = {ratio:.1f} bounds"
+        bounds = [result["roofline"]["bound_ms"] for result in profile]
+        said = f"bounds (ticks) of {min(bounds):.3f} to {max(bounds):.3f} ms"
+        assert said in page.inner_text("#bound .finding")
+        places = ["places 1 to 2: not distinguishable from the first", "place 3"]
+        for task in ("qa", "rag", "overall"):
+            page.select_option("select[name=task]", value=task)
+            assert page.locator("#speedup .caption").all_text_contents() == places
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_long_name_keeps_its_beginning(browser, tmp_path, size):
+    files, name = [], "WIDE" * 40
+    for one in (name, "other"):
+        found = lines(one, 3, 0.02, 1), own_meta(one, "pld")
+        files.append(write(tmp_path / f"{one}.jsonl", *found))
+    base = lines("vanilla", 1, 0.02, 0), own_meta("vanilla", "vanilla")
+    files.append(write(tmp_path / "vanilla.jsonl", *base))
+    done = run_tool(REPORT, *files, "--resamples", 10, "--output", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    with Opened(browser, tmp_path / "page.html", size) as page:
+        for figure in ("#speedup", "#bound", "#phases"):
+            drawn = page.locator(f"{figure} .name", has_text="WIDE")
+            assert re.fullmatch(r"(WIDE)+W?I?D?\.\.\.", drawn.text_content())
+            chart = page.locator(f"{figure} svg[role=group]").bounding_box()
+            assert drawn.bounding_box()["x"] >= chart["x"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
 def test_times_are_of_a_step_or_of_a_token(browser, run):
@@ -269,8 +312,6 @@ def test_a_policy_stops_what_gets_in_all_the_same(browser, run):
 
 
 def test_load_runs_and_energy_are_drawn(browser, tmp_path):
-    from answer_samples import write
-
     paths = []
     for method, rate in (("vanilla", "1"), ("vanilla", "4"), ("pld", "1"), ("pld", "4")):
         name = f"{method}-rate-{rate}"

@@ -87,6 +87,27 @@ def test_places_are_those_that_speed_tells_apart(run):
         assert (entry["low"] > 1) == apart
 
 
+def test_a_baseline_of_other_settings_is_refused(run, tmp_path):
+    out = "--output", tmp_path / "page.html", "--resamples", 10
+    for files in ([run["fast-hot"]], [run["fast-hot"], run["vanilla"]]):
+        done = run_tool(REPORT, *files, "--base-path", run["vanilla"], *out)
+        assert_refused(done, "no FILE is of its settings: temperature 0.0, in fast-hot.jsonl 0.6")
+    fine = run_tool(REPORT, run["fast-hot"], run["fast"], "--base-path", run["vanilla"], *out)
+    assert fine.returncode == 0 and not fine.stderr
+    assert run_tool(REPORT, run["vanilla"], "--base-path", run["vanilla"], *out).returncode == 0
+
+
+def test_a_baseline_that_drafts_is_named_as_speed_does(run, tmp_path):
+    args = "--base-path", run["near"], "--resamples", 10
+    done = run_tool(REPORT, run["fast"], *args, "--output", tmp_path / "page.html")
+    said = done.stderr.removeprefix("warning: ").strip()
+    assert re.fullmatch(r"the baseline near commits \d\.\d{3} tokens per step: .*", said)
+    assert f"note: {said}" in run_tool(SPEED, "--file-path", run["fast"], *args).stdout
+    pytest.importorskip("matplotlib")
+    drawn = run_tool("evaluation/plot.py", run["fast"], *args, "--output", tmp_path / "figures")
+    assert drawn.returncode == 0 and said in drawn.stderr
+
+
 def test_a_run_with_all_pairs_has_them_as_a_baseline(run, tmp_path):
     method = write(tmp_path / "m.jsonl", lines("m", 3, 0.02, 1), own_meta("m", "pld"))
     own = own_meta("m-paired-baseline", "vanilla") | {"pairs_of": "m"}

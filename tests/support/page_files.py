@@ -26,7 +26,8 @@ HOSTILE = (
 
 def record(number, name, ids, lengths, step_s, rng, **facts):
     """One line: a turn of `ids` in steps of `lengths` tokens, some step_s seconds each."""
-    ends, moment = [], 0.05
+    prefill_s = facts.get("prefill_s", 0.05)
+    ends, moment = [], prefill_s
     for _ in lengths:
         moment += step_s * rng.uniform(0.9, 1.1)
         ends.append(round(moment, 7))
@@ -41,7 +42,7 @@ def record(number, name, ids, lengths, step_s, rng, **facts):
         "output_ids": [ids],
         "prompt_tokens": [11],
         "finish_reason": [facts.get("finish", "stop")],
-        "prefill_s": [0.05],
+        "prefill_s": [prefill_s],
         "begin_s": [START + 10 * number],
         "slot": [0],
         "recompiled": [0],
@@ -98,6 +99,29 @@ def make_run(folder):
     pairs = lines("fast-paired-baseline", 1, 0.0205, 8)[::2]
     known = own_meta("fast-paired-baseline", "vanilla") | {"pairs_of": "fast"}
     write(folder / "fast-paired-baseline.jsonl", pairs, known)
+    return made
+
+
+def make_paired_run(folder):
+    """Files by name of runs with --paired 1, of a machine that halved its speed after the first.
+
+    "even" is half as fast as "ahead" and so are its pairs; "behind" is as fast as "even", of pairs
+    that are as fast as those of "ahead".
+    """
+    made = {}
+    for seed, (name, method, step_s, base_step_s, rate) in enumerate(
+        (
+            ("ahead", "eagle2", 0.02, 0.02, 10.0),
+            ("even", "eagle3", 0.04, 0.04, 5.0),
+            ("behind", "pld", 0.04, 0.02, 10.0),
+        )
+    ):
+        pairs, prefill = f"{name}-paired-baseline", {"prefill_s": 0.5 / rate}
+        known = own_meta(pairs, "vanilla") | {"pairs_of": name}
+        known["environment"]["bandwidth"]["read"] = rate
+        write(folder / f"{pairs}.jsonl", lines(pairs, 1, base_step_s, 400 + seed, **prefill), known)
+        found = lines(name, 3, step_s, 300 + seed, **prefill)
+        made[name] = write(folder / f"{name}.jsonl", found, own_meta(name, method))
     return made
 
 
