@@ -21,11 +21,11 @@
 # Settings from the environment, with their defaults:
 #   TARGET  data/mini_models/target    BENCH mini_bench    DTYPE float32 (another target: float16)
 #           smollm2, gemma3-270m: data/models/NAME, as data/download.py makes it, in float32, MAX_NEW_TOKENS 128
-#   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space);
+#   SPACE   a target fine-tuned for it: data/mini_models/space (another target: AntMan/vicuna-v1.3-7b-space; smollm2: none);
 #           its baseline is vanilla on that model, compared in a table of its own
 #   FLAGS_row  further flags of a row: FLAGS_eagle3="--eagle-path DIR --total-token 32" ./eval.sh eagle3
 #           (- in a row's name is _ here). Weights that are known for a target need no flag: see --help
-#   SCALE_TO  7b, 13b, 70b, HxLxI: the target's twin of that size, drafts and heads with it (a GPU; nothing is fetched)
+#   SCALE_TO  7b, 13b, 70b, HxLxI: the target's twin of that size, drafts and heads with it, but dflash's and dspark's (a GPU; nothing is fetched)
 #   TEMPERATURE 0   TOP_P 1   SEED 0   MAX_NEW_TOKENS 256 (another target: 1024)
 #   DEVICE auto   RUNTIME eager   BATCH_SIZE 1   NUM_THREADS 1 (another target: PyTorch's)   OVERWRITE (set: start anew)
 #   CORPUS  jsonl that the indices of rest and samd are built from (default: a mini corpus, seed 2; another target: none,
@@ -35,7 +35,7 @@
 #           ARGS="--question-file 'my questions.jsonl'" (so in FLAGS_row and LOAD)
 #   LOAD    flags of a load run, e.g. LOAD="--rate 1,2 --duration 60"; the table is then serving.py's, SLO="ttft=0.5,tpot=0.05"
 #   JUDGE   set: a verdict on every difference, by the target itself (equal.py --model-path)
-#   PAIRED  N: methods decode the baseline on every N-th question too, for the drift between the files (default 8; 0: none);
+#   PAIRED  N: methods decode the baseline on every N-th question too, for the drift between the files (default 8, without arguments 4; 0: none);
 #           1: on every question, and each method is compared with that baseline of its own
 # vanilla-compile, vanilla-cudagraph (GPU) and vanilla-hf (transformers' generate): further baselines, for the ladder.
 # Sampled answers (TEMPERATURE above 0) are audited against the target's distribution.

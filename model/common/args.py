@@ -89,7 +89,8 @@ def add_weights(group, flag: str, text: str, known: dict[str, str], needed=lambd
     known   where they are for some targets, by target_name(): {"vicuna-7b-v1.3": "hub/id"}
     needed  whether a command line cannot do without: where it can, there is no default
     """
-    action = group.add_argument(flag, help=f"{text}: directory or hub id (default: by the target)")
+    names = ", ".join(known) or "none"
+    action = group.add_argument(flag, help=f"{text}: directory or hub id (known for: {names})")
     action.known_weights, action.needed = known, needed
 
 

@@ -62,7 +62,7 @@ OVERRIDES = {  # what a family cannot do without, beside FIELDS
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "ctrl": {"dff": 96},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2 lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "falcon_h1": {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},

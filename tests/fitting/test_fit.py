@@ -96,8 +96,9 @@ def test_sampled_answers_are_vanillas(method, model_dir, draft_dir, question_fil
     records = answer(method, model_dir, question_file, tmp_path / "a.jsonl", *flags)
     assert ids_of(records) == ids_of(expected)
     tree = read_meta(tmp_path / "a.jsonl")["fitted_tree"]
-    price = [tree["price_s"][rows] for rows in ("1", "2", "4")]
-    assert min(price) > 0 and tree["plain_tokens_per_s"] == pytest.approx(1 / price[0], rel=0.01)
+    price = tree["price_s"]  # of more than two rows where two do not cost too much
+    assert {"1", "2"} <= set(price) and min(price.values()) > 0
+    assert tree["plain_tokens_per_s"] == pytest.approx(1 / price["1"], rel=0.01)
 
 
 def test_a_resumed_run_drafts_the_recorded_tree(

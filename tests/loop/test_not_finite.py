@@ -51,6 +51,7 @@ WEIGHTS = {
     ("eagle2", ""): lambda drafter: drafter.head.module,
     ("eagle3", ""): lambda drafter: drafter.head.module,
     ("peagle", ""): lambda drafter: drafter.head.module,
+    ("mtp", ""): lambda drafter: drafter.head.module,
     ("medusa", ""): lambda drafter: drafter.heads,
     ("hydra", ""): lambda drafter: drafter.heads,
 }

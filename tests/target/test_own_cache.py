@@ -9,7 +9,7 @@ import torch
 from answer_samples import report_of, run_tool
 from conftest import make_tokenizer
 from harness_runs import COMMON, answer, run
-from tiny_methods import decode, transformers_ids
+from tiny_methods import TINY_FLAGS, build, decode, transformers_ids
 
 from model.common.contract.sequence import EmptyDrafter, PerSequence, SequenceDrafter
 from model.common.errors import BadInput
@@ -189,6 +189,24 @@ def test_longrope_on_transformers_own_cache():
     pld = PerSequence(lambda: PLDDrafter(3, 10), max_nodes=10)
     for drafter in (EmptyDrafter(), pld):
         assert decode(own, drafter, prompts, StopRules(), LIMIT)[0] == expected
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """(folder, target, its answers) of an LFM2 of eight layers, for heads that read three."""
+    folder = save("lfm2", num_hidden_layers=8, layer_types=["conv", "full_attention"] * 4)
+    loaded = load_target(folder, "float64", "cpu", "eager")
+    plain = load_plain(folder, "float64", "cpu").model
+    return folder, loaded, transformers_ids(plain, PROMPTS, LIMIT)
+
+
+@pytest.mark.parametrize("method", ["nasd", "suffix", "peagle", "dflash", "dspark"])
+def test_chains_of_methods_give_the_ids_of_generate(method, deep):
+    """Heads read the states of such a target, too; recurrent states are read again."""
+    folder, loaded, expected = deep
+    flags = TINY_FLAGS.get(method, lambda paths: [])({"target": folder})
+    drafter = build(method, folder, loaded, flags)
+    assert decode(loaded, drafter, PROMPTS, StopRules(), LIMIT)[0] == expected
 
 
 @pytest.mark.parametrize("family", ["mpt", "lfm2", "t5"])
