@@ -112,8 +112,8 @@ def drifted(method, base, result):
     if found["marked"]:
         moved = drift.moved_text(found)
         yield (
-            f"drifted: the baseline beside it ran at {moved} of its file's speed (add --paired, of a"
-            " run of PAIRED=1 ./eval.sh, compares with the one beside it)"
+            f"drifted: the baseline beside it ran at {moved} of its file's speed (add --paired, of"
+            " PAIRED=1 ./eval.sh, compares with the one beside it)"
         )
     elif found["state"] == "unknown":
         yield f"drift unknown: {found['reason']}"
