@@ -8,12 +8,13 @@ Run:    python -m model.dflash.inference_dflash --model-path Qwen/Qwen3-4B --dty
 By the open recipes heads of Qwen3 learn answers without thinking; its states may overflow float16.
 """
 
-from model.common.args import add_weights, at_least, mini_weights
+from model.common.args import add_weights, at_least, mini_weights, smollm2_weights
 from model.common.draft_flags import AUTO, PAYS, or_auto
 from model.common.eval import main
 
 HEADS = {
     "mini": mini_weights("dflash"),
+    "smollm2": smollm2_weights("dflash"),
     "qwen3-4b": "z-lab/Qwen3-4B-DFlash-b16",
     "qwen3-8b": "z-lab/Qwen3-8B-DFlash-b16",
 }
