@@ -115,6 +115,7 @@ class Contender:
         best = self.best
         row = {"outside_ms": fmean(map(_outside, best))}
         row["forwards_ms"] = fmean(sum(inside for inside, _ in cells.values()) for cells in best)
+        row["draft_forwards_ms"] = fmean(cells["draft"][0] for cells in best)
         for name in best[0]:
             row[f"{name}_outside_ms"] = fmean(cells[name][1] for cells in best)
         return {name: round(value, 3) for name, value in row.items()}

@@ -319,7 +319,7 @@ def test_a_real_run_that_is_slowed_in_its_second_half(model_dir, question_file, 
 def plant(record, step_s):
     """Put steps of the same time into a record, and a prefill of one."""
     for choice in record["choices"]:
-        choice["prefill_s"] = [step_s for _ in choice["prefill_s"]]
+        choice["prefill_s"] = choice["first_s"] = [step_s for _ in choice["prefill_s"]]
         choice["step_end_s"] = [
             [step_s * (number + 2) for number in range(len(ends))] for ends in choice["step_end_s"]
         ]
