@@ -44,6 +44,9 @@ def our_flags(method: str, tree: Path) -> list:
         "pld": ["--max-ngram", 3, "--num-draft", NUM_DRAFT, "--short", "clamp"],
         "sps": ["--schedule", "constant", "--num-draft", NUM_DRAFT],
         "medusa": ["--tree", tree],
+        "peagle": ["--num-draft", NUM_DRAFT],
+        "dflash": ["--block-size", NUM_DRAFT + 1],  # the root's row drafts nothing
+        "dspark": ["--block-size", NUM_DRAFT],
         "eagle": ["--tree", tree],
         "eagle3": ["--draft-top-k", 1, "--depth", NUM_DRAFT - 1, "--total-token", NUM_DRAFT + 1],
     }.get(method, [])
@@ -59,6 +62,8 @@ def speculative(method: str, folder: Path) -> dict | None:
         config = {"method": "draft_model", "model": str(MINI / "sps")}
     elif method == "medusa":
         config = {"method": "medusa", "model": packed_medusa(folder / "medusa")}
+    elif method == "peagle":
+        config = {"method": "eagle3", "model": str(MINI / method), "parallel_drafting": True}
     else:
         config = {"method": method, "model": str(MINI / method)}
     return config | {"num_speculative_tokens": NUM_DRAFT}
