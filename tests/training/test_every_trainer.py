@@ -60,15 +60,19 @@ def test_an_acceptance_head_is_better_than_a_constant(whole):
     assert last["kl"] < 0.8 * last["kl_constant"]
 
 
+def trained_apart(method, files, output, **changed):
+    """A run in a process of its own: accelerate keeps the first device and precision of one."""
+    argv = [sys.executable, "-m", f"model.{method}.train"]
+    argv += command(method, files, output, **changed)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.gpu
 @every_method
 def test_trains_on_a_gpu(method, files, tmp_path):
-    """Losses, chains of held-out rows, files; in a process of its own, since accelerate keeps the
-    first device of one."""
-    argv = [sys.executable, "-m", f"model.{method}.train"]
-    argv += command(method, files, tmp_path, device="auto")
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """Losses, chains of held-out rows, files."""
+    trained_apart(method, files, tmp_path, device="auto")
     assert torch.cuda.get_device_name() in (tmp_path / "README.md").read_text(encoding="utf-8")
     lines = curve(tmp_path)
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -79,8 +83,7 @@ def test_trains_on_a_gpu(method, files, tmp_path):
 @every_method
 def test_trains_in_bfloat16(method, files, tmp_path):
     """As most recipes do: a target of half precision, a head of full precision under autocast."""
-    half = {"dtype": "bfloat16", "mixed-precision": "bf16", "feature-dtype": None}
-    trained(method, files, tmp_path, **half)
+    trained_apart(method, files, tmp_path, **{"dtype": "bfloat16", "mixed-precision": "bf16"})
     losses = [line["loss"] for line in curve(tmp_path) if "loss" in line]
     assert losses[-1] < losses[0]
 
