@@ -234,6 +234,13 @@ def test_broken_or_missing_meta_is_refused(copied, refused, content):
     assert str(copied.parent) in line and beside.name in line
 
 
+@pytest.mark.parametrize("name", ["environment", "energy"])
+def test_a_part_of_another_kind_is_refused(copied, refused, name):
+    beside = copied.with_suffix(".meta.json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {name: 3}))
+    assert f"{beside.name}: {name} is no" in refused(copied)
+
+
 def test_refused_run_does_not_block_the_next(model_dir, draft_dir, question_file, tmp_path):
     """A slip in a flag is found after the file was opened; the corrected command must run."""
     out = tmp_path / "a.jsonl"

@@ -31,6 +31,7 @@ from model.common.errors import BadInput, Unwritable, parse_json
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
 # of a meta, never compared
+TAKEN_OVER = {"environment": dict, "energy": list}  # parts of a meta that a resumed run reads
 MEASURED = ("step_reads", "run_s", "runtime_ran", "placement", "method_facts", "fitted_tree")
 
 
@@ -110,6 +111,9 @@ def read_meta(path: Path) -> dict | None:
         raise BadInput(f"{where}: not JSON: {error}; --overwrite starts anew") from error
     if not isinstance(meta, dict):
         raise BadInput(f"{where}: not a JSON object; --overwrite starts anew")
+    for name, kind in TAKEN_OVER.items():
+        if not isinstance(meta.get(name, kind()), kind):
+            raise BadInput(f"{where}: {name} is no {kind.__name__}; --overwrite starts anew")
     return meta
 
 
