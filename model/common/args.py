@@ -8,11 +8,10 @@ from pathlib import Path
 
 from model.common import pairs
 from model.common.argument_types import (
-    EXAMPLE_OF_JSON,
+    add_template_args,
     at_least,
     between,
     gpu_strategy,
-    json_object,
     row_range,
     shape_name,
     shares_of,
@@ -216,12 +215,7 @@ def _add_questions(group):
     )
     group.add_argument("--limit-per-category", type=at_least(1), help="questions per category")
     group.add_argument("--template", help="FastChat template, or plain (default: the tokenizer's)")
-    group.add_argument(
-        "--template-args",
-        type=json_object,
-        metavar="JSON",
-        help=f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}",
-    )
+    add_template_args(group)
     group.add_argument(
         "--system-prompt", metavar="TEXT", help="system message of questions that bring none"
     )

@@ -50,6 +50,16 @@ def row_range(text: str) -> tuple | None:
         raise argparse.ArgumentTypeError(f"{text}: auto, none, or as 1-64 or 1-32/11") from None
 
 
+def add_template_args(group):
+    """The flag of those who render chats by the tokenizer's template."""
+    group.add_argument(
+        "--template-args",
+        type=json_object,
+        metavar="JSON",
+        help=f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}",
+    )
+
+
 def json_object(text: str) -> dict:
     """Argument type: names and values as JSON."""
     try:

@@ -10,6 +10,7 @@ from model.common.args import add_weights, mini_weights, smollm2_weights
 from model.common.draft_flags import AUTO, add_draft_vocab
 from model.common.eval import main
 from model.eagle2.flags import add_tree_args
+from model.eagle3.flags import add_layer_ids
 
 HEADS = {
     "mini": mini_weights("eagle3"),
@@ -23,13 +24,7 @@ def add_args(parser):
     add_weights(parser, "--eagle-path", "EAGLE-3 head", HEADS)
     add_tree_args(parser)
     add_draft_vocab(parser)
-    parser.add_argument(
-        "--layer-ids",
-        choices=("config", "inputs", "outputs"),
-        default="config",
-        help="of the target's layers whose ids the head's config lists, what the head reads "
-        "(config: known for the usual ids, and for speculators')",
-    )
+    add_layer_ids(parser)
     parser.add_argument(
         "--norm-output",
         choices=("config", "on", "off"),

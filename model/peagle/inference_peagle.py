@@ -7,6 +7,7 @@ Run:    python -m model.peagle.inference_peagle --model-path Qwen/Qwen3-8B
 
 from model.common.args import add_weights, at_least, mini_weights
 from model.common.eval import main
+from model.eagle3.flags import add_layer_ids
 
 HEADS = {
     "mini": mini_weights("peagle"),
@@ -26,13 +27,7 @@ def add_args(parser):
         type=at_least(0),
         help="token that mask rows read (default: as the head's config says; SpecForge's say none)",
     )
-    add(
-        "--layer-ids",
-        choices=("config", "inputs", "outputs"),
-        default="config",
-        help="of the target's layers whose ids the head's config lists, what the head reads "
-        "(config: known for the usual ids, and for speculators')",
-    )
+    add_layer_ids(parser)
 
 
 def build(args, target):

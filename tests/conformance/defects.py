@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from conformance import greedy, law, runs
 from conformance.cases import world_of
+from conformance.drafter_defects import kept_blocks, leaking_drafter, uncorrected_laws
 from model.common.contract.drafter import Draft
 from model.common.contract.sequence import PerSequence
 from model.common.loop import verify
@@ -26,9 +27,6 @@ from model.common.prompts.prompter import Prompter
 from model.common.target.attention import additive
 from model.common.target.cache import KVCache
 from model.common.target.model import Target
-from model.dflash.head import BlockHead
-from model.dspark.drafter import DSparkDrafter
-from model.nasd.drafter import NASDSequence, NGramStore
 from model.sps.drafter import SpSDrafter
 
 # --- acceptance rules ---
@@ -289,17 +287,6 @@ def new_answers(patch):
 # --- state ---
 
 
-def leaking_drafter(patch):
-    """A cold method keeps its n-grams from question to question."""
-    start = NASDSequence.start
-
-    def leaking(self, ids):
-        self.shared = getattr(self, "store", None) or NGramStore(self.n, self.min_context)
-        start(self, ids)
-
-    patch.setattr(NASDSequence, "start", leaking)
-
-
 def wrong_slot(patch):
     """A prompt begins in the first slots, whichever it was given."""
     start = PerSequence.start
@@ -335,25 +322,6 @@ def seeds_by_order(patch):
     """What is drawn depends on how many questions the process has answered."""
     calls = itertools.count()
     patch.setattr(Conversation, "seed", lambda self, seed, turn: next(calls))
-
-
-def kept_blocks(patch):
-    """A block drafter keeps its block's own keys and values for the tokens that were accepted."""
-    patch.setattr(BlockHead, "read", lambda self, states, count, longest: self.cache.advance(count))
-
-
-def uncorrected_laws(patch):
-    """DSpark says that its tokens were drawn from the backbone's laws, without the transition."""
-    propose = DSparkDrafter.propose
-
-    def uncorrected(self):
-        draft = propose(self)
-        if draft.probs is not None:
-            logits = self.head.module.logits(self.head.draft(self.root, self.longest))
-            draft.probs = self.sampler.warp(logits)[:, : draft.tokens.shape[1]]
-        return draft
-
-    patch.setattr(DSparkDrafter, "propose", uncorrected)
 
 
 # --- what has to turn red ---

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conformance import defects, law
+from conformance import defects, drafter_defects, law
 from conformance.cases import Case
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,8 @@ def test_a_defect_is_seen(defect, check, method, variant, monkeypatch):
 def test_every_defect_is_expected_somewhere():
     planted = {
         value
-        for value in vars(defects).values()
-        if callable(value) and getattr(value, "__module__", "") == defects.__name__
+        for module in (defects, drafter_defects)
+        for value in vars(module).values()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
     } - {defects.read_wrapped, defects.new_answers}
     assert planted == {defect for defect, *_ in defects.EXPECTED}

@@ -5,6 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import eagle_dirs
 import torch
 
 from model.common.heads.checkpoint import save_checkpoint
@@ -80,13 +81,10 @@ def dspark_shapes(config: dict, num_states: int) -> dict:
 
 def random_tensors(shapes: dict, seed: int, scale: float) -> dict:
     """Normal weights, norms around 1, plain taps near 1 and 0."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in shapes.items():
-        values = scale * torch.randn(shape, generator=generator)
-        tensors[name] = values + 1 if "norm" in name else values
+    tensors = eagle_dirs.random_tensors(shapes, seed, scale)
+    for name, tensor in tensors.items():
         if name.endswith("base_kernel"):
-            tensors[name][:, 0] += 1
+            tensor[:, 0] += 1
     return tensors
 
 

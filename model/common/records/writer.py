@@ -30,8 +30,8 @@ from model.common.errors import BadInput, Unwritable, parse_json
 
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
-# of a meta, never compared
 TAKEN_OVER = {"environment": dict, "energy": list}  # parts of a meta that a resumed run reads
+# of a meta, never compared
 MEASURED = ("step_reads", "run_s", "runtime_ran", "placement", "method_facts", "fitted_tree")
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from model.common.args import DTYPES, Parser, at_least, between
-from model.common.argument_types import EXAMPLE_OF_JSON, json_object
+from model.common.argument_types import add_template_args
 from model.common.errors import BadInput
 
 # flags that change neither the weights nor the order of the data
@@ -43,12 +43,7 @@ def _add_data(group):
     add("--data", required=True, help="conversations in ShareGPT form, .json(l)")
     add("--output", required=True, help="directory of the head, made if missing")
     add("--template", help="FastChat template or plain; none: the tokenizer's")
-    add(
-        "--template-args",
-        type=json_object,
-        metavar="JSON",
-        help=f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}",
-    )
+    add_template_args(group)
     add("--max-length", type=at_least(2), default=2048, help="cut rows here, tokens")
     add("--held-out", type=between(0, 0.9), default=0.02, help="share of data to test on")
     add("--dtype", choices=DTYPES, default="float16", help="target's precision")

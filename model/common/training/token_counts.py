@@ -21,7 +21,7 @@ WHOLE = 1 << 30  # no answer is longer
 def make_parser():
     """The command line."""
     from model.common.args import Parser
-    from model.common.argument_types import EXAMPLE_OF_JSON, json_object
+    from model.common.argument_types import add_template_args
 
     parser = Parser(
         prog="token_counts",
@@ -33,8 +33,7 @@ def make_parser():
     add("--data", required=True, help="conversations, or an answer file: .json or .jsonl")
     add("--output", required=True, help="file of counts; replaced where it is there")
     add("--template", help="FastChat template, or plain (default: the tokenizer's)")
-    text = f"variables of the tokenizer's chat template: {EXAMPLE_OF_JSON}"
-    add("--template-args", type=json_object, metavar="JSON", help=text)
+    add_template_args(parser)
     return parser
 
 
