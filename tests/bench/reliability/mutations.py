@@ -44,7 +44,7 @@ def json_edits(draw, document):
         parent, key = at(document, path[:-1]), path[-1]
         kind = draw(st.sampled_from(["weird", "weird", "remove", "double", "other", "wrap"]))
         if kind == "weird":
-            parent[key] = draw(st.sampled_from(WEIRD))
+            parent[key] = copy.deepcopy(draw(st.sampled_from(WEIRD)))  # the next edit may be in it
         elif kind == "remove":
             del parent[key]
         elif kind == "wrap":
