@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 MINI = ROOT / "data" / "mini_models" / "target"
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
+PAIRS = "-paired-baseline.jsonl"
 PATIENCE_S, INTERRUPT_S = 30.0, 1.0
 TIMED = ("seconds", "tokens_per_s", "build_s", "tstamp")  # fields of files that are no answers
 
@@ -42,6 +43,7 @@ class Job:
     again    a flag without which it is refused after a kill, and the words that say so
     done     words on which it is refused once it has been finished
     worker   a pattern of the command line of its workers, where there are several
+    pairs    half a pair is made anew, so that a question is there if both files have it
     """
 
     flags: list
@@ -49,6 +51,7 @@ class Job:
     again: tuple[str, str] | None = None
     done: str | None = None
     worker: str | None = None
+    pairs: bool = False
     environment: dict = field(default_factory=dict)
 
 
@@ -62,12 +65,13 @@ def decoding(method: str, *flags) -> list:
 def jobs(home: Path) -> dict[str, Job]:
     """By name."""
     load = decoding("pld", "--rate", 8, "--num-prompts", 24, "--batch-size", 2)
-    sharded = decoding("pld", "--num-gpus-total", 2, "--num-gpus-per-model", 1)
+    two = ["--num-gpus-total", 2, "--num-gpus-per-model", 1, "--device", "auto"]
+    sharded = decoding("pld", *two)
     making = ["model.common.training.answers", *decoding("vanilla")[1:], "--paired", 0]
     making += ["--output", "made.jsonl", "--batch-size", 2]
     found = {
         # pairs of a larger N that were lost stay lost
-        "answers": Job(decoding("pld", "--temperature", 1, "--paired", 1)),
+        "answers": Job(decoding("pld", "--temperature", 1, "--paired", 1), pairs=True),
         "batch": Job(decoding("sps", "--batch-size", 3)),
         "load": Job(load, again=("--overwrite", "cannot be resumed")),
         "shards": Job(sharded, worker="ray::run_shard", environment={"RAY_ADDRESS": "auto"}),
@@ -121,10 +125,9 @@ def facts(job: Job, folder: Path) -> dict:
         name = str(path.relative_to(folder))
         if path.suffix == ".jsonl":
             records = [json.loads(line) for line in path.read_text().splitlines()]
-            timed = ("slot", "recompiled") if job.again else ()
             answers = records
-            if "choices" in records[0]:
-                answers = without(timeless(records), *timed)
+            if "choices" in records[0]:  # which slot was free is a matter of times
+                answers = without(timeless(records), "slot", "recompiled")
             drop = (*TIMED, "request")
             found[name] = [{k: v for k, v in one.items() if k not in drop} for one in answers]
         elif path.suffix == ".json":
@@ -135,15 +138,33 @@ def facts(job: Job, folder: Path) -> dict:
     return found
 
 
-def stamps(folder: Path) -> dict:
-    """{(file, question): when its whole line was written}."""
-    found = {}
+def stamps(folder: Path, pairs: bool = False) -> dict:
+    """{(file, question): when its whole line was written}, of what is not to be made again.
+
+    That is not half a pair, if pairs are whole or none, nor are it pairs of no answers at all.
+    """
+    found: dict = {}
     for path in folder.glob("*.jsonl"):
         for line in path.read_bytes().split(b"\n")[:-1]:
             record = json.loads(line)
             if "tstamp" in record:
                 found[path.name, record["question_id"]] = record["tstamp"]
-    return found
+    if all(name.endswith(PAIRS) for name, _ in found):
+        return {}
+    files = Counter(question for _, question in found)
+    least = 2 if pairs else 1
+    return {key: stamp for key, stamp in found.items() if files[key[1]] >= least}
+
+
+def first_of(wanted, there) -> str:
+    """Where two files' records differ first."""
+    if not isinstance(wanted, list) or not isinstance(there, list):
+        return ""
+    for number, (one, other) in enumerate(zip(wanted, there)):
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                return f": line {number + 1}: {key}: {one.get(key)!r} / {other.get(key)!r}"[:300]
+    return f": {len(wanted)} / {len(there)} lines"
 
 
 class Runner:
@@ -265,7 +286,7 @@ class Runner:
             self.check_interrupted(code, time.monotonic() - begin)
         elif name == "worker" and code not in (0, 2):
             self.fault(f"a worker killed: exit status {code}: {self.lines()[-1:]}")
-        return stamps(self.folder)
+        return stamps(self.folder, self.job.pairs)
 
     def check_interrupted(self, code: int, seconds: float) -> None:
         lines = self.lines()
@@ -293,8 +314,12 @@ class Runner:
         self.counts["compared"] += 1
         found = facts(self.job, self.folder)
         for name in sorted(self.wanted.keys() | found.keys()):
-            if self.wanted.get(name) != found.get(name):
-                self.fault(f"{name} differs from the uninterrupted run's")
+            wanted, there = self.wanted.get(name), found.get(name)
+            if name.endswith(PAIRS) and not self.job.pairs:  # of a share: a lost pair stays lost
+                wanted = [one for one in wanted if one in (there or [])]
+                there = there or []
+            if wanted != there:
+                self.fault(f"{name} differs from the uninterrupted run's{first_of(wanted, there)}")
         after = stamps(self.folder)
         if twice := [key for key, stamp in kept.items() if after.get(key) != stamp]:
             self.fault(f"{len(twice)} of {len(kept)} answers were made again: {twice[:3]}")
