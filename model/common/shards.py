@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def _run_once(ray, method, args, build, engine, path: Path, num_workers: int) ->
     missing = [q["question_id"] for q in pairs.remaining(questions, files, args.paired)]
     shards = shard_arguments(args, path, missing, num_workers)
     work = ray.remote(num_gpus=args.num_gpus_per_model)(run_shard)
-    results = ray.get([work.remote(method, shard, build, engine) for shard in shards])
+    here = os.getcwd()
+    results = ray.get([work.remote(method, shard, build, engine, here) for shard in shards])
     for result in results:
         if isinstance(result, str):
             raise BadInput(result)
@@ -90,10 +92,17 @@ def shard_arguments(args, path: Path, ids: list[int | str], num_workers: int) ->
     return shards
 
 
-def run_shard(method: str, args, build, engine) -> int | str:
-    """In a worker: failed questions, or the one line of bad input."""
+def run_shard(method: str, args, build, engine, folder: str) -> int | str:
+    """In a worker: failed questions, or the one line of bad input.
+
+    folder: the one that relative paths are of; a cluster that was there has another of its own.
+    """
     from model.common.eval import Bench
 
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return f"{folder}: a worker cannot enter it: {error.strerror}"
     path = Path(args.answer_file)
     try:
         with written_alone(path):

@@ -77,6 +77,22 @@ def test_two_workers_answer_like_one(ray, ask, whole, tmp_path, capfd):
     assert messages(capfd) == []
 
 
+def test_relative_paths_are_of_the_command(
+    ray, model_dir, whole, question_file, tmp_path, monkeypatch
+):
+    (tmp_path / "q.jsonl").write_bytes(Path(question_file).read_bytes())
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    records = answer("pld", model_dir, "q.jsonl", Path("there/a.jsonl"), *TWO)
+    assert timeless(records) == timeless(whole)
+    assert names(tmp_path / "there") == ONLY
+
+
+def test_a_folder_that_a_worker_lacks_is_one_line():
+    said = shards.run_shard("pld", SimpleNamespace(), None, None, "/nowhere")
+    assert said == "/nowhere: a worker cannot enter it: No such file or directory"
+
+
 def test_gpus_per_model(ray, where, monkeypatch):
     """Four GPUs, two for each model: two workers."""
     monkeypatch.setattr(shards, "run_shard", lambda *arguments: "stop here")

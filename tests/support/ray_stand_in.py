@@ -1,11 +1,17 @@
 """A stand-in for Ray that runs its workers one after another in this process."""
 
+import os
 import sys
 from types import SimpleNamespace
 
 
 class InProcess:
-    """Ray's init, remote and get; `before(number)` is called ahead of each worker's work."""
+    """Ray's init, remote and get; `before(number)` is called ahead of each worker's work.
+
+    Workers begin in `folder`, as those of a cluster do that was started elsewhere.
+    """
+
+    folder = "/"
 
     def __init__(self):
         self.workers, self.gpus = [], []
@@ -26,10 +32,14 @@ class InProcess:
         return wrap
 
     def get(self, futures):
-        results = []
+        results, here = [], os.getcwd()
         for number, future in enumerate(futures):
             self.before(number)
-            results.append(future())
+            os.chdir(self.folder)
+            try:
+                results.append(future())
+            finally:
+                os.chdir(here)
         return results
 
 

@@ -167,6 +167,12 @@ def first_of(wanted, there) -> str:
     return f": {len(wanted)} / {len(there)} lines"
 
 
+def of_both(first: list[dict], second: list[dict]) -> tuple[list, list]:
+    """Their records of questions that both have."""
+    common = {one["question_id"] for one in first} & {one["question_id"] for one in second}
+    return tuple([one for one in file if one["question_id"] in common] for file in (first, second))
+
+
 class Runner:
     """Starts a job in its folder, again and again, and kills it."""
 
@@ -227,8 +233,8 @@ class Runner:
                 code = process.wait(self.chance.uniform(0, seconds))
             except subprocess.TimeoutExpired:
                 there = self.killed(process)
-                kept = {} if refused else there  # else it begins anew, with --overwrite
                 refused = bool(self.job.again) and bool(stamps(self.folder)) and self.refuses()
+                kept = {} if refused else there  # else it begins anew, with --overwrite
                 continue
             if code and not self.is_done(code):
                 self.fault(f"exit status {code} after a kill: {' / '.join(self.lines())[-300:]}")
@@ -315,9 +321,8 @@ class Runner:
         found = facts(self.job, self.folder)
         for name in sorted(self.wanted.keys() | found.keys()):
             wanted, there = self.wanted.get(name), found.get(name)
-            if name.endswith(PAIRS) and not self.job.pairs:  # of a share: a lost pair stays lost
-                wanted = [one for one in wanted if one in (there or [])]
-                there = there or []
+            if name.endswith(PAIRS) and not self.job.pairs:  # what is left has a share of its own
+                wanted, there = of_both(wanted or [], there or [])
             if wanted != there:
                 self.fault(f"{name} differs from the uninterrupted run's{first_of(wanted, there)}")
         after = stamps(self.folder)
