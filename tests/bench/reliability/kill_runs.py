@@ -31,7 +31,7 @@ MINI = ROOT / "data" / "mini_models" / "target"
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 PAIRS = "-paired-baseline.jsonl"
 PATIENCE_S, INTERRUPT_S = 30.0, 1.0
-TIMED = ("seconds", "tokens_per_s", "build_s", "tstamp")  # fields of files that are no answers
+TIMED = ("seconds", "tokens_per_s", "build_s", "tstamp", "created")  # beside answers
 
 
 @dataclass
