@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 STATUSES = (0, 1, 2, 3)
-NOTICES = "warning", r"it/s\]", "fields that nothing here reads", "no place for tensor", "INFO worker"
-NOTICE = re.compile("|".join(NOTICES), re.I)
+NOTICES = r"warning|it/s\]|fields that nothing here reads|no place for tensor|INFO worker"
+NOTICE = re.compile(NOTICES, re.I)
 CRASHED = 99
 SPACE_BYTES = 6 << 30  # of addresses beyond the parent's: a request for more is a MemoryError
 
