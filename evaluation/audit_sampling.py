@@ -35,7 +35,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers.meta import AnswerError, find_field  # noqa: E402
+from evaluation.answers.meta import DTYPES, AnswerError, find_field  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, run, text_beside, warn, write_json  # noqa: E402
 from evaluation.speedup import report  # noqa: E402
@@ -43,6 +43,13 @@ from evaluation.speedup import report  # noqa: E402
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 NEUTRAL |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 VERDICTS = ("CONSISTENT", "REJECTED", "LOSSY BY DESIGN")
+RANGES = {  # of other settings than penalties that are added: any number
+    "temperature": (lambda value: value >= 0, "a number of at least 0"),
+    "top_k": (lambda value: value >= 0 and value == int(value), "a whole number of at least 0"),
+    "top_p": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    "repetition_penalty": (lambda value: value > 0, "a number above 0"),
+}
 
 
 def parse_args(argv=None):
@@ -56,8 +63,7 @@ def parse_args(argv=None):
     parser.add_json()
     asked = parser.add_argument_group("what the metas do not say, or say of another machine")
     asked.add_argument("--model-path", help="target: model directory or hub id")
-    dtypes = ("float64", "float32", "float16", "bfloat16")
-    asked.add_argument("--dtype", choices=dtypes, help="its precision")
+    asked.add_argument("--dtype", choices=DTYPES, help="its precision")
     asked.add_argument("--template", help="FastChat template, or plain")
     asked.add_argument("--bench-name", help="folder under data/ with the questions")
     asked.add_argument("--question-file", help="questions elsewhere")
@@ -76,21 +82,25 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not 0 < args.alpha < 1:
         parser.error(f"--alpha {args.alpha:g}: a number between 0 and 1 is needed")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        parser.error(f"--top-p {args.top_p:g}: a number above 0, at most 1 is needed")
-    for flag in ("temperature", *NEUTRAL):
-        if not math.isfinite(getattr(args, flag) or 0):
-            parser.error(f"--{flag.replace('_', '-')} {getattr(args, flag)}: a number is needed")
-    for flag in ("top_k", "temperature", "min_p"):
-        if (getattr(args, flag) or 0) < 0:
-            parser.error(f"--{flag.replace('_', '-')}: a negative number")
+    for name in ("temperature", *NEUTRAL):
+        if wrong := wrong_setting(name, getattr(args, name)):
+            parser.error(f"--{name.replace('_', '-')} {wrong}")
     if args.num_threads is not None and args.num_threads < 1:
         parser.error("--num-threads: at least 1 is needed")
-    if args.min_p is not None and args.min_p > 1:
-        parser.error(f"--min-p {args.min_p:g}: a number from 0 to 1 is needed")
-    if args.repetition_penalty is not None and args.repetition_penalty <= 0:
-        parser.error(f"--repetition-penalty {args.repetition_penalty:g}: above 0 is needed")
     return args
+
+
+def wrong_setting(name, value):
+    """'2: a number from 0 to 1 is needed' of a setting, None where it is one or is not given.
+
+    >>> wrong_setting("min_p", 2), wrong_setting("min_p", 0.5)
+    ('2: a number from 0 to 1 is needed', None)
+    """
+    holds, words = RANGES.get(name, (lambda value: True, "a number"))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or (number and abs(value) < math.inf and holds(value)):
+        return None
+    return f"{value!r}: {words} is needed"
 
 
 def find_settings(answers, args):
@@ -98,6 +108,8 @@ def find_settings(answers, args):
     settings = {}
     for name in ("temperature", *NEUTRAL):
         said, given = find_field(answers.meta, name), getattr(args, name)
+        if wrong := wrong_setting(name, said):
+            raise AnswerError(f"{answers.path}: its meta says {name} {wrong}")
         if said is None and answers.meta is not None:
             said = NEUTRAL.get(name)  # so a meta records it, or is older than the flag
         flag = f"--{name.replace('_', '-')}"

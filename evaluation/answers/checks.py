@@ -83,6 +83,17 @@ def check_counts(choice, where):
             )
 
 
+def check_drafts(choice, where):
+    """Hold what a file says of its drafts to its steps; it need not say it."""
+    for name in ("drafted", "depth"):
+        for turn, counts in enumerate(getattr(choice, name) or ()):
+            if choice.steps is not None and len(counts) != choice.steps[turn]:
+                raise AnswerError(f"{where}: {name} has not one entry for each decoding step")
+    for drafted, depth in zip(choice.drafted or (), choice.depth or ()):
+        if any(deep > nodes for nodes, deep in zip(drafted, depth)):
+            raise AnswerError(f"{where}: depth is above drafted, the nodes of the whole draft")
+
+
 def check_ids_counted(choice, where):
     """Refuse output_ids that are not new_tokens whole numbers a turn."""
     for turn, (ids, new_tokens) in enumerate(zip(choice.output_ids, choice.new_tokens)):

@@ -32,6 +32,19 @@ class Incomparable(AnswerError):
 OPTIONAL = ("environment", "method_args", "arguments", "run_s", "method_facts", "fitted_tree")
 OPTIONAL += ("questions", "selection", "placement", "load", "step_reads")
 MACHINE = {"bandwidth": dict, "turned_rows": str}
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+# flags of the run that say what it asked
+ARGUMENTS = dict.fromkeys(
+    "model_path dtype template system_prompt scale_to history bench_name question_file sharegpt_dir"
+    " question_ids categories".split(),
+    str,
+) | dict.fromkeys(
+    "question_begin question_end limit_per_category load_seed max_load_lines prompt_min_length"
+    " prompt_max_length prompt_max_tokens".split(),
+    int,
+)
+ARGUMENTS["template_args"] = dict
+PLACEMENT = {"target": dict, "drafter": dict, "peak_bytes": dict, "strategy": str}
 
 
 def meta_path(answer_path):
@@ -60,6 +73,15 @@ def read_meta(answer_path):
             raise AnswerError(f"{path}: {name} is missing or no {kind.__name__}")
     check_kinds(path, meta, dict.fromkeys(OPTIONAL, dict))
     check_kinds(path, meta.get("environment") or {}, MACHINE)
+    check_kinds(path, meta.get("arguments") or {}, ARGUMENTS)
+    placement = meta.get("placement") or {}
+    check_kinds(path, placement, PLACEMENT)
+    for part in ("target", "drafter"):  # {device: what is there}
+        held = placement.get(part) or {}
+        check_kinds(path, held, dict.fromkeys(held, dict))
+    for name, hashes in (meta.get("questions") or {}).items():
+        if not isinstance(hashes, str) or len(hashes.split(" ")) != 2:
+            raise AnswerError(f"{path}: questions: {name}: {hashes!r} is no pair of hashes")
     return meta
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluation.answers.checks import (
     check_counts,
+    check_drafts,
     check_ids_counted,
     check_times,
     count_ids,
@@ -384,5 +385,6 @@ def check_choice(choice, ours, where, quirks):
         quirks.add("accept_lengths")
     elif not chunked and len(choice.accept_lengths) != sum(choice.steps):
         quirks.add("steps")
+    check_drafts(choice, where)
     if ours:
         check_ids_counted(choice, where)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens of a turn at which the columns of `output` begin; the last has no end."""
+PLACES = 1024
+"""Of `position`, at most."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ def count_turn(turn, into):
         behind += length
         if turn.depth is None or step == len(turn.lengths) - 1:
             continue
-        for place in range(turn.depth[step]):
+        for place in range(min(turn.depth[step], PLACES)):
             add(into["position"], place, int(length > place + 1), 1)
 
 

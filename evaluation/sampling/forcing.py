@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.answers.meta import AnswerError
+from evaluation.answers.meta import DTYPES, AnswerError
 from evaluation.answers.reader import AnswerFile
 from evaluation.judging.readings import Text, check_text
 from model.common.contract.drafter import Needs
@@ -95,6 +95,8 @@ def find_asked(
     for flag, value in (("--model-path", model_path), ("--dtype", dtype)):
         if value is None:
             raise AnswerError(f"{answers.path}: no meta says its {flag[2:]}; give {flag}")
+    if dtype not in DTYPES:
+        raise AnswerError(f"{answers.path}: dtype {dtype}: one of {', '.join(DTYPES)} is needed")
     if question_file is None and bench_name is None:
         question_file = _path(said.get("sharegpt_dir") or said.get("question_file"))
         bench_name = said.get("bench_name")

@@ -22,6 +22,23 @@ from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import read_answers
 
 
+@pytest.mark.parametrize(
+    "name, counts, message",
+    [
+        ("drafted", [1, 2], "drafted has not one entry for each decoding step"),
+        ("depth", [1, 2, 3, 4], "depth has not one entry for each decoding step"),
+        ("depth", [4, 4, 1 << 31], "depth is above drafted"),
+    ],
+)
+def test_drafts_are_held_to_the_steps(tmp_path, name, counts, message):
+    lines = method_lines()
+    lines[0]["choices"][0] |= {"drafted": [[4, 4, 4]], "depth": [[4, 4, 4]]}
+    read_answers(write(tmp_path / "m.jsonl", lines))
+    lines[0]["choices"][0][name] = [counts]
+    with pytest.raises(AnswerError, match=f"line 1: choice 0: {message}"):
+        read_answers(write(tmp_path / "m.jsonl", lines))
+
+
 def test_order_of_lines_does_not_matter(tmp_path):
     method, base = write_pair(tmp_path)
     turned = write(tmp_path / "t" / "m.jsonl", method_lines()[::-1], meta("m"))
@@ -119,6 +136,26 @@ def test_what_is_no_answer_file_is_refused(tmp_path):
         whole.write_text(content)
         with pytest.raises(AnswerError, match=message):
             read_answers(path)
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        ({"arguments": {"template_args": 1 << 63}}, "template_args is no dict"),
+        ({"arguments": {"scale_to": ["7b"]}}, "scale_to is no str"),
+        ({"arguments": {"history": 7}}, "history is no str"),
+        ({"arguments": {"prompt_max_length": "x"}}, "prompt_max_length is no int"),
+        ({"questions": {"1": 5}}, "questions: 1: 5 is no pair of hashes"),
+        ({"questions": {"1": "ab"}}, "questions: 1: 'ab' is no pair"),
+        ({"placement": {"target": 3}}, "target is no dict"),
+        ({"placement": {"drafter": {"cuda:0": 7}}}, "cuda:0 is no dict"),
+        ({"placement": {"peak_bytes": []}}, "peak_bytes is no dict"),
+    ],
+)
+def test_parts_of_a_meta_of_another_kind(tmp_path, part, message):
+    path = write(tmp_path / "m.jsonl", method_lines(), meta("m") | part)
+    with pytest.raises(AnswerError, match=f"m.meta.json: {message}"):
+        read_answers(path)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,14 @@ def test_refusals(audit, sampled, tmp_path):
     lines[1]["choices"][0]["output_ids"] = None
     changed = write(tmp_path / "c.jsonl", lines, content)
     assert_refused(audit(changed), "no output_ids")
+    for name, wrong in (("top_k", 1.5), ("top_p", [0.9]), ("repetition_penalty", 0)):
+        asked = content | {"shared": content["shared"] | {name: wrong}}
+        changed = write(tmp_path / "c.jsonl", lines, asked)
+        assert_refused(audit(changed), changed, f"its meta says {name} {wrong}: a")
+    for name, wrong in (("dtype", "float99"), ("scale_to", "8b")):
+        asked = content | {"arguments": content["arguments"] | {name: wrong}}
+        changed = write(tmp_path / "c.jsonl", lines, asked)
+        assert_refused(audit(changed), wrong)
     content["shared"]["weights_sha256"] = "00"
     changed = write(tmp_path / "c.jsonl", lines, content)
     assert_refused(audit(changed), changed, "weights_sha256")

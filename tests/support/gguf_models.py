@@ -16,6 +16,7 @@ NAMES = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
+WORDS = ("ab", "ca")
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -27,6 +28,13 @@ LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+def vocabulary():
+    """Every byte, two special tokens before them and two merges behind."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return ["<s>", "</s>", *sorted(ByteLevel.alphabet()), *WORDS]
 
 
 def write_gguf(path, model, tokens, architecture="llama", values=None, tensors=None):

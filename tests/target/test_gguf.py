@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_model
-from gguf_models import TEMPLATE, generated, published, write_gguf
+from gguf_models import TEMPLATE, generated, published, vocabulary, write_gguf
 from harness_runs import answer, ids_of, read_meta, refused
 from oracle import decode, outputs
 
@@ -18,14 +18,6 @@ from model.common.target.gguf_files import complete_config, gguf_file
 from model.common.target.loading import load_model, load_target
 
 pytest.importorskip("gguf")
-WORDS = ("ab", "ca")
-
-
-def vocabulary():
-    """Every byte, two special tokens before them and two merges behind."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return ["<s>", "</s>", *sorted(ByteLevel.alphabet()), *WORDS]
 
 
 def model_of(**shape):

@@ -57,6 +57,10 @@ def fuzz(name: str, subject, count: int, args, place: Path) -> tuple[Counter, di
     from subjects import fresh
 
     statuses, faults = Counter(), Counter()
+    fresh(subject, place, (subject.folder / subject.file).read_bytes())
+    sound = ended(subject.call, place, 60)
+    if sound.status:
+        faults[f"the sound file: exit status {sound.status}: {' / '.join(sound.said())}"] += 1
     for content in contents(subject.strategy(), count, args.seed):
         fresh(subject, place, content)
         done = ended(subject.call, place)

@@ -23,7 +23,7 @@ TOOLS = {  # what each is called with, in a folder of answers
     "serving": ["load.jsonl"],
     "show": ["pld.jsonl", "--question-id", "80"],
     "report": ["pld.jsonl", "vanilla.jsonl", "--base-path", "vanilla.jsonl"],
-    "merge": ["--output", "merged.jsonl", "part.jsonl"],
+    "merge": ["--output", "merged.jsonl", "part.jsonl", "last.jsonl"],
 }
 READ = {"audit_sampling": "sampled", "serving": "load", "merge": "part"}  # others: pld
 
@@ -95,7 +95,7 @@ def preload() -> None:
 
 def make_folders(home: Path) -> None:
     """Tiny models, heads, questions, answers, indices: everything that is to be spoilt."""
-    from conftest import make_tokenizer, save_model
+    from conftest import save_model
     from eagle_dirs import eagle_dir
     from harness_runs import write
 
@@ -104,7 +104,7 @@ def make_folders(home: Path) -> None:
     save_model(home / "draft", seed=1, num_hidden_layers=1)
     eagle_dir(home / "eagle", str(target), file="model.safetensors")
     eagle_dir(home / "pickled", str(target))
-    _write_gguf(home / "gguf", make_tokenizer())
+    _write_gguf(home / "gguf")
     turns = [["What is it?", "And that?"], ["abcabcabc"], ["x"], ["One two three."]]
     categories = ["writing", "qa", "math", "rag"]
     rows = [
@@ -139,12 +139,12 @@ def _train(folder: Path) -> None:
     _must(train, folder, "medusa.train")
 
 
-def _write_gguf(folder: Path, tokenizer) -> None:
+def _write_gguf(folder: Path) -> None:
     from conftest import make_model
-    from gguf_models import write_gguf
+    from gguf_models import vocabulary, write_gguf
 
     folder.mkdir()
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    tokens = vocabulary()
     write_gguf(folder / "model.gguf", make_model(vocab_size=len(tokens)), tokens)
 
 
@@ -155,6 +155,7 @@ def _fill(answers: Path, target: Path) -> None:
         "vanilla": ["vanilla", *asked],
         "pld": ["pld", *asked, "--paired", 2],
         "part": ["pld", *asked, "--question-begin", 0, "--question-end", 2],
+        "last": ["pld", *asked, "--question-begin", 2, "--question-end", 4],
         "sampled": ["pld", *asked, "--temperature", 1],
         "load": ["pld", *asked, "--rate", 50, "--num-prompts", 4],
     }
