@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers.meta import AnswerError, read_meta  # noqa: E402
+from evaluation.answers.meta import AnswerError, meta_path, read_meta  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, run, text_beside, warn, write_json  # noqa: E402
 from evaluation.speedup.pairing import named  # noqa: E402
@@ -56,7 +56,11 @@ def read_parts(paths):
         meta = read_meta(path)
         if meta is None or not isinstance(meta.get("questions"), dict):
             raise AnswerError(f"{path}: no meta beside it says which questions it was asked")
-        if meta.get("method_args", {}).get("state") == "warm":
+        selection = meta.get("selection") or {}
+        for name in RANGE:
+            if name not in selection or not isinstance(selection[name], int | None):
+                raise AnswerError(f"{meta_path(path)}: selection: {name} is missing or no number")
+        if (meta.get("method_args") or {}).get("state") == "warm":
             raise AnswerError(f"{path}: of --state warm, whose speed depends on what came before")
         parts.append((path, meta))
     parts.sort(key=lambda part: part[1]["selection"]["question_begin"] or 0)
@@ -92,13 +96,13 @@ def merged_meta(parts):
         **metas[0],
         "shared": metas[0]["shared"] | question_totals(questions),
         "selection": metas[0]["selection"] | span,
-        "arguments": metas[0].get("arguments", {}) | span,
+        "arguments": (metas[0].get("arguments") or {}) | span,
         "num_questions": len(questions),
     }
     if all(meta.get("run_s") for meta in metas):
-        names = metas[0]["run_s"]
-        found["run_s"] = {name: sum(meta["run_s"][name] for meta in metas) for name in names}
-    energy = [entry for meta in metas for entry in meta.get("energy", [])]
+        names = dict.fromkeys(name for meta in metas for name in meta["run_s"])
+        found["run_s"] = {name: sum(meta["run_s"].get(name, 0) for meta in metas) for name in names}
+    energy = [entry for meta in metas for entry in meta.get("energy") or []]
     found |= {"energy": energy} if energy else {}
     return {**found, "questions": questions}  # the long part last
 

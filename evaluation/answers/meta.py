@@ -74,6 +74,8 @@ def read_meta(answer_path):
     check_kinds(path, meta, dict.fromkeys(OPTIONAL, dict))
     check_kinds(path, meta.get("environment") or {}, MACHINE)
     check_kinds(path, meta.get("arguments") or {}, ARGUMENTS)
+    run_s = meta.get("run_s") or {}
+    check_kinds(path, run_s, dict.fromkeys(run_s, int | float))
     placement = meta.get("placement") or {}
     check_kinds(path, placement, PLACEMENT)
     for part in ("target", "drafter"):  # {device: what is there}
@@ -89,7 +91,7 @@ def check_kinds(path, fields, kinds):
     """Refuse fields of another type than that of `kinds`; they may be missing, or null."""
     for name, kind in kinds.items():
         if not isinstance(fields.get(name), kind | None):
-            raise AnswerError(f"{path}: {name} is no {kind.__name__}")
+            raise AnswerError(f"{path}: {name} is no {getattr(kind, '__name__', 'number')}")
 
 
 def flatten(nested, prefix=""):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import check_fields
 from model.common.heads.head import LAYER_FIELDS, LAYER_LIMITS
+from model.common.heads.kinds import check_kinds
 
 NESTED = "dflash_config"
 META = "MuseGlimmerAssistantModel"
@@ -75,7 +76,9 @@ def flat_fields(config: dict, place: str) -> dict:
     place: the file, for messages
     """
     fields = {name: value for name, value in config.items() if value is not None}
+    check_kinds(fields, place)
     names = fields.pop("architectures", None) or [None]
+    names = [names] if isinstance(names, str) else names
     if names[0] is not None and names[0] not in ARCHITECTURES:
         raise BadInput(f"{place}: architectures {names[0]} is no block drafter that is read here")
     if (kind := fields.get("speculators_model_type")) not in KINDS:
@@ -119,6 +122,7 @@ def read_design(fields: dict, place: str, target) -> Design:
         multiplier=fields.get("output_multiplier", 1.0),
         embedding_scale=fields.get("input_embedding_scale", 1.0),
     )
+    check_block(design.block_size, f"{place}: block_size", target)
     if design.conv and _whole(fields, place, "hidden_size") % design.conv[1]:
         raise BadInput(f"{place}: conv_group_size {design.conv[1]} does not divide hidden_size")
     if design.selector and design.draft_vocab:
@@ -140,6 +144,13 @@ def _whole(fields: dict, place: str, name: str, least: int = 1) -> int:
             else f"{place}: no {name}"
         )
     return value
+
+
+def check_block(block_size: int, name: str, target) -> None:
+    """Refuse blocks that no text of the target has room for."""
+    context = getattr(target.config, "max_position_embeddings", None)
+    if context is not None and block_size > context:
+        raise BadInput(f"{name} {block_size}: the target's context is of {context} tokens")
 
 
 def _pair(fields: dict, place: str, first: str, second: str) -> tuple[int, int] | None:
@@ -171,7 +182,7 @@ def read_states(fields: dict, place: str, layers: int, num_layers: int) -> tuple
     ids, shift = fields.get(name), 0
     if ids is None:
         name, shift = "target_layer_ids", 1
-        ids = fields.get(name) or list(spread_layers(num_layers, layers))
+        ids = fields.get(name, list(spread_layers(num_layers, layers)))
     if not isinstance(ids, list) or not ids or any(type(one) is not int for one in ids):
         raise BadInput(f"{place}: {name} {ids} are no layer ids")
     states = tuple(one + shift for one in ids)

@@ -15,7 +15,7 @@ from model.common.target.attention import additive, rows_mask
 from model.common.target.cache import CachedModel
 from model.common.target.products import choose_products
 from model.dflash.backbone import BlockModule
-from model.dflash.config import flat_fields, read_design
+from model.dflash.config import check_block, flat_fields, read_design
 from model.eagle.head import borrowed
 from model.eagle3.head import UNUSED, check_vocabulary
 
@@ -125,17 +125,20 @@ def load_head(path: str, target, block_size: int | None = None) -> BlockHead:
         raise BadInput(f"{place}: markov_rank {fields['markov_rank']}: a head of method dspark")
     if fields.get("enable_confidence_head"):
         raise BadInput(f"{place}: enable_confidence_head: a head of method dspark")
-    design = resized(read_design(fields, place, target), block_size)
+    if fields.get("speculators_model_type") == "dspark":
+        raise BadInput(f"{place}: speculators_model_type dspark: a head of method dspark")
+    design = resized(read_design(fields, place, target), target, block_size)
     config = layer_config(fields, place, target)
     return finish_head(checkpoint, target, config, BlockModule, design)
 
 
-def resized(design, block_size: int | None):
+def resized(design, target, block_size: int | None):
     """The design with blocks of another size, None = its own."""
     if block_size is None:
         return design
     if block_size < 2 and not design.from_anchor:
         raise BadInput("--block-size 1: the root alone drafts nothing")
+    check_block(block_size, "--block-size", target)
     return design._replace(block_size=block_size)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.common.errors import BadInput
 from model.dflash.backbone import BlockModule
-from model.dflash.config import read_design
+from model.dflash.config import ARCHITECTURES, FROM_ANCHOR, read_design
 from model.dflash.head import BlockHead, finish_head, layer_config, open_head, resized
 
 KINDS = ("vanilla", "gated", "rnn")
@@ -123,10 +123,16 @@ class DSparkModule(BlockModule):
 def load_dspark(path: str, target, block_size: int | None = None) -> BlockHead:
     """A head of DeepSpec, SpecForge or speculators; block_size: another than its config's."""
     checkpoint, fields, place = open_head(path, target)
+    for name, of_dflash in (
+        ("architectures", ARCHITECTURES.difference(FROM_ANCHOR)),
+        ("speculators_model_type", ("dflash", "dflash2")),
+    ):
+        if fields.get(name) in of_dflash:
+            raise BadInput(f"{place}: {name} {fields[name]}: a head of method dflash")
     design = read_design(fields, place, target)
     if design.conv or design.selector:
         raise BadInput(f"{place}: DFlash2's convolutions and selector: a head of method dflash")
     markov = read_markov(fields, place)
     config = layer_config(fields, place, target)
     make = partial(DSparkModule, markov=markov)
-    return finish_head(checkpoint, target, config, make, resized(design, block_size))
+    return finish_head(checkpoint, target, config, make, resized(design, target, block_size))

@@ -27,7 +27,7 @@ def add_args(parser):
     text = "a draft ends before the first token less sure than this; 0: whole blocks"
     add("--confidence", type=between(0, 1), default=0.0, help=text)
     text = "mask: what is behind the end is read and cannot be taken; host: it is not read"
-    add("--cut", choices=("mask", "host"), default="mask", help=text)
+    add("--cut", choices=("mask", "host"), help=f"{text} (default: mask)")
     text = "steps a time of 1, 2, ... rows in all, separated by commas: the scheduler cuts by them"
     add("--step-rates", type=read_rates, metavar="RATE,RATE,...", help=text)
 
@@ -40,10 +40,10 @@ def build(args, target):
 
     if args.step_rates and args.confidence:
         raise BadInput("--step-rates and --confidence exclude each other")
-    if args.cut == "host" and not args.confidence:
-        raise BadInput("--cut host says nothing without --confidence")
+    if args.cut and not args.confidence:
+        raise BadInput(f"--cut {args.cut} says nothing without --confidence")
     head = load_dspark(args.dspark_path, target, args.block_size)
-    return DSparkDrafter(head, args.confidence, args.cut, args.step_rates)
+    return DSparkDrafter(head, args.confidence, args.cut or "mask", args.step_rates)
 
 
 if __name__ == "__main__":

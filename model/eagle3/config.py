@@ -8,12 +8,14 @@ Source: arXiv 2503.01840; 2605.09992 (EAGLE-3.1: fc_norm, norm_output)
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import NamedTuple
 
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint, check_fields
 from model.common.heads.head import LAYER_FIELDS, LAYER_LIMITS
+from model.common.heads.kinds import WHOLE, YES_OR_NO
 
 MIN_LAYERS = 8  # of the target: with fewer the three usual states coincide or lose their order
 IDS = "eagle_aux_hidden_state_layer_ids"
@@ -37,6 +39,12 @@ SWITCHES = {  # of eagle_config, and now and then at the root
     "has_lm_head": (True, False),  # seen in the tensors
 }
 LIMITS = {**LAYER_LIMITS, **SWITCHES, "bias": (False,), "eagle_fc_bias": (False,)}
+KINDS = {  # of fields that these heads alone have
+    **dict.fromkeys(("truncated_vocab_size", "target_hidden_size"), WHOLE),
+    "num_aux_hidden_states": WHOLE,
+    **dict.fromkeys(("embed_requires_grad", "tie_word_embeddings"), YES_OR_NO),
+    "parallel_drafting": YES_OR_NO,
+}
 LAYER_DEFAULTS = {  # of transformers' LlamaConfig, which speculators leaves out where they hold
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -71,6 +79,7 @@ def flat_fields(checkpoint: Checkpoint, kind: str = "eagle3", more: tuple[str, .
     kind: speculators' name of this one; more: fields that it has beside FIELDS
     """
     fields, place = dict(checkpoint.config), f"{checkpoint.path}/config.json"
+    fields["architectures"] = architectures(fields, place)
     _check_kind(fields, place, kind)
     layer = fields.pop("transformer_layer_config", None)
     if layer is not None:
@@ -80,15 +89,29 @@ def flat_fields(checkpoint: Checkpoint, kind: str = "eagle3", more: tuple[str, .
         fields = LAYER_DEFAULTS | fields | layer
         if not isinstance(fields.get("norm_before_residual"), bool):
             raise BadInput(f"{place}: no norm_before_residual, for which readers differ")
+    for name, (holds, words) in KINDS.items():
+        value = fields.get(name)
+        if value is not None and not holds(value):
+            raise BadInput(f"{place}: {name} {json.dumps(value)}, {words} is needed")
     check_fields(fields, place, (*FIELDS, *more), LIMITS)
     check_fields(_nested(fields, place), f"{place}: eagle_config", (IDS, *NORMS), SWITCHES)
     return fields
 
 
+def architectures(fields: dict, place: str) -> list[str]:
+    """The names in a config's `architectures`; a text is one name."""
+    names = fields.get("architectures")
+    names = [] if names is None else [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{place}: architectures {json.dumps(names)}, a list of texts is needed")
+    return names
+
+
 def refuse_parallel(checkpoint: Checkpoint) -> None:
     """Refuse a P-EAGLE head, which stands in the same folders and is another method's."""
     fields = checkpoint.config
-    names = [fields.get("speculators_model_type"), *(fields.get("architectures") or ())]
+    names = architectures(fields, f"{checkpoint.path}/config.json")
+    names = [fields.get("speculators_model_type"), *names]
     said = any(fields.get(name) for name in ("parallel_drafting", *MASK_IDS))
     named = any("peagle" in str(name).lower() for name in names)
     if said or named or "mask_hidden" in checkpoint.tensors:
@@ -103,8 +126,8 @@ def _check_kind(fields: dict, place: str, wanted: str) -> None:
     kind = fields.get("speculators_model_type")
     if kind not in (None, wanted):
         raise BadInput(f"{place}: speculators_model_type {kind}, {wanted} is needed")
-    names = fields.get("architectures") or ()
-    if latent := [name for name in names if "Deepseek" in str(name)]:
+    names = fields["architectures"]
+    if latent := [name for name in names if "Deepseek" in name]:
         raise BadInput(f"{place}: {latent[0]} has latent attention, which is not supported")
     if other := [name for name in names if name in DEEP_SPEC]:
         raise BadInput(
@@ -115,10 +138,10 @@ def _check_kind(fields: dict, place: str, wanted: str) -> None:
 
 def _nested(fields: dict, place: str) -> dict:
     """The fields in eagle_config."""
-    nested = fields.get("eagle_config") or {}
-    if not isinstance(nested, dict):
+    nested = fields.get("eagle_config")
+    if nested is not None and not isinstance(nested, dict):
         raise BadInput(f"{place}: eagle_config is no object")
-    return nested
+    return nested or {}
 
 
 def _one_of(fields: dict, place: str, name: str):
@@ -171,14 +194,18 @@ def read_layers(
     whatever the order of the ids.
     Example: 32 layers, ids [1, 15, 28] or [2, 16, 29] -> (2, 16, 29)
     """
-    ids = _one_of(fields, place, IDS)
-    if not ids:
-        return fused_layers(num_layers)
+    ids, told = _one_of(fields, place, IDS), fields.get("num_aux_hidden_states")
+    if ids is None:
+        if layer_ids != "config":
+            raise BadInput(f"{place}: no {IDS}: --layer-ids {layer_ids} says nothing")
+        layers = fused_layers(num_layers)
+        if told not in (None, len(layers)):
+            raise BadInput(f"{place}: num_aux_hidden_states {told}, but no {IDS}")
+        return layers
     if not isinstance(ids, list) or any(type(one) is not int for one in ids):
         raise BadInput(f"{place}: {IDS} {ids} are no layer ids")
     if len(set(ids)) < len(ids) or len(ids) < 2:
         raise BadInput(f"{place}: {IDS} {ids}: two different layers or more are needed")
-    told = fields.get("num_aux_hidden_states")
     if told not in (None, len(ids)):
         raise BadInput(f"{place}: num_aux_hidden_states {told}, but {IDS} {ids}")
     ids = sorted(ids)

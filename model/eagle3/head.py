@@ -209,8 +209,7 @@ def load_module(
     config = _config(checkpoint, fields, origin, wiring.num_states)
     own_width = config.hidden_size != origin.config.hidden_size
     owns = own_width or fields.get("embed_requires_grad") is True
-    draft_vocab = fields.get("draft_vocab_size") or fields.get("truncated_vocab_size")
-    draft_vocab = draft_vocab or config.vocab_size
+    draft_vocab = _draft_vocab(fields, f"{path}/config.json", config.vocab_size)
     whole = draft_vocab == config.vocab_size
     can_borrow = whole and not own_width and not fields.get("tie_word_embeddings")
     if can_borrow and "lm_head.weight" not in checkpoint.tensors:
@@ -257,16 +256,32 @@ def _grown(module: Eagle3Module, config, target, make):
 def _config(checkpoint: Checkpoint, fields: dict, target, num_states: int):
     """The layer's config, which may be of another width if it says the target's."""
     config = layer_config(checkpoint, fields, "midlayer")
-    read = fields.get("target_hidden_size") or config.hidden_size
-    for name, found, wanted in (
-        ("hidden_size of the target", read, target.config.hidden_size),
-        ("vocab_size", config.vocab_size, target.vocab_size),
-    ):
-        if found != wanted:
-            raise BadInput(f"{checkpoint.path}: {name} {found}, the target's is {wanted}")
+    place, name = f"{checkpoint.path}/config.json", "target_hidden_size"
+    if fields.get(name) is None:
+        name = "hidden_size"
+    read, width = fields[name], target.config.hidden_size
+    if read != width:
+        raise BadInput(f"{place}: {name} {read}, the target's hidden_size is {width}")
+    if config.vocab_size != target.vocab_size:
+        raise BadInput(
+            f"{place}: vocab_size {config.vocab_size}, the target's is {target.vocab_size}"
+        )
     if num_states * read == config.hidden_size:  # they could not be told from features
-        raise BadInput(f"{checkpoint.path}: {num_states} states of {read} are as wide as the head")
+        raise BadInput(f"{place}: {num_states} states of {read} are as wide as the head")
     return config
+
+
+def _draft_vocab(fields: dict, place: str, vocab: int) -> int:
+    """Ids that the head scores, under either of two names; all where none is there."""
+    names = ("draft_vocab_size", "truncated_vocab_size")
+    found = {name: fields[name] for name in names if fields.get(name) is not None}
+    for name, value in found.items():
+        if value > vocab:
+            raise BadInput(f"{place}: {name} {value}, the target has {vocab} ids")
+    if len({*found.values()}) > 1:
+        said = " and ".join(f"{name} {value}" for name, value in found.items())
+        raise BadInput(f"{place}: {said} are not the same")
+    return next(iter(found.values()), vocab)
 
 
 def check_vocabulary(module: Eagle3Module, checkpoint: Checkpoint, vocab: int) -> None:

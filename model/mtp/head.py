@@ -20,6 +20,7 @@ from model.common.target.attention import NAME, attention_modules, register
 from model.common.target.cache import CachedModel
 from model.common.target.products import choose_products
 from model.eagle.head import EagleHead, borrowed
+from model.mtp.fields import check_config
 from model.mtp.layouts import drop_copies, fill, read_head
 
 KINDS = {"eh_proj": "state", "[eh]norm": "norm"}  # see corner.KINDS
@@ -177,12 +178,13 @@ def load_mtp(
     ids: Tensor | None = None,
     target_state: str | None = None,
     chained_state: str = "normed",
+    own: bool = False,
 ) -> MtpHead:
     """A published head, of the target's own checkpoint or of a folder of its own.
 
     ids: of the target's that it drafts, None = all. target_state, chained_state: whether what it
     reads is normed (behind the final norm; behind its own) or plain (before); None: as the layout
-    has it.
+    has it. own: the config.json there is the target's, which has been read.
     """
     origin = target.origin
     if target.rope is not None:
@@ -190,6 +192,9 @@ def load_mtp(
         raise BadInput(f"model type {kind}: longrope's factors are not supported with MTP heads")
     file = read_head(path, origin.config.num_hidden_layers)
     config = layer_config(origin.config)
+    if not own:
+        place = f"{path}/config.json"
+        check_config(file.checkpoint.config, place, origin.model.config, origin.config, config)
     wiring = file.layout.hidden_first, chained_state == "normed"
 
     def make(config):

@@ -18,7 +18,7 @@ from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint
 from model.common.heads.head import RowAttention
 from model.common.heads.vocabulary import DraftIds
-from model.eagle3.config import MASK_IDS, flat_fields, read_layers, read_wiring
+from model.eagle3.config import MASK_IDS, architectures, flat_fields, read_layers, read_wiring
 from model.eagle3.head import Eagle3Head, Eagle3Module, load_module, open_eagle3
 
 MASK = "mask_hidden"
@@ -97,25 +97,37 @@ class PEagleHead(Eagle3Head):
 
 
 def load_peagle(
-    path: str, target, layer_ids: str = "config", mask_id: int | None = None
+    path: str,
+    target,
+    layer_ids: str = "config",
+    mask_id: int | None = None,
+    num_draft: int | None = None,
 ) -> PEagleHead:
     """P-EAGLE's published files: EAGLE-3's forms, with mask_hidden and any number of layers.
 
     layer_ids: as load_eagle3() has it; mask_id: the token of mask rows, None = as the config says.
+    num_draft: tokens of a draft, where it is known: of one no mask row is read.
     The embedding is the head's own where the file has one, else the target's.
     """
     checkpoint, place = open_eagle3(path), f"{path}/config.json"
-    names = checkpoint.config.get("architectures") or []
+    names = architectures(checkpoint.config, place)
     checkpoint.config |= {"architectures": [name for name in names if name not in NAMES]}
     fields = flat_fields(checkpoint, "peagle", (*FIELDS, *TRAINED))
     if len(set(fields.get("layer_types") or ())) > 1:
         raise BadInput(f"{place}: layer_types {fields['layer_types']}: all have to be alike")
+    if fields.get("parallel_drafting") is False:
+        raise BadInput(f"{place}: parallel_drafting false: no head of method peagle")
     num_layers = prepare_tensors(checkpoint)
-    fields["embed_requires_grad"] = "embed_tokens.weight" in checkpoint.tensors
+    has_embedding = "embed_tokens.weight" in checkpoint.tensors
+    if fields.get("embed_requires_grad") and not has_embedding:
+        raise BadInput(
+            f"{place}: embed_requires_grad true, but {checkpoint.file} has no embed_tokens.weight"
+        )
+    fields["embed_requires_grad"] = has_embedding
     layers = read_layers(fields, place, target.origin.config.num_hidden_layers, layer_ids)
     # what drafting on from a normed output would mean: no row of this head is drafted on from
     wiring = read_wiring(fields, place, len(layers), norm_output="off")
-    mask_id = read_mask_id(fields, place, target.origin.vocab_size, mask_id)
+    mask_id = read_mask_id(fields, place, target.origin.vocab_size, mask_id, num_draft)
     kind = functools.partial(PEagleModule, num_layers=num_layers)
     module, config = load_module(checkpoint, fields, target, wiring, kind)
     return PEagleHead(module, config, target, layers, mask_id)
@@ -124,28 +136,51 @@ def load_peagle(
 def prepare_tensors(checkpoint: Checkpoint) -> int:
     """Bring a file's tensors into the module's shapes; the number of its layers.
 
-    mask_hidden is stored as [1, 1, n H_t] or [1, n H_t]. Layers are counted in the file. vLLM makes
-    a hidden_norm in every layer and reads it in the first alone.
+    mask_hidden is stored as [1, 1, n H_t] or [1, n H_t]. Layers are counted in the file, which has
+    to have all of them. vLLM makes a hidden_norm in every layer and reads it in the first alone.
     """
     tensors = checkpoint.tensors
     if MASK in tensors:
         tensors[f"{MASK}.weight"] = tensors.pop(MASK).reshape(1, -1)
-    found = {re.match(r"layers\.(\d+)\.", name) for name in tensors}
-    numbers = [int(match[1]) for match in found if match]
-    checkpoint.drop(*(f"layers.{number}.hidden_norm.weight" for number in numbers))
-    return 1 + max(numbers, default=0)
+    numbers = {name: match[1] for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    found, num_layers = {*numbers.values()}, 1
+    while str(num_layers) in found:
+        checkpoint.drop(f"layers.{num_layers}.hidden_norm.weight")
+        num_layers += 1
+    known = {str(number) for number in range(1, num_layers)}
+    for name, number in numbers.items():
+        if number not in known:
+            raise BadInput(f"{checkpoint.file}: tensor {name}, but no tensor layers.{num_layers}.*")
+    return num_layers
 
 
-def read_mask_id(fields: dict, place: str, vocab_size: int, given: int | None) -> int:
+def read_mask_id(
+    fields: dict, place: str, vocab_size: int, given: int | None, num_draft: int | None = None
+) -> int:
     """The token of mask rows: given (--mask-id), or of the first of the names in MASK_IDS."""
-    found = [fields[name] for name in MASK_IDS if fields.get(name) is not None]
-    if given is None and not found:
+    found = {name: fields[name] for name in MASK_IDS if fields.get(name) is not None}
+    ids = {name: _id(value, f"{place}: {name}") for name, value in found.items()}
+    if given is not None:
+        if found and num_draft == 1:
+            raise BadInput(
+                f"--mask-id {given} says nothing with --num-draft 1: no mask row is read"
+            )
+        mask_id, who = given, "--mask-id"
+    elif ids:
+        name, mask_id = next(iter(ids.items()))
+        who = f"{place}: {name}: the mask token's id"
+    else:
         raise BadInput(f"{place}: no {', '.join(MASK_IDS)}; --mask-id says which token it is")
-    try:
-        mask_id = int(found[0] if given is None else given)  # AWS' config has it as text
-    except (TypeError, ValueError):
-        raise BadInput(f"{place}: {found[0]!r} is no id of a mask token") from None
-    if not 0 <= mask_id < vocab_size:
-        who = f"{place}: the mask token's id" if given is None else "--mask-id"
+    if mask_id < 0:
+        raise BadInput(f"{who} {mask_id} is not below {vocab_size} and at least 0")
+    if mask_id >= vocab_size:
         raise BadInput(f"{who} {mask_id} is not below {vocab_size}, the target's vocabulary")
     return mask_id
+
+
+def _id(value, what: str) -> int:
+    """A token's id: a whole number, or one as text, which AWS' config has."""
+    text = isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value)
+    if type(value) is not int and not text:
+        raise BadInput(f"{what} {value!r} is no id of a mask token")
+    return int(value)

@@ -35,7 +35,8 @@ def build(args, target):
     from model.peagle.drafter import PEagleDrafter
     from model.peagle.head import load_peagle
 
-    head = load_peagle(args.eagle_path, target, args.layer_ids, args.mask_id)
+    given = args.layer_ids, args.mask_id, args.num_draft
+    head = load_peagle(args.eagle_path, target, *given)
     return PEagleDrafter(head, args.num_draft)
 
 

@@ -126,6 +126,22 @@ def test_a_part_is_compared_with_the_whole_by_common(parts):
     assert_refused(run_tool("evaluation/speed.py", *args, "--common"), "questions_sha256")
 
 
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        ({"selection": None}, "question_begin is missing or no number"),
+        ({"selection": {"question_begin": 0}}, "question_end is missing or no number"),
+        ({"selection": {"question_begin": "a", "question_end": 1}}, "question_begin is missing"),
+        ({"run_s": {"decode": "x"}}, "decode is no number"),
+    ],
+)
+def test_a_meta_that_does_not_say_its_range(tmp_path, part, words):
+    content = meta("m") | {"questions": {"1": "a -"}, "selection": dict.fromkeys(merge.RANGE)}
+    path = write(tmp_path / "m.jsonl", [line(1, "qa", [([2], [0.25])])], content | part)
+    with pytest.raises(AnswerError, match=f"m.meta.json: .*{words}"):
+        merge.read_parts([path, path])
+
+
 def test_refusals(parts):
     first, second, _ = parts
     out, done = merged([first])

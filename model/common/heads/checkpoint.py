@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput, parse_json
+from model.common.heads.kinds import check_kinds
 
 CONFIG = "config.json"
 HARMLESS = frozenset(  # fields of published heads that change nothing in what a head computes
@@ -89,7 +90,7 @@ class Checkpoint:
         module.requires_grad_(False)
 
     def check(self, expected: dict, optional: tuple[str, ...] = ()) -> None:
-        """Refuse tensors other than `expected` ({name: anything with a shape}).
+        """Refuse tensors other than `expected` ({name: a tensor of that shape and kind}).
 
         optional: names that may be missing.
         """
@@ -98,9 +99,14 @@ class Checkpoint:
             if name not in self.tensors:
                 if name not in optional:
                     raise BadInput(f"{self.file}: no tensor {name}, expected {shape}")
-            elif tuple(self.tensors[name].shape) != shape:
-                found = tuple(self.tensors[name].shape)
+                continue
+            tensor = self.tensors[name]
+            if tuple(tensor.shape) != shape:
+                found = tuple(tensor.shape)
                 raise BadInput(f"{self.file}: tensor {name} is {found}, expected {shape}")
+            if wanted.is_floating_point() and not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise BadInput(f"{self.file}: tensor {name} is {kind}: not supported")
         for name in self.tensors:
             if name not in expected:
                 found = tuple(self.tensors[name].shape)
@@ -128,6 +134,7 @@ def check_fields(fields: dict, place: str, read=(), limits: dict | None = None) 
     limits  {field: values that it may have, () = none}; others are bad input
     Unknown fields, and other architectures than ARCHITECTURES, are one line on stderr.
     """
+    check_kinds(fields, place)
     limits = limits or {}
     known, unknown = {*read, *limits, *HARMLESS}, []
     for name, value in fields.items():

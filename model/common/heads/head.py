@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.common.errors import BadInput
+from model.common.heads.kinds import check_kinds
 from model.common.target.attention import additive, grouped_attention, rows_mask, write
 from model.common.target.cache import CachedModel
 from model.common.target.products import choose_products
@@ -42,6 +43,7 @@ def llama_config(fields: dict, path: str = "config.json"):
     from transformers import LlamaConfig
     from transformers.activations import ACT2FN
 
+    check_kinds(fields, path)
     missing = [name for name in LAYER_FIELDS[:4] if not isinstance(fields.get(name), int)]
     if missing:
         raise BadInput(f"{path}: no {missing[0]}")

@@ -365,7 +365,8 @@ def main(argv=None) -> None:
             print(f"{name:18}{runner.kills:>6}{shown}", flush=True)
             faults += runner.faults
     if "shards" in names:
-        subprocess.run(["ray", "stop", "--force"], capture_output=True)
+        ray = str(Path(sys.executable).with_name("ray"))
+        subprocess.run([ray, "stop", "--force"], capture_output=True)
     sys.exit(int(bool(faults)))
 
 

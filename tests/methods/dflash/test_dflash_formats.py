@@ -271,7 +271,40 @@ REFUSED = [  # fields, edit of the tensors, what the line says
 ]
 
 
-@pytest.mark.parametrize("fields, edit, words", REFUSED)
+KINDS = [  # fields of another kind, and words of their refusal
+    ({"rope_theta": "x"}, None, 'rope_theta "x", a number above 0'),
+    ({"rope_theta": 0}, None, "rope_theta 0, a number above 0"),
+    ({"rope_parameters": [1]}, None, "rope_parameters [1], an object"),
+    ({"rope_scaling": {"type": "linear", "factor": "x"}}, None, 'rope_scaling: factor "x"'),
+    ({"head_dim": 0}, None, "head_dim 0, an integer of at least 1"),
+    ({"num_attention_heads": 0}, None, "num_attention_heads 0, an integer"),
+    ({"num_key_value_heads": -2}, None, "num_key_value_heads -2, an integer"),
+    ({"hidden_size": "192"}, None, 'hidden_size "192", an integer'),
+    ({"hidden_act": ["silu"]}, None, 'hidden_act ["silu"], a text'),
+    ({"architectures": 5}, None, "architectures 5, a list of texts"),
+    ({"architectures": [["x"]]}, None, "a list of texts"),
+    ({"layer_types": 5}, None, "layer_types 5, a list of texts"),
+    ({"num_target_layers": "8"}, None, 'num_target_layers "8", an integer'),
+    ({"draft_vocab_size": "many"}, None, 'draft_vocab_size "many", an integer'),
+    ({"final_logit_softcapping": "x"}, None, 'final_logit_softcapping "x", a number'),
+    ({"output_multiplier": 0}, None, "output_multiplier 0, a number above 0"),
+    ({"input_embedding_scale": "x"}, None, "input_embedding_scale"),
+    ({"sample_from_anchor": "false"}, None, 'sample_from_anchor "false", true or false'),
+    ({"is_causal": "no"}, None, 'is_causal "no", true or false'),
+    ({"target_layer_ids": []}, None, "target_layer_ids [] are no layer ids"),
+    ({"block_size": 5000}, None, "block_size 5000: the target's context is of"),
+    ({"speculators_model_type": "dspark"}, None, "a head of method dspark"),
+]
+for kind in (torch.int8, torch.complex64):
+    words = f"tensor norm.weight is {str(kind).removeprefix('torch.')}: not supported"
+
+    def edit(tensors, kind=kind):
+        tensors["norm.weight"] = tensors["norm.weight"].to(kind)
+
+    KINDS.append(({}, edit, words))
+
+
+@pytest.mark.parametrize("fields, edit, words", [*REFUSED, *KINDS])
 def test_refusals(fields, edit, words):
     folder = head_dir()
     config = json.loads(Path(folder, "config.json").read_text())

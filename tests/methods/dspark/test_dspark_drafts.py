@@ -21,11 +21,13 @@ from oracle import decode, outputs
 from recording import Recording
 from tiny_methods import MINI
 
+from model.common.args import make_parser
 from model.common.contract.sequence import EmptyDrafter
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import read_tensors
 from model.common.loop.sampling import Sampler
 from model.dflash.head import load_head
+from model.dspark import inference_dspark
 from model.dspark.drafter import DSparkDrafter
 from model.dspark.head import load_dspark
 
@@ -203,6 +205,9 @@ REFUSED = [
     ({"markov_rank": 0}, "confidence_head_with_markov, but markov_rank 0"),
     ({"conv_kernel_size": 2, "conv_group_size": 8}, "a head of method dflash"),
     ({"enable_confidence_head": False}, "unknown tensor confidence_head.proj"),
+    ({"architectures": ["DFlashDraftModel"]}, "DFlashDraftModel: a head of method dflash"),
+    ({"speculators_model_type": "dflash"}, "dflash: a head of method dflash"),
+    ({"enable_confidence_head": "false"}, 'enable_confidence_head "false", true or false'),
 ]
 
 
@@ -214,6 +219,15 @@ def test_refusals(fields, words):
     with pytest.raises(BadInput) as refused:
         load_dspark(folder, target_of())
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flags", [["--cut", "mask"], ["--step-rates", "1", "--cut", "host"]])
+def test_a_cut_by_what_is_not_there_is_refused(flags):
+    args = make_parser("dspark", "", inference_dspark.add_args).parse_args(
+        ["--model-path", "x", "--dspark-path", "y", *flags]
+    )
+    with pytest.raises(BadInput, match=f"--cut {flags[-1]} says nothing without --confidence"):
+        inference_dspark.build(args, target_of())
 
 
 def test_cuts_need_a_confidence_head():
