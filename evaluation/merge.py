@@ -128,10 +128,10 @@ def merge(parts, output, overwrite=False):
             for path, _ in parts:
                 for record in all_lines(path).values():
                     file.add(record)
-            file.finish([record["question_id"] for record in file.records.values()])
+            file.finish(list(file.lines))
     except BadInput as error:
         raise AnswerError(str(error)) from error
-    answered = {str(question_id) for question_id in file.records}
+    answered = {str(question_id) for question_id in file.lines}
     share = meta.get("pairs_of")  # pairs need not be all questions
     missing = [name for name in meta["questions"] if name not in answered and not share]
     return [*gaps(parts), *([f"without an answer: {named(missing)}"] if missing else [])]

@@ -124,7 +124,7 @@ class Bench:
         from model.common.records.writer import meta_path
         from model.common.target.products import read_rows, rows_text
 
-        for file in (file for opened in self.runs for file in opened if file.records):
+        for file in (file for opened in self.runs for file in opened if file.lines):
             recorded, asked = file.meta["environment"].get("turned_rows"), self.args.turned_rows
             if recorded is None:
                 continue

@@ -40,7 +40,8 @@ class Grid:
             self.bench.drafter = self.build(args, self.bench.target)
         print(args.model_id, file=sys.stderr, flush=True)
         self.failed += self.bench.run()
-        records = self.bench.runs[0][0].records.values()
+        lines = self.bench.runs[0][0].lines
+        records = map(lines.record, lines)
         facts = self.bench.drafter.facts() | self.bench.target.facts()
         return [record for record in records if "error" not in record], facts
 

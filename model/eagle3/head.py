@@ -261,10 +261,17 @@ def _config(checkpoint: Checkpoint, fields: dict, target, num_states: int):
         name = "hidden_size"
     read, width = fields[name], target.config.hidden_size
     if read != width:
-        raise BadInput(f"{place}: {name} {read}, the target's hidden_size is {width}")
+        raise BadInput(
+            f"{place}: {name}: hidden_size of the target {read}, the target's is {width}"
+        )
     if config.vocab_size != target.vocab_size:
         raise BadInput(
             f"{place}: vocab_size {config.vocab_size}, the target's is {target.vocab_size}"
+        )
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    if heads % keys:
+        raise BadInput(
+            f"{place}: num_key_value_heads {keys} does not divide num_attention_heads {heads}"
         )
     if num_states * read == config.hidden_size:  # they could not be told from features
         raise BadInput(f"{place}: {num_states} states of {read} are as wide as the head")

@@ -215,7 +215,9 @@ class EngineBench:
             return {}
         if sentence := run_contradiction(queue.accepted, totals):
             print(f"no accept lengths: {sentence}", file=sys.stderr)
-            file.replace([doubted(file.records[q["question_id"]], sentence) for q in questions])
+            file.replace(
+                [doubted(file.lines.record(q["question_id"]), sentence) for q in questions]
+            )
         found = {"tokens": round(last.tokens - first.tokens)} | vars(difference(first, last))
         return {"server_counted": found}
 

@@ -46,7 +46,7 @@ def open_served(bench, args, questions: list[dict], path: Path, schedule) -> lis
     if args.aa:
         again = json.loads(text)
         again |= {"model_id": args.model_id + AA_SUFFIX, "repeat_of": args.model_id}
-        anew = args.overwrite or not files[0].records
+        anew = args.overwrite or not files[0].lines
         files.append(AnswerFile(beside(path, AA_SUFFIX), again, anew))
     return files
 

@@ -29,6 +29,7 @@ UNREAD = {  # where the tensors tell, positions are not limited, or it is of tra
 ROPE = ("rope_parameters", "rope_scaling")
 ROPE_DEFAULTS = {"rope_type": "default", "partial_rotary_factor": 1}
 ALIKE = {"mimo": "qwen2"}  # MiMo's own code is Qwen2's
+OTHER_LAYERS = ("full_attention_interval",)  # of the target, where the head's one is not
 OTHER_INPUTS = re.compile(r"(vision|image|video|audio)_.*")  # of models that read more than text
 
 
@@ -40,6 +41,8 @@ def check_config(fields: dict, place: str, whole, config, one_layer) -> None:
     config     of its text model
     one_layer  layer_config() of that
     """
+    from transformers import PretrainedConfig
+
     fields = _flat(fields, place)
     _check_type(fields, place, whole, config)
     for name in COUNTS:
@@ -47,11 +50,12 @@ def check_config(fields: dict, place: str, whole, config, one_layer) -> None:
         if value is not None and (type(value) is not int or value != 1):
             raise BadInput(f"{place}: {name} {json.dumps(value)}: heads of one layer are read")
     ours, theirs = _named(one_layer), _named(config)
+    unread = UNREAD.union(PretrainedConfig().to_dict())  # what configs of all kinds of models have
     plain = _without_kinds(fields, place)
     _check_rope(plain, place, theirs)
-    own = (*ROPE, *COUNTS, *ROPE_DEFAULTS, "rope_theta")
+    own = (*ROPE, *COUNTS, *ROPE_DEFAULTS, "rope_theta", *OTHER_LAYERS)
     for name, value in fields.items():
-        if value is None or name in UNREAD or name in own or name not in theirs:
+        if value is None or name in unread or name in own or name not in theirs:
             continue
         if name == "sliding_window" and theirs.get("use_sliding_window") is False:
             continue  # written by programs that do not look at it
@@ -101,8 +105,9 @@ def _named(config) -> dict:
     values = config.to_dict()
     aliases = getattr(config, "attribute_map", None) or {}
     values |= {name: values[real] for name, real in aliases.items() if real in values}
-    if values.get("head_dim", 0) is None:
-        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    heads = values.get("num_attention_heads")
+    if heads and values.get("head_dim", 0) is None:
+        values["head_dim"] = values["hidden_size"] // heads
     return values
 
 
@@ -111,9 +116,10 @@ def _without_kinds(fields: dict, place: str) -> dict:
     plain = dict(fields)
     for part in ROPE:
         value = fields.get(part)
-        if value is not None and not isinstance(value, dict):
+        rope = target_rope({"rope_parameters": value}) if isinstance(value, dict) else value
+        if rope is not None and not isinstance(rope, dict):
             raise BadInput(f"{place}: {part} {json.dumps(value)}, an object is needed")
-        plain[part] = value and target_rope({"rope_parameters": value})
+        plain[part] = rope
     return plain
 
 

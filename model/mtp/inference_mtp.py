@@ -43,17 +43,12 @@ def add_args(parser):
 
 def build(args, target):
     """The drafter for a loaded target; called once, outside every timed region."""
-    from model.common.errors import BadInput
     from model.common.heads.vocabulary import draft_ids
     from model.mtp.drafter import MtpDrafter
     from model.mtp.head import load_mtp
+    from model.mtp.layouts import head_path
 
-    if args.mtp_path == "":
-        raise BadInput("--mtp-path '': a directory or hub id is needed")
-    if args.num_draft == 1 and args.chained_state == "plain":
-        raise BadInput("--chained-state plain says nothing with --num-draft 1: nothing is chained")
-    own = args.mtp_path is None
-    path = args.model_path if own else args.mtp_path
+    path, own = head_path(args)
     ids = draft_ids(args, path, target)
     head = load_mtp(path, target, ids, args.target_state, args.chained_state, own)
     return MtpDrafter(head, args.num_draft)

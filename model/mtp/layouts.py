@@ -91,6 +91,17 @@ class HeadFile(NamedTuple):
     prefix: str
 
 
+def head_path(args) -> tuple[str, bool]:
+    """(path, whether it is the target's own checkpoint) by a method's flags, of which those that
+    say nothing are refused."""
+    if args.mtp_path == "":
+        raise BadInput("--mtp-path '': a directory or hub id is needed")
+    if args.num_draft == 1 and args.chained_state == "plain":
+        raise BadInput("--chained-state plain says nothing with --num-draft 1: nothing is chained")
+    own = args.mtp_path is None
+    return args.model_path if own else args.mtp_path, own
+
+
 def read_head(path: str, num_layers: int) -> HeadFile:
     """The head in a folder or hub id; num_layers: of the target."""
     layout, prefix = find_head(path, tensor_names(path), num_layers)

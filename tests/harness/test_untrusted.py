@@ -211,7 +211,9 @@ def test_a_system_prompt_that_is_no_text(capfd, paths, tmp_path):
     meta["arguments"]["system_prompt"] = ["x"]
     out.with_suffix(".meta.json").write_text(json.dumps(meta))
     done = run_tool("evaluation/audit_sampling.py", out)
-    assert done.returncode == 2 and "--system-prompt: ['x'] is no text" in done.stderr
+    assert done.returncode == 2 and "system_prompt is no str" in done.stderr
+    meta["arguments"]["system_prompt"] = None
+    out.with_suffix(".meta.json").write_text(json.dumps(meta))
     records = read(out)
     records[1]["model_id"] = ["x"]
     write(out, records)

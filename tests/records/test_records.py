@@ -113,7 +113,7 @@ def test_the_disk_is_waited_for_now_and_then(tmp_path, monkeypatch):
     path, now, synced = tmp_path / "a.jsonl", [100.0], []
     monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
     file = AnswerFile(path, META)
-    monkeypatch.setattr(record.os, "fsync", lambda _: synced.append(len(lines(path))))
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(len(lines(path))))
     for question_id, moment in enumerate((100.1, 100.9, 101.0, 101.9, 102.0, 102.5)):
         now[0] = moment
         file.add(line(question_id))
@@ -147,7 +147,7 @@ def test_warm_runs_are_not_resumed(tmp_path):
     file.add(line(1))
     with pytest.raises(BadInput, match="warm"):
         AnswerFile(tmp_path / "a.jsonl", warm)
-    assert not AnswerFile(tmp_path / "a.jsonl", warm, overwrite=True).records
+    assert not AnswerFile(tmp_path / "a.jsonl", warm, overwrite=True).lines
     whole = AnswerFile(tmp_path / "a.jsonl", warm)
     for question_id in (1, 2, 3):
         whole.add(line(question_id))

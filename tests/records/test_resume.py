@@ -276,7 +276,7 @@ def test_crash_while_overwriting_mixes_no_runs(whole, copied, monkeypatch, step)
         pass
     monkeypatch.undo()
     try:
-        assert not AnswerFile(copied, new).records
+        assert not AnswerFile(copied, new).lines
     except BadInput:
         pass
 

@@ -46,7 +46,7 @@ def open_answers(
         exact = "greedy" if args.temperature == 0 else "exact sampling"
         own = {"method": "vanilla", "model_id": args.model_id + BASELINE_SUFFIX, "method_args": {}}
         own |= {"lossy": False, "acceptance": exact, "pairs_of": args.model_id}
-        files.append(AnswerFile(where, meta | own, args.overwrite or not files[0].records))
+        files.append(AnswerFile(where, meta | own, args.overwrite or not files[0].lines))
     return files
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import shortuuid
 from model.common import pairs
 from model.common.args import ROOT
 from model.common.errors import BadInput, Unwritable, parse_json
+from model.common.records.lines import Lines, write_atomic
 
 SCHEMA = 1
 BY_QUESTION = ("questions_sha256", "prompts_sha256")  # of shared: they grow with the questions
@@ -134,7 +134,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, meta: dict, overwrite: bool = False):
         self.path, self.meta = path, meta
-        self.records: dict[int | str, dict] = {}
+        self.lines = Lines(path)
         self.synced = time.monotonic()
         bare = path.name.removesuffix(".jsonl")
         twin = path.with_name(bare if bare != path.name else f"{bare}.jsonl")
@@ -142,17 +142,18 @@ class AnswerFile:
             raise BadInput(f"{path}: its meta file is that of {twin.name}; choose another name")
         if path.is_dir():
             raise BadInput(f"{path}: a directory; name one .jsonl answer file")
+        records: dict[int | str, dict] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 path.unlink(missing_ok=True)  # first: old answers never stand beside the new meta
             elif path.exists() and path.stat().st_size:
                 old = self._check_same_run()
-                self.records = (all_lines if "load" in meta else whole_lines)(path)
-                check_questions(path, self.records, old, meta)
-                self._check_resumable()
-            _write_atomic(meta_path(path), json.dumps(meta, indent=1) + "\n")
-            self._rewrite()
+                records = (all_lines if "load" in meta else whole_lines)(path)
+                check_questions(path, records, old, meta)
+                self._check_resumable(len(records))
+            self._write_meta()
+            self.lines.write(records, records)
         except OSError as error:
             raise Unwritable(path, error) from error
 
@@ -187,80 +188,56 @@ class AnswerFile:
         if entries:
             self.meta["energy"] = self.meta.get("energy", []) + entries
 
-    def _check_resumable(self) -> None:
+    def _write_meta(self) -> None:
+        write_atomic(meta_path(self.path), [json.dumps(self.meta, indent=1).encode(), b"\n"])
+
+    def _check_resumable(self, num_answers: int) -> None:
         """A warm method's state, or a load's time, is gone with its process."""
         asked = "--state warm" if self.meta["method_args"].get("state") == "warm" else None
         asked = "load" if "load" in self.meta else asked
-        if asked and 0 < len(self.records) < self.meta["num_questions"]:
+        if asked and 0 < num_answers < self.meta["num_questions"]:
             raise BadInput(f"{self.path}: a {asked} run cannot be resumed; use --overwrite")
 
-    def _rewrite(self) -> None:
-        _write_atomic(self.path, "".join(map(line_of, self.records.values())))
-
     def is_done(self, question_id: int | str) -> bool:
-        return question_id in self.records
+        return question_id in self.lines
 
     def drop(self, question_ids) -> None:
         """Take the answers to these questions out of the file."""
-        dropped = self.records.keys() & set(question_ids)
-        if dropped:
-            self.records = {i: one for i, one in self.records.items() if i not in dropped}
-            self._rewrite()
+        dropped = set(question_ids)
+        kept = [name for name in self.lines if name not in dropped]
+        if len(kept) < len(self.lines):
+            self.lines.write(kept)
 
     def replace(self, records: list[dict]) -> None:
         """Put these records in the place of those of the same questions."""
-        self.records |= {record["question_id"]: record for record in records}
-        self._rewrite()
+        new = {record["question_id"]: record for record in records}
+        self.lines.write(dict.fromkeys([*self.lines, *new]), new)
 
     def add(self, record: dict) -> None:
         """Append one line, which the system has before this returns, and the disk soon."""
-        self.records[record["question_id"]] = record
-        try:
-            self._append(line_of(record))
-        except FileNotFoundError:  # removed under the run, with the answers before this one
-            self._rewrite()
-        except OSError as error:  # a half-written line is the last one, which resuming drops
-            raise Unwritable(self.path, error) from error
+        self.lines.add(record)
         if "load" not in self.meta and time.monotonic() - self.synced >= SYNC_S:
             self._sync()  # of a load run, whose requests would wait for the disk, at the end
 
-    def _append(self, line: str) -> None:
-        """Write a line behind the others of a file that is there."""
-        where = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        with open(where, "w", encoding="utf-8") as out:
-            out.write(line)
-
     def _sync(self) -> None:
         """Wait until the disk has what was written."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        self.lines.sync()
         self.synced = time.monotonic()
 
     def note(self, facts: dict) -> None:
         """Write what was measured into the meta file."""
         self.meta.update(facts)
-        _write_atomic(meta_path(self.path), json.dumps(self.meta, indent=1) + "\n")
+        self._write_meta()
 
     def finish(self, order: list[int | str], facts: dict | None = None) -> None:
         """Put the lines into the questions' order; note the method's facts in the meta."""
         if facts:
             self.note({"method_facts": facts})
-        ordered = [i for i in order if i in self.records]
-        if list(self.records) != ordered or not self.path.exists():
-            self.records = {i: self.records[i] for i in ordered}
-            self._rewrite()
-        elif self.records:
+        ordered = [name for name in order if name in self.lines]
+        if list(self.lines) != ordered or not self.path.exists():
+            self.lines.write(ordered)
+        elif ordered:
             self._sync()
-
-
-def line_of(record: dict) -> str:
-    """A record as a line in UTF-8; with escapes where it holds half a surrogate pair."""
-    line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(record)
-    return line + "\n"
 
 
 def whole_lines(path: Path) -> dict[int | str, dict]:
@@ -298,19 +275,6 @@ def check_questions(path: Path, answered, old: dict, new: dict) -> None:
         raise BadInput(
             f"{path}: question {name}, which has an answer, {what}; --overwrite replaces the file"
         )
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise Unwritable(path, error) from error
 
 
 def identity(meta: dict) -> dict:
