@@ -107,6 +107,7 @@ class QuestionQueue(Source):
         choices.append(conversation)
         if len(choices) < self.bench.args.num_choices:
             return
+        del self.choices[question["question_id"]]
         error = next((c.error for c in choices if c.error is not None), None)
         choices.sort(key=lambda choice: choice.index)
         facts = self._facts(conversation)
