@@ -35,9 +35,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from any folder
 
-from evaluation.answers.meta import DTYPES, AnswerError, find_field  # noqa: E402
+from evaluation.answers.meta import AnswerError, find_field  # noqa: E402
 from evaluation.answers.reader import read_answers  # noqa: E402
 from evaluation.cli import Parser, run, text_beside, warn, write_json  # noqa: E402
+from evaluation.judging.flags import DTYPES  # noqa: E402
 from evaluation.speedup import report  # noqa: E402
 
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}

@@ -32,7 +32,6 @@ class Incomparable(AnswerError):
 OPTIONAL = ("environment", "method_args", "arguments", "run_s", "method_facts", "fitted_tree")
 OPTIONAL += ("questions", "selection", "placement", "load", "step_reads")
 MACHINE = {"bandwidth": dict, "turned_rows": str}
-DTYPES = ("float64", "float32", "float16", "bfloat16")
 # flags of the run that say what it asked
 ARGUMENTS = dict.fromkeys(
     "model_path dtype template system_prompt scale_to history bench_name question_file sharegpt_dir"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from evaluation.answers.meta import DTYPES, AnswerError
+from evaluation.answers.meta import AnswerError
 from evaluation.answers.reader import AnswerFile
+from evaluation.judging.flags import DTYPES
 from evaluation.judging.readings import Text, check_text
 from model.common.contract.drafter import Needs
 from model.common.errors import BadInput

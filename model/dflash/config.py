@@ -13,7 +13,7 @@ from typing import NamedTuple
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import check_fields
 from model.common.heads.head import LAYER_FIELDS, LAYER_LIMITS
-from model.common.heads.kinds import check_kinds
+from model.common.heads.kinds import architectures
 
 NESTED = "dflash_config"
 META = "MuseGlimmerAssistantModel"
@@ -76,9 +76,8 @@ def flat_fields(config: dict, place: str) -> dict:
     place: the file, for messages
     """
     fields = {name: value for name, value in config.items() if value is not None}
-    check_kinds(fields, place)
-    names = fields.pop("architectures", None) or [None]
-    names = [names] if isinstance(names, str) else names
+    names = architectures(fields, place) or [None]
+    fields.pop("architectures", None)
     if names[0] is not None and names[0] not in ARCHITECTURES:
         raise BadInput(f"{place}: architectures {names[0]} is no block drafter that is read here")
     if (kind := fields.get("speculators_model_type")) not in KINDS:

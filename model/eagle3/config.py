@@ -8,14 +8,13 @@ Source: arXiv 2503.01840; 2605.09992 (EAGLE-3.1: fc_norm, norm_output)
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import NamedTuple
 
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint, check_fields
 from model.common.heads.head import LAYER_FIELDS, LAYER_LIMITS
-from model.common.heads.kinds import WHOLE, YES_OR_NO
+from model.common.heads.kinds import WHOLE, YES_OR_NO, architectures, check_kinds
 
 MIN_LAYERS = 8  # of the target: with fewer the three usual states coincide or lose their order
 IDS = "eagle_aux_hidden_state_layer_ids"
@@ -89,22 +88,10 @@ def flat_fields(checkpoint: Checkpoint, kind: str = "eagle3", more: tuple[str, .
         fields = LAYER_DEFAULTS | fields | layer
         if not isinstance(fields.get("norm_before_residual"), bool):
             raise BadInput(f"{place}: no norm_before_residual, for which readers differ")
-    for name, (holds, words) in KINDS.items():
-        value = fields.get(name)
-        if value is not None and not holds(value):
-            raise BadInput(f"{place}: {name} {json.dumps(value)}, {words} is needed")
+    check_kinds(fields, place, KINDS)
     check_fields(fields, place, (*FIELDS, *more), LIMITS)
     check_fields(_nested(fields, place), f"{place}: eagle_config", (IDS, *NORMS), SWITCHES)
     return fields
-
-
-def architectures(fields: dict, place: str) -> list[str]:
-    """The names in a config's `architectures`; a text is one name."""
-    names = fields.get("architectures")
-    names = [] if names is None else [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadInput(f"{place}: architectures {json.dumps(names)}, a list of texts is needed")
-    return names
 
 
 def refuse_parallel(checkpoint: Checkpoint) -> None:

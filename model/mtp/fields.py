@@ -13,6 +13,7 @@ import re
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import HARMLESS, check_fields
 from model.common.heads.head import LAYER_LIMITS, target_rope
+from model.common.heads.kinds import ROPE
 
 COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # of the head's layers
 LIMITS = {
@@ -26,7 +27,6 @@ UNREAD = {  # where the tensors tell, positions are not limited, or it is of tra
     *("architectures", "max_position_embeddings", "quantization_config"),
     *("output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size"),
 }
-ROPE = ("rope_parameters", "rope_scaling")
 ROPE_DEFAULTS = {"rope_type": "default", "partial_rotary_factor": 1}
 ALIKE = {"mimo": "qwen2"}  # MiMo's own code is Qwen2's
 OTHER_LAYERS = ("full_attention_interval",)  # of the target, where the head's one is not

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from model.common.errors import BadInput
 from model.common.heads.checkpoint import Checkpoint
 from model.common.heads.head import RowAttention
+from model.common.heads.kinds import architectures
 from model.common.heads.vocabulary import DraftIds
-from model.eagle3.config import MASK_IDS, architectures, flat_fields, read_layers, read_wiring
+from model.eagle3.config import MASK_IDS, flat_fields, read_layers, read_wiring
 from model.eagle3.head import Eagle3Head, Eagle3Module, load_module, open_eagle3
 
 MASK = "mask_hidden"

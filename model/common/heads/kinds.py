@@ -28,6 +28,7 @@ TEXT = (lambda value: isinstance(value, str), "a text")
 TEXTS = (_texts, "a list of texts")
 OBJECT = (lambda value: isinstance(value, dict), "an object")
 
+ROPE = ("rope_parameters", "rope_scaling")
 KINDS = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), WHOLE),
     **dict.fromkeys(("num_key_value_heads", "head_dim", "vocab_size", "draft_vocab_size"), WHOLE),
@@ -41,22 +42,32 @@ KINDS = {
     **dict.fromkeys(("hidden_act", "projector_type"), TEXT),
     "architectures": (lambda value: isinstance(value, str) or _texts(value), "a list of texts"),
     "layer_types": TEXTS,
-    **dict.fromkeys(("rope_parameters", "rope_scaling"), OBJECT),
+    **dict.fromkeys(ROPE, OBJECT),
 }
 ROPE_LISTS = ("long_factor", "short_factor", "mrope_section")
 ROPE_WORDS = ("rope_type", "type")
 ROPE_FLAGS = ("truncate", "mrope_interleaved")
 
 
-def check_kinds(fields: dict, place: str) -> None:
-    """Refuse a known field of another kind; what is null or missing says nothing."""
-    for name, (holds, words) in KINDS.items():
+def check_kinds(fields: dict, place: str, kinds: dict | None = None) -> None:
+    """Refuse a field of another kind; what is null or missing says nothing.
+
+    kinds: of some fields, None = of all that heads share, what stands in RoPE's objects included
+    """
+    for name, (holds, words) in (KINDS if kinds is None else kinds).items():
         value = fields.get(name)
         if value is not None and not holds(value):
             raise BadInput(f"{place}: {name} {json.dumps(value)}, {words} is needed")
-    for part in ("rope_parameters", "rope_scaling"):
+    for part in ROPE if kinds is None else ():
         for name, value in (fields.get(part) or {}).items():
             _check_rope(name, value, f"{place}: {part}")
+
+
+def architectures(fields: dict, place: str) -> list[str]:
+    """The names in a config's `architectures`; a text is one name."""
+    check_kinds(fields, place, {"architectures": KINDS["architectures"]})
+    names = fields.get("architectures")
+    return [] if names is None else [names] if isinstance(names, str) else names
 
 
 def _check_rope(name: str, value, place: str) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 MINI = ROOT / "data" / "mini_models" / "target"
+RAY = str(Path(sys.executable).with_name("ray"))
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 PAIRS = "-paired-baseline.jsonl"
 PATIENCE_S, INTERRUPT_S = 30.0, 1.0
@@ -365,15 +366,14 @@ def main(argv=None) -> None:
             print(f"{name:18}{runner.kills:>6}{shown}", flush=True)
             faults += runner.faults
     if "shards" in names:
-        ray = str(Path(sys.executable).with_name("ray"))
-        subprocess.run([ray, "stop", "--force"], capture_output=True)
+        subprocess.run([RAY, "stop", "--force"], capture_output=True)
     sys.exit(int(bool(faults)))
 
 
 def start_ray() -> None:
     """A cluster of this machine that pretends to have two GPUs."""
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-gpus", "2"]
+    command = [RAY, "start", "--head", "--num-gpus", "2"]
     subprocess.run(command, check=True, env=os.environ | own, stdout=subprocess.DEVNULL)
 
 
